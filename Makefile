@@ -1,0 +1,53 @@
+# Needs make and Python 3.10+, nothing else. Every target sets up what it needs, once.
+#
+#   make demo     watch a required field being added to three full databases
+#   make test     all tests                          make test ARGS="-k operations"
+#   make lint     ruff and mypy
+#   make docs     the documentation, in docs/_build
+#   make matrix   the tests on every Python, Django, driver and PostgreSQL that is reachable
+#   make clean    remove what the others made
+#
+# PYTHON=python3.11  DJANGO='django==5.2.*'  VENV=.venv-5.2   another Python or Django, in a place of its own
+
+VENV ?= .venv
+DJANGO ?=
+ARGS ?=
+python = $(VENV)/bin/python
+constraints = $(VENV)/constraints.txt
+
+.PHONY: demo test lint docs matrix clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo
+	$(python) -m tools.demo $(ARGS)
+
+test: $(VENV)/.test
+	$(python) -m pytest -n auto $(ARGS)
+
+lint: $(VENV)/.test $(VENV)/.lint
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+docs: $(VENV)/.docs
+	$(python) -m sphinx -W --keep-going -q docs docs/_build
+
+matrix: $(python)
+	$(python) -m tools.matrix $(ARGS)
+
+clean:
+	rm -rf .venv* .matrix docs/_build .*_cache .hypothesis
+
+# One stamp for each extra of pyproject.toml: there when it is installed.
+$(VENV)/.%: pyproject.toml $(constraints)
+	$(python) -m pip install -q --disable-pip-version-check -c $(constraints) -e '.[$*]' $(if $(DJANGO),'$(DJANGO)')
+	@touch $@
+
+# A Django that is asked for by name is not held to the locked one.
+$(constraints): constraints.txt | $(python)
+	$(if $(DJANGO),grep -v '^django[=-]',cat) $< >$@
+
+$(python):
+	python=$(or $(PYTHON),$$(tools/find_python.sh)) && $$python -m venv $(VENV)
+
+.SECONDARY:

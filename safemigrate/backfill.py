@@ -1,0 +1,243 @@
+"""The engine: range after range of primary keys, each committed by itself, until nothing is NULL.
+
+NULL is the to-do mark: the column itself says what is left. So the engine can be stopped or killed at any
+instruction and started again, a value that the application wrote meanwhile is never overwritten, and a
+range done twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from django.db import DataError, Error, IntegrityError, connections
+
+from safemigrate import conf
+from safemigrate.batches import Batches, Range
+from safemigrate.databases import Database, for_connection
+from safemigrate.exceptions import BadRow, BadRows, TooManyRetries
+from safemigrate.populate import InDatabase, InPython
+from safemigrate.work import ComputedInDatabase, ComputedInPython, Work, reason
+
+logger = logging.getLogger("safemigrate")
+
+EXAMPLES = 10
+STRAGGLERS = 10_000
+SWEEPS = 20
+
+
+@dataclass
+class Run:
+    """A fill as it goes: what a ledger is told."""
+
+    label: str
+    alias: str
+    total: int
+    rows: int = 0
+    seen: int = 0
+    cursor: Any = None
+    batch_size: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+
+class Ledger(Protocol):
+    """Is told of a run after each committed batch; ends it by raising."""
+
+    def start(self, run: Run) -> None: ...
+    def advance(self, run: Run) -> None: ...
+    def end(self, run: Run, error: BaseException | None) -> None: ...
+
+
+class NoLedger:
+    """Keeps nothing. The column alone says what is left."""
+
+    def start(self, run: Run) -> None: ...
+    def advance(self, run: Run) -> None: ...
+    def end(self, run: Run, error: BaseException | None) -> None: ...
+
+
+new_ledger: Callable[[], Ledger] = NoLedger
+
+
+def use_ledger(factory: Callable[[], Ledger]) -> None:
+    """Make every later fill tell a ledger that `factory` makes."""
+    global new_ledger
+    new_ledger = factory
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be filled: fields of a model, as it is in the migration's state, on one database.
+
+    `marks` are those of the fields that hold NULL where a row is still to be filled; the others are
+    rewritten along with them.
+    """
+
+    model: Any
+    names: Sequence[str]
+    marks: Sequence[str]
+    alias: str
+    apps: Any
+
+    @property
+    def label(self) -> str:
+        return f"{self.model._meta.label}.{'+'.join(self.names)}"
+
+
+def fill(target: Target, source: InDatabase | InPython, *, batch_size: int | None = None) -> Run:
+    """Fill every row in which a mark is NULL, in committed batches, and return what was done.
+
+    Holds no lock across batches; in a batch, only those of the rows that it writes. Run twice, or after a
+    crash, it does what is left. Rows that get no value are passed over, and raise BadRows at the end, or
+    when there are more than SAFEMIGRATE_MAX_BAD_ROWS. Errors that pass (a deadlock, a lost connection)
+    are tried again, SAFEMIGRATE_RETRIES times, and raise TooManyRetries then.
+    """
+    return Filling(target, source, batch_size).run()
+
+
+class Filling:
+    """One run of the engine."""
+
+    def __init__(self, target: Target, source: InDatabase | InPython, batch_size: int | None) -> None:
+        self.target, self.source = target, source
+        self.connection = connections[target.alias]
+        self.database = for_connection(self.connection)
+        self.batches = Batches(target.model, target.alias, target.marks)
+        self.pace = conf.pace(batch_size)
+        self.max_bad = conf.get("SAFEMIGRATE_MAX_BAD_ROWS")
+        self.state = Run(target.label, target.alias, total=0, batch_size=self.pace.start)
+        self.bad: dict[Any, BadRow] = {}
+
+    def run(self) -> Run:
+        if not self.batches.any_left():
+            return self.state
+        self.work = _work(self.target, self.source, self.database)
+        self.state.total = self.database.estimated_rows(self.target.model)
+        ledger, error = new_ledger(), None
+        ledger.start(self.state)
+        try:
+            self._fill_all(ledger)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            ledger.end(self.state, error)
+        return self.state
+
+    def _fill_all(self, ledger: Ledger) -> None:
+        self._sweep(ledger)
+        for _ in range(SWEEPS):
+            keys = self.batches.stragglers(STRAGGLERS)
+            if not keys:
+                return
+            if not self._catch_up(ledger, keys):
+                raise self._bad_rows(keys)
+        # Rows keep coming in faster than they are filled: the constraint that follows will stop them.
+
+    def _sweep(self, ledger: Ledger) -> None:
+        """Go once through the table by key, from the first row that is still to be filled."""
+        first, last = self.batches.first_todo(), self.batches.last()
+        batch = None if first is None else self.batches.next(first, last, self.state.batch_size, inclusive=True)
+        while batch is not None:
+            self._fill(batch)
+            self._advance(ledger, batch)
+            batch = self.batches.next(batch.last, last, self.state.batch_size)
+
+    def _catch_up(self, ledger: Ledger, keys: Sequence[Any]) -> int:
+        """Fill rows that came in, or were passed over, behind the sweep; return how many were filled."""
+        before, size = self.state.rows, max(self.state.batch_size, 1)
+        for start in range(0, len(keys), size):
+            chunk = keys[start : start + size]
+            batch = Range(chunk[0], chunk[-1])
+            self._fill(batch)
+            self._advance(ledger, batch)
+        return self.state.rows - before
+
+    def _advance(self, ledger: Ledger, batch: Range) -> None:
+        self.state.cursor = batch.last
+        self.state.bad = list(self.bad.values())
+        ledger.advance(self.state)
+
+    def _fill(self, batch: Range) -> None:
+        size = self.state.batch_size
+        try:
+            filled, bad, took = self._try(batch)
+        except (DataError, IntegrityError) as error:
+            self._split(batch, error)
+            return
+        self.state.rows += filled
+        self.state.seen += size
+        self.state.batch_size = self.pace.next_size(size, took)
+        self._note(bad)
+        logger.debug("%s: %s rows in %.3f s", self.target.label, filled, took)
+
+    def _split(self, batch: Range, error: Exception) -> None:
+        """Halve a batch that the database refuses until the one row at fault stands alone."""
+        halves = self.batches.halves(batch)
+        if len(halves) == 1 and halves[0].first == halves[0].last:
+            self._note([BadRow(halves[0].first, reason(error))])
+            return
+        for half in halves:
+            size = self.state.batch_size
+            self._fill(half)
+            self.state.batch_size = size
+
+    def _note(self, bad: Sequence[BadRow]) -> None:
+        self.bad.update({row.key: row for row in bad})
+        if len(self.bad) > self.max_bad:
+            raise self._bad_rows(list(self.bad), more=True)
+
+    def _try(self, batch: Range) -> tuple[int, list[BadRow], float]:
+        """Fill one batch, again after errors that pass; return rows, bad rows, and the time of the last try."""
+        tries = conf.get("SAFEMIGRATE_RETRIES")
+        for attempt in range(tries + 1):
+            started = time.monotonic()
+            try:
+                filled, bad = self.work(self.batches, batch)
+                return filled, bad, time.monotonic() - started
+            except Error as error:
+                if not self.database.is_transient(error):
+                    raise
+                self._recover(error, attempt, tries)
+        raise AssertionError("unreachable: the last try raises")
+
+    def _recover(self, error: Exception, attempt: int, tries: int) -> None:
+        if attempt >= tries:
+            raise TooManyRetries(
+                f"{self.target.label} on {self.target.alias}: a batch failed {tries + 1} times, the last time "
+                f"with: {error}. {self.state.rows:,} rows were filled and stay so; run the same command again "
+                "to carry on."
+            ) from error
+        logger.warning("%s: trying the batch again after: %s", self.target.label, str(error).strip())
+        if self.connection.connection is not None and not self.connection.is_usable():
+            self.connection.close()
+        time.sleep(random.uniform(0.5, 1) * min(0.1 * 2**attempt, 5))
+
+    def _bad_rows(self, keys: Sequence[Any], *, more: bool = False) -> BadRows:
+        examples = [self.bad.get(key, BadRow(key, "its value came out as NULL")) for key in keys[:EXAMPLES]]
+        count = len(self.bad) if more else self.batches.todo.count()
+        listed = "\n".join(f"  {row}" for row in examples)
+        how_many = f"more than {self.max_bad:,}" if more else f"{count:,}"
+        rest = " The run stopped there (SAFEMIGRATE_MAX_BAD_ROWS)." if more else " All other rows are filled."
+        return BadRows(
+            f"{how_many} rows of {self.target.label} on {self.target.alias} got no value, so the column was not "
+            f"made required.{rest} The first {len(examples)}, by primary key:\n{listed}\n"
+            "Correct these rows or the populate, and run migrate again: it carries on from here.",
+            count=count,
+            examples=examples,
+        )
+
+
+def _work(target: Target, source: InDatabase | InPython, database: Database) -> Work:
+    if isinstance(source, InDatabase):
+        return ComputedInDatabase(source, target.names, target.model, target.apps)
+    return ComputedInPython(source, target.names, target.model, target.apps, database)

@@ -1,0 +1,250 @@
+"""The questions asked of a database and the orders given to it, with the answers that are safe for any."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import DatabaseError, IntegrityError, OperationalError
+from django.db.models import QuerySet
+from django.db.transaction import atomic
+
+from safemigrate import fields
+from safemigrate.steps import Requirement, Step
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as it is in the table now."""
+
+    nullable: bool
+    has_default: bool = False
+
+
+class Database:
+    """One connection's database. Subclasses answer for theirs; this one knows what Django knows."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+
+    # Questions
+
+    def column(self, model: Any, column: str) -> Column | None:
+        """Return the column as it is, or None where the table has none of that name."""
+        with self.connection.cursor() as cursor:
+            table = model._meta.db_table
+            for info in self.connection.introspection.get_table_description(cursor, table):
+                if info.name == column:
+                    return Column(bool(info.null_ok), info.default is not None)
+        return None
+
+    def estimated_rows(self, model: Any) -> int:
+        """Return about how many rows the table has, as cheaply as the database can say."""
+        return int(QuerySet(model, using=self.connection.alias).count())
+
+    def is_lock_timeout(self, error: BaseException) -> bool:
+        """Was a lock not to be had in time?"""
+        return False
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Is it likely to pass when the same is tried again: a deadlock, a lost connection?"""
+        return isinstance(error, OperationalError)
+
+    def is_null_refused(self, error: BaseException) -> bool:
+        """Did NOT NULL fail because a NULL is there?"""
+        return isinstance(error, IntegrityError)
+
+    def is_copy_refused(self, error: BaseException) -> bool:
+        """Did the server say that it can do this only by copying the table?"""
+        return False
+
+    def blockers(self, tables: Sequence[str]) -> list[str]:
+        """Return who holds locks on the tables now, one line each, as far as the database tells."""
+        return []
+
+    def same_text(self, value: str) -> str:
+        """Return a text that is equal for two values which a unique index here may hold to be equal."""
+        return value
+
+    # The steps of the road
+
+    def add_column(self, model: Any, field: Any) -> list[Step]:
+        """Return the steps that add the field's bare, nullable column."""
+        statements = self.sql(lambda editor: editor.add_field(model, self.bare(field)))
+        return [
+            Step(
+                f"add the column {field.column}, nullable",
+                statements,
+                "the table, exclusively, for an instant",
+                tables=(self.quote(model._meta.db_table),),
+                needed=lambda: self.column(model, field.column) is None,
+            )
+        ]
+
+    def drop_column(self, model: Any, field: Any) -> list[Step]:
+        """Return the steps that drop the field's column, with its index and constraints."""
+        return [
+            Step(
+                f"drop the column {field.column}",
+                self.sql(lambda editor: editor.remove_field(model, field)),
+                "the table, exclusively",
+                tables=(self.quote(model._meta.db_table),),
+                needed=lambda: self.column(model, field.column) is not None,
+            )
+        ]
+
+    def index_early(self, model: Any, field: Any) -> list[Step]:
+        """Return the steps that index a still empty column that is to be unique, to look values up by."""
+        return list(self.require(model, model, field).before)
+
+    def require(self, from_model: Any, model: Any, field: Any) -> Requirement:
+        """Return the steps that make the filled column required, indexed, unique and referring.
+
+        `from_model` has the column as AddNullableField left it, `model` and `field` as it shall be.
+        """
+        old = self.bare(from_model._meta.get_field(field.name))
+        alter = Step(
+            f"make {field.column} required, with its index and constraints",
+            self.sql(lambda editor: editor.alter_field(from_model, old, fields.required(field))),
+            "the table, exclusively, while it is read",
+            tables=(self.quote(model._meta.db_table),),
+            needed=lambda: self._is_nullable(model, field),
+        )
+        return Requirement(settle=[alter])
+
+    def release(self, from_model: Any, model: Any, field: Any) -> list[Step]:
+        """Return the steps that take `require` back; `from_model` has the field as it was required."""
+        old = fields.required(from_model._meta.get_field(field.name))
+        alter = Step(
+            f"let {field.column} be NULL again, without its index and constraints",
+            self.sql(lambda editor: editor.alter_field(from_model, old, self.bare(field))),
+            "the table, exclusively",
+            tables=(self.quote(model._meta.db_table),),
+            needed=lambda: not self._is_nullable(model, field),
+        )
+        return [alter]
+
+    def is_required(self, model: Any, field: Any) -> bool:
+        """Is NOT NULL in force already, and proven?"""
+        return not self._is_nullable(model, field)
+
+    def _is_nullable(self, model: Any, field: Any) -> bool:
+        column = self.column(model, field.column)
+        return column is None or column.nullable
+
+    # How a step is run
+
+    @contextmanager
+    def prepared(self, tables: Sequence[str]) -> Iterator[None]:
+        """Do around all tries of a step what makes waiting for its lock harmless to others."""
+        yield
+
+    def attempt(self, statements: Sequence[str], timeout: float) -> None:
+        """Run the statements once, waiting at most about `timeout` seconds for any lock."""
+        self.execute(*statements)
+
+    def run_online(self, statements: Sequence[str]) -> None:
+        """Run statements that block nobody and may take long, each by itself."""
+        self.execute(*statements)
+
+    # Writing values that Python made
+
+    def write(self, model: Any, names: Sequence[str], marks: Sequence[str], rows: Sequence[Any]) -> int:
+        """Write (key, value, ...) rows into the fields `names` where one of the `marks` is still NULL.
+
+        Values are as `get_db_prep_save` gave them; rows are in the order of their keys. A field that is a
+        mark keeps what it has where it is not NULL. Returns how many rows were written. Runs in one
+        transaction.
+        """
+        sql = self._update_by_key(model, names, marks)
+        key_fields = key_columns(model)
+        with atomic(self.connection.alias), self.connection.cursor() as cursor:
+            written = 0
+            for key, *values in rows:
+                cursor.execute(sql, [*values, *self.key_params(key_fields, key)])
+                written += cursor.rowcount
+        return written
+
+    def _update_by_key(self, model: Any, names: Sequence[str], marks: Sequence[str]) -> str:
+        columns = {name: self.quote(model._meta.get_field(name).column) for name in {*names, *marks}}
+        assignments = ", ".join(
+            f"{columns[name]} = {self._placeholder(columns[name], name in marks, len(marks))}"
+            for name in names
+        )
+        todo = " OR ".join(f"{columns[name]} IS NULL" for name in marks)
+        keys = " AND ".join(f"{self.quote(field.column)} = %s" for field in key_columns(model))
+        table = self.quote(model._meta.db_table)
+        return f"UPDATE {table} SET {assignments} WHERE {keys} AND ({todo})"
+
+    @staticmethod
+    def _placeholder(column: str, is_mark: bool, marks: int) -> str:
+        return f"COALESCE({column}, %s)" if is_mark and marks > 1 else "%s"
+
+    def key_params(self, key_fields: Sequence[Any], key: Any) -> list[Any]:
+        parts = key if isinstance(key, tuple | list) else (key,)
+        return [
+            field.get_db_prep_value(part, self.connection)
+            for field, part in zip(key_fields, parts, strict=True)
+        ]
+
+    # For the subclasses
+
+    def bare(self, field: Any) -> Any:
+        """Return the field as the column is while it is filled."""
+        return fields.bare(field)
+
+    def quote(self, name: str) -> str:
+        return str(self.connection.ops.quote_name(name))
+
+    def execute(self, *statements: str) -> None:
+        with self.connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+    def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql, params)
+            return list(cursor.fetchall())
+
+    def editor(self) -> Any:
+        """Return a schema editor that writes SQL down and runs none."""
+        self.connection.ensure_connection()
+        editor = self.connection.SchemaEditorClass(self.connection, collect_sql=True, atomic=False)
+        editor.deferred_sql = []
+        return editor
+
+    def sql(self, order: Callable[[Any], None]) -> tuple[str, ...]:
+        """Return the statements that Django's schema editor would run for `order`, deferred ones last."""
+        editor = self.editor()
+        order(editor)
+        for statement in editor.deferred_sql:
+            editor.execute(statement, None)
+        return tuple(text.rstrip().rstrip(";") for text in editor.collected_sql if text.strip(" ;"))
+
+
+def key_columns(model: Any) -> list[Any]:
+    """Return the fields whose columns are the primary key."""
+    return list(getattr(model._meta, "pk_fields", None) or [model._meta.pk])
+
+
+def short_name(*parts: str, suffix: str, limit: int = 63) -> str:
+    """Return a deterministic name of at most `limit` bytes: the parts and the suffix, hashed when too long."""
+    name = "_".join([*parts, suffix])
+    if len(name.encode()) <= limit:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    room = limit - len(suffix) - len(digest) - 2
+    kept = "_".join(parts).encode()[:room].decode(errors="ignore")
+    return f"{kept}_{digest}_{suffix}"
+
+
+def error_code(error: BaseException) -> Any:
+    """Return the code that the driver gave an error: an SQLSTATE or a number."""
+    cause: Any = error.__cause__ or error
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    if state:
+        return state
+    return cause.args[0] if isinstance(error, DatabaseError) and cause.args else None

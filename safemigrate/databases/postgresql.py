@@ -1,0 +1,415 @@
+"""PostgreSQL: DDL in transactions, constraints that are added first and validated while writers pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from django.db import DatabaseError
+from django.db.backends.utils import split_identifier
+from django.db.models import NOT_PROVIDED
+from django.db.transaction import atomic
+
+from safemigrate import fields
+from safemigrate.databases.base import Column, Database, error_code, key_columns, short_name
+from safemigrate.steps import Requirement, Step
+
+LOCK_NOT_AVAILABLE = "55P03"
+# Serialization failure, deadlock, lock timeout, the server going down or up, the connection lost.
+TRANSIENT = {"40001", "40P01", LOCK_NOT_AVAILABLE, "57P01", "57P02", "57P03"}
+# Autovacuum gives way to a waiting lock after deadlock_timeout, 1 s unless somebody changed it.
+YIELD_SECONDS = 3.0
+
+EXCLUSIVE = "ACCESS EXCLUSIVE on the table, for an instant"
+ONLINE = "SHARE UPDATE EXCLUSIVE on the table, while it is read"
+
+
+class PostgreSQL(Database):
+    def column(self, model: Any, column: str) -> Column | None:
+        rows = self.fetch(
+            "SELECT attnotnull, atthasdef FROM pg_attribute "
+            "WHERE attrelid = to_regclass(%s) AND attname = %s AND attnum > 0 AND NOT attisdropped",
+            [self._table(model), column],
+        )
+        if not rows:
+            return None
+        not_null, has_default = rows[0]
+        # From 18 on attnotnull is true already while its constraint is NOT VALID.
+        valid = not_null and not self._constraints(model, column, kind="n", valid=False)
+        return Column(not valid, has_default)
+
+    def estimated_rows(self, model: Any) -> int:
+        rows = self.fetch(
+            "SELECT reltuples::bigint, pg_relation_size(oid) FROM pg_class WHERE oid = to_regclass(%s)",
+            [self._table(model)],
+        )
+        estimate, size = rows[0] if rows else (0, 0)
+        # Never analyzed: as good a guess as any, and the progress goes on counting.
+        return max(int(estimate), int(size) // 100 if estimate < 0 else 0)
+
+    def is_lock_timeout(self, error: BaseException) -> bool:
+        return error_code(error) == LOCK_NOT_AVAILABLE
+
+    def is_transient(self, error: BaseException) -> bool:
+        if not isinstance(error, DatabaseError):
+            return False
+        code = error_code(error)
+        if isinstance(code, str) and re.fullmatch(r"[0-9A-Z]{5}", code):
+            return code in TRANSIENT or code.startswith("08")
+        return self.connection.connection is None or bool(self.connection.connection.closed)
+
+    def blockers(self, tables: Sequence[str]) -> list[str]:
+        rows = self.fetch(
+            "SELECT DISTINCT a.pid, a.usename, a.application_name, a.state, a.backend_type, "
+            "date_trunc('second', now() - a.xact_start)::text, left(a.query, 80) "
+            "FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
+            "WHERE l.granted AND l.pid <> pg_backend_pid() AND l.relation = ANY "
+            "(SELECT to_regclass(name) FROM unnest(%s::text[]) AS name)",
+            [list(tables)],
+        )
+        return [self._blocker(*row) for row in rows]
+
+    @staticmethod
+    def _blocker(pid: int, user: str, application: str, state: str, kind: str, age: str, query: str) -> str:
+        if kind == "autovacuum worker":
+            why = "to prevent wraparound: wait for it" if "wraparound" in query else "which gives way by itself"
+            return f"pid {pid}, autovacuum ({why}), running for {age}: {query}"
+        who = f"pid {pid}, user {user}" + (f", application {application}" if application else "")
+        return f"{who}, {state}, in a transaction for {age}: {' '.join(query.split())}"
+
+    # The steps of the road
+
+    def bare(self, field: Any) -> Any:
+        clone = fields.bare(field)
+        # ADD COLUMN with a CHECK reads the whole table under its lock; `require` adds it, validated later.
+        clone.db_check = lambda connection: None
+        return clone
+
+    def add_column(self, model: Any, field: Any) -> list[Step]:
+        add = super().add_column(model, field)
+        if field.db_default is NOT_PROVIDED:
+            return add
+        old, new = fields.bare(field), fields.with_default(field)
+        default = self._short(
+            model,
+            f"give {field.column} the default of the database for rows that come in from now on",
+            *self.sql(lambda editor: editor.alter_field(model, old, new)),
+            needed=lambda: not getattr(self.column(model, field.column), "has_default", False),
+        )
+        return [*add, default]
+
+    def drop_column(self, model: Any, field: Any) -> list[Step]:
+        sql = f"ALTER TABLE {self._table(model)} DROP COLUMN {self.quote(field.column)} CASCADE"
+        needed = lambda: self.column(model, field.column) is not None  # noqa: E731
+        return [self._short(model, f"drop the column {field.column}", sql, needed=needed)]
+
+    def index_early(self, model: Any, field: Any) -> list[Step]:
+        return self._index_steps(model, field)
+
+    def require(self, from_model: Any, model: Any, field: Any) -> Requirement:
+        before = [
+            *self._index_steps(model, field),
+            *self._check_steps(model, field),
+            *self._foreign_key_steps(model, field),
+        ]
+        if self.connection.pg_version >= 180000:
+            close, reopen, settle = self._not_null_constraint(model, field)
+        else:
+            close, reopen, settle = self._not_null_by_check(model, field)
+        return Requirement(before=before, close=[close], reopen=[reopen], settle=settle)
+
+    def _not_null_constraint(self, model: Any, field: Any) -> tuple[Step, Step, list[Step]]:
+        alter, column = f"ALTER TABLE {self._table(model)}", self.quote(field.column)
+        there = self._constraints(model, field.column, kind="n")
+        # The name that CREATE TABLE would have given it, so that a dump equals that of a fresh database.
+        name = self.quote(there[0] if there else self._default_name(model, field, "not_null"))
+
+        def unvalidated() -> bool:
+            return bool(self._constraints(model, field.column, kind="n", valid=False))
+
+        close = self._short(
+            model,
+            f"let no new NULL into {field.column}",
+            f"{alter} ADD CONSTRAINT {name} NOT NULL {column} NOT VALID",
+            needed=lambda: not self._constraints(model, field.column, kind="n"),
+        )
+        reopen = self._short(
+            model,
+            f"let NULL into {field.column} again",
+            f"{alter} ALTER COLUMN {column} DROP NOT NULL",
+            needed=unvalidated,
+        )
+        validate = Step(
+            f"prove that no {field.column} is NULL",
+            (f"{alter} VALIDATE CONSTRAINT {name}",),
+            ONLINE,
+            online=True,
+            needed=unvalidated,
+        )
+        return close, reopen, [validate]
+
+    def _not_null_by_check(self, model: Any, field: Any) -> tuple[Step, Step, list[Step]]:
+        alter, column = f"ALTER TABLE {self._table(model)}", self.quote(field.column)
+        plain = self._default_name(model, field, "safemigrate")
+        name = self.quote(plain)
+        drop = f"{alter} DROP CONSTRAINT {name}"
+
+        def there() -> bool:
+            return plain in self._constraints(model, field.column, kind="c")
+
+        close = self._short(
+            model,
+            f"let no new NULL into {field.column}",
+            f"{alter} ADD CONSTRAINT {name} CHECK ({column} IS NOT NULL) NOT VALID",
+            needed=lambda: self._is_nullable(model, field) and not there(),
+        )
+        reopen = self._short(model, f"let NULL into {field.column} again", drop, needed=there)
+        validate = Step(
+            f"prove that no {field.column} is NULL",
+            (f"{alter} VALIDATE CONSTRAINT {name}",),
+            ONLINE,
+            online=True,
+            needed=lambda: plain in self._constraints(model, field.column, kind="c", valid=False),
+        )
+        # With the proof at hand SET NOT NULL reads nothing, so both share one instant.
+        settle = self._short(
+            model,
+            f"set {field.column} NOT NULL, and drop the helper",
+            f"{alter} ALTER COLUMN {column} SET NOT NULL",
+            f"{drop}",
+            needed=there,
+        )
+        return close, reopen, [validate, settle]
+
+    def _index_steps(self, model: Any, field: Any) -> list[Step]:
+        editor, steps = self.editor(), []
+        if field.unique:
+            steps += self._unique_steps(model, field, editor)
+        for statement in editor._field_indexes_sql(model, field):
+            name = str(statement.parts["name"]).strip('"')
+            sql = str(statement).replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
+            steps += self._index(model, field, name, sql, needed=lambda name=name: not self._index_valid(model, name))
+        return steps
+
+    def _unique_steps(self, model: Any, field: Any, editor: Any) -> list[Step]:
+        name = str(editor._unique_constraint_name(model._meta.db_table, [field.column], quote=False))
+        table, column, quoted = self._table(model), self.quote(field.column), self.quote(name)
+
+        def missing() -> bool:
+            return not self._constraints(model, field.column, kind="u")
+
+        build = self._index(
+            model,
+            field,
+            name,
+            f"CREATE UNIQUE INDEX CONCURRENTLY {quoted} ON {table} ({column})",
+            needed=lambda: missing() and not self._index_valid(model, name),
+        )
+        use = self._short(
+            model,
+            f"make {field.column} unique by that index",
+            f"ALTER TABLE {table} ADD CONSTRAINT {quoted} UNIQUE USING INDEX {quoted}",
+            needed=missing,
+        )
+        return [*build, use]
+
+    def _index(self, model: Any, field: Any, name: str, sql: str, *, needed: Any) -> list[Step]:
+        namespace, _ = split_identifier(model._meta.db_table)
+        qualified = ".".join(self.quote(part) for part in (namespace, name) if part)
+        drop = Step(
+            f"drop what a failed attempt left of {name}",
+            (f"DROP INDEX CONCURRENTLY IF EXISTS {qualified}",),
+            ONLINE,
+            online=True,
+            needed=lambda: self._index_valid(model, name) is False,
+        )
+        build = Step(f"index {field.column} as {name}", (sql,), ONLINE, online=True, needed=needed)
+        return [drop, build]
+
+    def _index_valid(self, model: Any, name: str) -> bool | None:
+        """Return whether the table's index of that name is valid, None where there is none."""
+        rows = self.fetch(
+            "SELECT i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+            "WHERE i.indrelid = to_regclass(%s) AND c.relname = %s",
+            [self._table(model), name],
+        )
+        return bool(rows[0][0]) if rows else None
+
+    def _check_steps(self, model: Any, field: Any) -> list[Step]:
+        check = field.db_parameters(connection=self.connection)["check"]
+        if not check:
+            return []
+        name = self._default_name(model, field, "check")
+        add = f"ADD CONSTRAINT {self.quote(name)} CHECK ({check}) NOT VALID"
+        return self._validated_later(model, field, name, add, kind="c")
+
+    def _foreign_key_steps(self, model: Any, field: Any) -> list[Step]:
+        if not (field.remote_field and field.db_constraint):
+            return []
+        statement = self.editor()._create_fk_sql(model, field, "_fk_%(to_table)s_%(to_column)s")
+        name = str(statement.parts["name"]).strip('"')
+        add = str(statement).partition(f"ALTER TABLE {self._table(model)} ")[2] + " NOT VALID"
+        return self._validated_later(model, field, name, add, kind="f")
+
+    def _validated_later(self, model: Any, field: Any, name: str, add: str, *, kind: str) -> list[Step]:
+        alter = f"ALTER TABLE {self._table(model)}"
+        what = "foreign key" if kind == "f" else "check"
+        tables = [self._table(field.remote_field.model)] if kind == "f" else []
+        lock = "SHARE ROW EXCLUSIVE on both tables, for an instant" if kind == "f" else EXCLUSIVE
+        there = lambda valid=None: name in self._constraints(model, field.column, kind=kind, valid=valid)  # noqa: E731
+        return [
+            self._short(
+                model, f"add the {what} of {field.column}, not validated", f"{alter} {add}",
+                needed=lambda: not there(), lock=lock, others=tables,
+            ),
+            Step(
+                f"validate the {what} of {field.column}",
+                (f"{alter} VALIDATE CONSTRAINT {self.quote(name)}",),
+                ONLINE,
+                online=True,
+                needed=lambda: there(valid=False),
+            ),
+        ]
+
+    def release(self, from_model: Any, model: Any, field: Any) -> list[Step]:
+        alter = f"ALTER TABLE {self._table(model)}"
+        nullable = self._short(
+            model,
+            f"let {field.column} be NULL again",
+            f"{alter} ALTER COLUMN {self.quote(field.column)} DROP NOT NULL",
+            needed=lambda: not self._is_nullable(model, field),
+        )
+        old = from_model._meta.get_field(field.name)
+        constraints = [
+            self._short(model, f"drop the constraint {name}", f"{alter} DROP CONSTRAINT {self.quote(name)}")
+            for name in self._own_constraints(from_model, old)
+        ]
+        return [nullable, *constraints, *self._drop_index_steps(from_model, old)]
+
+    def _own_constraints(self, model: Any, field: Any) -> list[str]:
+        names = [self._default_name(model, field, "check"), self._default_name(model, field, "safemigrate")]
+        editor = self.editor()
+        if field.unique:
+            names.append(str(editor._unique_constraint_name(model._meta.db_table, [field.column], quote=False)))
+        if field.remote_field and field.db_constraint:
+            names.append(str(editor._fk_constraint_name(model, field, "_fk_%(to_table)s_%(to_column)s")).strip('"'))
+        there = {name for kind in "cuf" for name in self._constraints(model, field.column, kind=kind)}
+        return [name for name in names if name in there]
+
+    def _drop_index_steps(self, model: Any, field: Any) -> list[Step]:
+        names = [str(s.parts["name"]).strip('"') for s in self.editor()._field_indexes_sql(model, field)]
+        namespace, _ = split_identifier(model._meta.db_table)
+        return [
+            Step(
+                f"drop the index {name}",
+                (f"DROP INDEX CONCURRENTLY {'.'.join(self.quote(p) for p in (namespace, name) if p)}",),
+                ONLINE,
+                online=True,
+                needed=lambda name=name: self._index_valid(model, name) is not None,
+            )
+            for name in names
+        ]
+
+    # How a step is run
+
+    @contextmanager
+    def prepared(self, tables: Sequence[str]) -> Iterator[None]:
+        """Take SHARE UPDATE EXCLUSIVE first: autovacuum gives way to it, and no reader or writer waits."""
+        with atomic(self.connection.alias):
+            self._set_local(YIELD_SECONDS)
+            for table in tables:
+                self.execute(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE")
+            yield
+
+    def attempt(self, statements: Sequence[str], timeout: float) -> None:
+        with atomic(self.connection.alias):
+            self._set_local(timeout)
+            self.execute(*statements)
+
+    def _set_local(self, seconds: float) -> None:
+        self.execute(f"SET LOCAL lock_timeout = {max(1, round(seconds * 1000))}")
+
+    def run_online(self, statements: Sequence[str]) -> None:
+        # A limit set for the role is meant for the site's requests; a build or a proof takes its time.
+        with self._session("statement_timeout", "0"), self._session("lock_timeout", "0"):
+            self.execute(*statements)
+
+    @contextmanager
+    def _session(self, name: str, value: str) -> Iterator[None]:
+        before = self.fetch("SELECT current_setting(%s)", [name])[0][0]
+        self._set(name, value)
+        try:
+            yield
+        finally:
+            with suppress(DatabaseError):  # The connection may be what was lost.
+                self._set(name, before)
+
+    def _set(self, name: str, value: str) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT set_config(%s, %s, false)", [name, value])
+
+    # Writing values that Python made
+
+    def write(self, model: Any, names: Sequence[str], marks: Sequence[str], rows: Sequence[Any]) -> int:
+        table, all_names = self._table(model), list(dict.fromkeys([*names, *marks]))
+        columns = {name: self.quote(model._meta.get_field(name).column) for name in all_names}
+        keys = key_columns(model)
+        targets = [*keys, *(model._meta.get_field(name) for name in names)]
+        aliases = [f"k{n}" for n in range(len(keys))] + [f"v{n}" for n in range(len(names))]
+        row = "(" + ", ".join(f"%s::{self._cast(field)}" for field in targets) + ")"
+        assignments = ", ".join(
+            f"{columns[name]} = "
+            + self._placeholder(f"t.{columns[name]}", name in marks, len(marks)).replace("%s", f"n.v{number}")
+            for number, name in enumerate(names)
+        )
+        joined = " AND ".join(f"t.{self.quote(key.column)} = n.k{number}" for number, key in enumerate(keys))
+        first = f"t.{self.quote(keys[0].column)}"
+        todo = " OR ".join(f"t.{columns[name]} IS NULL" for name in marks)
+        sql = (
+            f"UPDATE {table} AS t SET {assignments} "
+            f"FROM (VALUES {', '.join([row] * len(rows))}) AS n ({', '.join(aliases)}) "
+            # Bounded on both sides of the join, or the planner reads the whole table for every batch.
+            f"WHERE {joined} AND {first} BETWEEN %s AND %s AND ({todo})"
+        )
+        params = [part for key, *values in rows for part in [*self.key_params(keys, key), *values]]
+        bounds = [self.key_params(keys, rows[edge][0])[0] for edge in (0, -1)]
+        with atomic(self.connection.alias), self.connection.cursor() as cursor:
+            cursor.execute(sql, [*params, *bounds])
+            return int(cursor.rowcount)
+
+    def _cast(self, field: Any) -> str:
+        # An explicit cast to varchar(5) would cut a longer text off instead of refusing it.
+        return re.sub(r"\b(varchar|char|character varying)\(\d+\)", r"\1", field.db_type(self.connection))
+
+    # For this module
+
+    def _table(self, model: Any) -> str:
+        return self.quote(model._meta.db_table)
+
+    def _short(
+        self,
+        model: Any,
+        title: str,
+        *statements: str,
+        needed: Any = None,
+        lock: str = EXCLUSIVE,
+        others: Sequence[str] = (),
+    ) -> Step:
+        step = Step(title, statements, lock, tables=(self._table(model), *others))
+        return step if needed is None else Step(title, statements, lock, tables=step.tables, needed=needed)
+
+    def _constraints(self, model: Any, column: str, *, kind: str, valid: bool | None = None) -> list[str]:
+        """Return the names of the constraints of a kind (as in pg_constraint) on exactly this column."""
+        rows = self.fetch(
+            "SELECT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid "
+            "WHERE c.conrelid = to_regclass(%s) AND a.attname = %s AND NOT a.attisdropped "
+            "AND c.conkey = ARRAY[a.attnum] AND c.contype = %s AND (%s::boolean IS NULL OR c.convalidated = %s)",
+            [self._table(model), column, kind, valid, valid],
+        )
+        return [name for (name,) in rows]
+
+    @staticmethod
+    def _default_name(model: Any, field: Any, suffix: str) -> str:
+        return short_name(split_identifier(model._meta.db_table)[1], field.column, suffix=suffix)

@@ -1,0 +1,97 @@
+"""SQLite: one writer at a time, and NOT NULL by a copy of the table, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from django.db import DatabaseError
+from django.db.transaction import atomic
+
+from safemigrate.databases.base import Column, Database, key_columns, short_name
+from safemigrate.steps import Requirement, Step
+
+
+class SQLite(Database):
+    def column(self, model: Any, column: str) -> Column | None:
+        table = self.quote(model._meta.db_table)
+        for _, name, _, not_null, default, _ in self.fetch(f"PRAGMA table_info({table})"):
+            if name == column:
+                return Column(not not_null, default is not None)
+        return None
+
+    def is_lock_timeout(self, error: BaseException) -> bool:
+        return isinstance(error, DatabaseError) and "locked" in str(error)
+
+    def is_transient(self, error: BaseException) -> bool:
+        return self.is_lock_timeout(error)
+
+    def is_null_refused(self, error: BaseException) -> bool:
+        return isinstance(error, DatabaseError) and "NOT NULL constraint failed" in str(error)
+
+    def index_early(self, model: Any, field: Any) -> list[Step]:
+        # A UNIQUE constraint needs the copy of the table; until then a plain index serves.
+        name, table, column = self._early_index(model, field), model._meta.db_table, field.column
+        return [
+            Step(
+                f"index {column} for the search of free values",
+                (f"CREATE INDEX {self.quote(name)} ON {self.quote(table)} ({self.quote(column)})",),
+                "the database's one writer, while the table is read",
+                needed=lambda: name not in self._extras(table),
+            )
+        ]
+
+    def require(self, from_model: Any, model: Any, field: Any) -> Requirement:
+        settle = [self._keeping_extras(step, model, field) for step in super().require(from_model, model, field).settle]
+        return Requirement(settle=settle)
+
+    def release(self, from_model: Any, model: Any, field: Any) -> list[Step]:
+        return [self._keeping_extras(step, model, field) for step in super().release(from_model, model, field)]
+
+    def drop_column(self, model: Any, field: Any) -> list[Step]:
+        return [self._keeping_extras(step, model, field) for step in super().drop_column(model, field)]
+
+    @contextmanager
+    def prepared(self, tables: Sequence[str]) -> Iterator[None]:
+        """Take the write lock at once: a transaction that reads first could not become the writer later."""
+        mode = self.connection.transaction_mode
+        self.connection.transaction_mode = "IMMEDIATE"
+        try:
+            with atomic(self.connection.alias):
+                yield
+        finally:
+            self.connection.transaction_mode = mode
+
+    def write(self, model: Any, names: Sequence[str], marks: Sequence[str], rows: Sequence[Any]) -> int:
+        sql, key_fields = self._update_by_key(model, names, marks), key_columns(model)
+        params = [[*values, *self.key_params(key_fields, key)] for key, *values in rows]
+        with atomic(self.connection.alias), self.connection.cursor() as cursor:
+            cursor.executemany(sql, params)
+            return int(cursor.rowcount)
+
+    def _keeping_extras(self, step: Step, model: Any, field: Any) -> Step:
+        """Make a copied table get back the triggers and indexes that only the database knows of."""
+        if not any("new__" in statement for statement in step.statements):
+            return step
+        table = model._meta.db_table
+        remade = " ".join(step.statements)
+        early = self._early_index(model, field)
+        kept = [
+            sql for name, sql in self._extras(table).items() if self.quote(name) not in remade and name != early
+        ]
+        return replace(step, statements=(*step.statements, *kept))
+
+    def _extras(self, table: str) -> dict[str, str]:
+        return dict(
+            self.fetch(
+                "SELECT name, sql FROM sqlite_master "
+                "WHERE type IN ('index', 'trigger') AND tbl_name = %s AND sql IS NOT NULL",
+                [table],
+            )
+        )
+
+    @staticmethod
+    def _early_index(model: Any, field: Any) -> str:
+        return short_name(model._meta.db_table, field.column, suffix="safemigrate")

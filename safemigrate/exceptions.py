@@ -1,0 +1,74 @@
+"""Every error of safemigrate. Each message says what is wrong, why it matters, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import NotSupportedError
+
+
+class SafemigrateError(Exception):
+    """The root of them all."""
+
+
+class InvalidSetting(SafemigrateError, ImproperlyConfigured):
+    """A SAFEMIGRATE_... setting has a value that cannot be meant."""
+
+
+class InvalidPopulate(SafemigrateError, ValueError):
+    """The populate argument is none of the kinds that exist."""
+
+
+class InvalidField(SafemigrateError, ValueError):
+    """The field is not one that can be added to old rows and made required."""
+
+
+class InTransaction(SafemigrateError, NotSupportedError):
+    """The migration runs in one transaction: its locks would be held until the end."""
+
+
+class LockNotAcquired(SafemigrateError):
+    """A short table lock was not to be had within the tries allowed; nothing was changed by this step."""
+
+
+class TableCopyNeeded(SafemigrateError):
+    """The server could only do the step by copying the table under a lock."""
+
+
+class NullsRemain(SafemigrateError):
+    """The column still has NULLs, so NOT NULL was not set."""
+
+
+class DuplicateValues(SafemigrateError):
+    """The column is to be unique, and is not; no constraint was created."""
+
+
+class TooManyRetries(SafemigrateError):
+    """A batch failed again and again with errors that usually pass."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that got no value, and why."""
+
+    key: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}"
+
+
+class BadRows(NullsRemain):
+    """Some rows got no value; all others did, and keep it."""
+
+    def __init__(self, message: str, *, count: int, examples: Sequence[BadRow]) -> None:
+        super().__init__(message)
+        self.count = count
+        self.examples = list(examples)
+
+
+class Interrupted(SystemExit):
+    """Ctrl-C or SIGTERM came: the running batch was committed, then the process left. Run it again to go on."""

@@ -1,0 +1,83 @@
+"""The column as each step wants it: bare while it is filled, without Python defaults when it is required."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from django.db import models
+from django.db.models import NOT_PROVIDED
+from django.db.models.fields.related import ForeignObject
+
+from safemigrate.exceptions import InvalidField
+
+
+def check(field: models.Field[Any, Any], name: str) -> None:
+    """Raise InvalidField unless `field` can be added to old rows and then be made required."""
+    reason = _refusal(field)
+    if reason:
+        raise InvalidField(f"{name} ({type(field).__name__}) cannot be added by safemigrate: {reason}")
+
+
+def _refusal(field: Any) -> str | None:
+    if not isinstance(field, models.Field):
+        return "`field` must be a model field, such as models.DateTimeField()."
+    if field.many_to_many:
+        return "a many-to-many field is a table of its own, not a column. Use migrations.AddField."
+    if field.primary_key:
+        return "a primary key cannot be filled afterwards. Change the key in a migration of your own."
+    if getattr(field, "generated", False):
+        return "the database computes a generated field itself. Use migrations.AddField."
+    if field.null:
+        return (
+            "it is null=True, so old rows need no value. Remove null=True to make it required, "
+            "or use migrations.AddField."
+        )
+    if isinstance(field, ForeignObject) and not isinstance(field, models.ForeignKey):
+        return "it has no column of its own."
+    return None
+
+
+def _copy(field: models.Field[Any, Any]) -> Any:
+    clone: Any = copy.copy(field)
+    # What was computed from the attributes that are about to change.
+    for cached in ("_get_default", "_db_default_expression", "validators", "error_messages"):
+        clone.__dict__.pop(cached, None)
+    clone.default = NOT_PROVIDED
+    # Django would put '' or the present time into rows that are still NULL, and so hide them.
+    clone.blank = False
+    for name in ("auto_now", "auto_now_add"):
+        if hasattr(clone, name):
+            setattr(clone, name, False)
+    return clone
+
+
+def required(field: models.Field[Any, Any]) -> Any:
+    """Return a copy of a model's field as its final column is, without any default that Python gives."""
+    return _copy(field)
+
+
+def nullable(field: models.Field[Any, Any]) -> Any:
+    """Return a copy that is null=True, else as the final column is."""
+    clone = _copy(field)
+    clone.null = True
+    return clone
+
+
+def bare(field: models.Field[Any, Any], *, null: bool = True) -> Any:
+    """Return a copy that is nothing but a column: no default, index, uniqueness or foreign key."""
+    clone = nullable(field)
+    clone.null = null
+    clone.db_default = NOT_PROVIDED
+    clone.db_index = False
+    clone._unique = False
+    if clone.remote_field:
+        clone.db_constraint = False
+    return clone
+
+
+def with_default(field: models.Field[Any, Any]) -> Any:
+    """Return a bare copy that keeps the default which the database gives (db_default)."""
+    clone = bare(field)
+    clone.db_default = field.db_default
+    return clone

@@ -1,0 +1,336 @@
+"""python manage.py add_required_field polls.Question.expires_date"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError, CommandParser, no_translations
+from django.db import models
+
+from safemigrate import applying, writing
+from safemigrate.exceptions import SafemigrateError
+from safemigrate.expressions import InvalidExpression, Source, read
+from safemigrate.pending import Migrations, OtherChanges
+from safemigrate.planning import Phase, from_default, plan
+from safemigrate.targets import Target, find_all
+
+DESCRIPTION = """\
+Write the migration that adds a required field to a table with old rows, while the site keeps serving.
+
+The field is read from models.py, where it stands as it is to be, without null=True."""
+
+QUESTION = """
+Old rows need a value for {label} ({kind}). How do they get it?
+
+  {example:<40} {meaning}
+  polls.populate.{name:<25} a function of yours, by its dotted path: called for each row
+  q                                        leave; nothing is written
+"""
+
+EXAMPLES: dict[type[models.Field[Any, Any]], tuple[str, str]] = {
+    models.BooleanField: ("False", "the same in every row"),
+    models.DecimalField: ('Decimal("0")', "the same in every row"),
+    models.FloatField: ("0.0", "the same in every row"),
+    models.IntegerField: ("0", "the same in every row"),
+    models.CharField: ('"draft"', "the same in every row"),
+    models.TextField: ('""', "the same in every row"),
+    models.JSONField: ("dict", "an empty dict in every row"),
+}
+
+
+class Command(BaseCommand):
+    help = DESCRIPTION
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        return super().create_parser(prog_name, subcommand, **kwargs)
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "labels",
+            nargs="+",
+            metavar="app.Model.field",
+            help="The new field, as in polls.Question.expires_date; several are added together, app by app.",
+        )
+        parser.add_argument(
+            "--populate",
+            action="append",
+            metavar="TEXT",
+            help="How old rows get their value: a value, a Django expression in Python, or the dotted path "
+            "of a function. Once for all fields, or once for each in their order.",
+        )
+        self._add_writing_arguments(parser)
+        self._add_migrating_arguments(parser)
+
+    def _add_writing_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--phases",
+            type=int,
+            choices=(1, 3),
+            default=1,
+            help="1: one migration does it all (the default). "
+            "3: three migrations, for a deployment in steps: add, fill, require.",
+        )
+        parser.add_argument("-n", "--name", help="Name of the migration, without its number.")
+        parser.add_argument(
+            "--batch-size",
+            type=_rows,
+            metavar="N",
+            help="Rows in a batch; left out, the time it takes decides.",
+        )
+        parser.add_argument(
+            "--only-this-field",
+            action="store_true",
+            help="Write the field even though models.py has other changes, and leave those for later.",
+        )
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="Show the migrations that would be written, and write nothing.",
+        )
+        parser.add_argument(
+            "--no-input",
+            "--noinput",
+            action="store_false",
+            dest="interactive",
+            help="Never ask; fail when the value for old rows is not known.",
+        )
+
+    def _add_migrating_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--migrate", action="store_true", help="Apply the migrations at once.")
+        parser.add_argument(
+            "--database",
+            action="append",
+            default=[],
+            metavar="ALIAS",
+            help="With --migrate: the database to migrate; may be given several times.",
+        )
+        parser.add_argument(
+            "--all-databases",
+            action="store_true",
+            help="With --migrate: every database that the routers let the model be in.",
+        )
+
+    @no_translations
+    def handle(self, *args: Any, **options: Any) -> None:
+        self.verbosity = options["verbosity"]
+        _check_options(options)
+        try:
+            self._handle(find_all(options["labels"]), options)
+        except SafemigrateError as error:
+            raise CommandError(str(error)) from error
+
+    def _handle(self, targets: Sequence[Target], options: Mapping[str, Any]) -> None:
+        aliases = []
+        if options["migrate"]:
+            aliases = applying.chosen_aliases(
+                options["database"], every=options["all_databases"], targets=targets
+            )
+        migrations = Migrations()
+        written = [target for target in targets if options["migrate"] and migrations.written(target)]
+        for target in written:
+            migrations.check_unchanged(target)
+            self._say(f"{target.app_label}.{migrations.written(target)} adds {target.label} already.")
+        new = [target for target in targets if target not in written]
+        if new:
+            self._write(new, migrations, options)
+        if aliases:
+            self._migrate(targets, aliases, options)
+
+    def _write(self, targets: Sequence[Target], migrations: Migrations, options: Mapping[str, Any]) -> None:
+        for target in targets:
+            writing.migrations_folder(target.app_label)
+        migrations.check(targets)
+        self._check_alone(targets, migrations, options)
+        phases = self._plan(self._populates(targets, options), migrations, options)
+        files = writing.files(phases)
+        if options["dry_run"]:
+            for file in files:
+                self.stdout.write(f"Would write {writing.shown(file.path)}:\n\n{file.text}")
+            return
+        writing.write(files)
+        for file in files:
+            self._say(self.style.SUCCESS(f"Wrote {writing.shown(file.path)}"))
+        if not options["migrate"]:
+            self._say(_next_step(phases))
+
+    def _check_alone(
+        self, targets: Sequence[Target], migrations: Migrations, options: Mapping[str, Any]
+    ) -> None:
+        if options["only_this_field"]:
+            return
+        try:
+            migrations.check_alone(targets)
+        except OtherChanges as changes:
+            if not _may_ask(options):
+                raise
+            self.stdout.write(str(changes))
+            if self._ask("Write only this field now? [y/N] ").lower() not in ("y", "yes"):
+                raise CommandError("Nothing was written.") from None
+
+    def _populates(self, targets: Sequence[Target], options: Mapping[str, Any]) -> dict[Target, Source]:
+        texts = options["populate"] or []
+        if len(texts) not in (0, 1, len(targets)):
+            raise CommandError(
+                f"--populate was given {len(texts)} times for {len(targets)} fields: "
+                "give it once for all of them, or once for each."
+            )
+        if not texts:
+            return {target: self._without_text(target, options) for target in targets}
+        each = texts if len(texts) == len(targets) else texts * len(targets)
+        return {
+            target: read(text, target.model, target.field) for target, text in zip(targets, each, strict=True)
+        }
+
+    def _without_text(self, target: Target, options: Mapping[str, Any]) -> Source:
+        found = from_default(target.field)
+        if found:
+            source, meaning = found
+            self._say(f"{target.label}: without --populate, {meaning}.")
+            return source
+        if not _may_ask(options):
+            raise CommandError(
+                f"{target.label} has no default, so old rows need a value from elsewhere. Say how:\n"
+                f"    python manage.py add_required_field {target.label} --populate '{_example(target)[0]}'"
+            )
+        return self._asked(target)
+
+    def _asked(self, target: Target) -> Source:
+        example, meaning = _example(target)
+        kind = type(target.field).__name__
+        self.stdout.write(
+            QUESTION.format(label=target.label, kind=kind, example=example, meaning=meaning, name=target.name)
+        )
+        source = None
+        while source is None:
+            source = self._answer(target)
+        return source
+
+    def _answer(self, target: Target) -> Source | None:
+        try:
+            return read(self._ask("populate = "), target.model, target.field)
+        except InvalidExpression as error:
+            self.stdout.write(self.style.ERROR(str(error)))
+            return None
+
+    def _ask(self, question: str) -> str:
+        try:
+            answer = input(question).strip()
+        except (KeyboardInterrupt, EOFError):
+            answer = "q"
+        if answer == "q":
+            raise CommandError("Nothing was written.")
+        return answer
+
+    def _plan(
+        self, populates: Mapping[Target, Source], migrations: Migrations, options: Mapping[str, Any]
+    ) -> list[Phase]:
+        by_app: defaultdict[str, dict[Target, Source]] = defaultdict(dict)
+        for target, source in populates.items():
+            by_app[target.app_label][target] = source
+        return [
+            phase
+            for app_label, group in by_app.items()
+            for phase in plan(
+                group,
+                migrations.addition(list(group)),
+                migrations.leaf(app_label),
+                phases=options["phases"],
+                name=options["name"],
+                batch_size=options["batch_size"],
+            )
+        ]
+
+    def _migrate(self, targets: Sequence[Target], aliases: Sequence[str], options: Mapping[str, Any]) -> None:
+        migrate = partial(self._migrate_alias, list(dict.fromkeys(t.app_label for t in targets)), options)
+        outcomes = applying.apply(targets, aliases, migrate)
+        self._say("\n" + applying.table(outcomes))
+        failed = [outcome for outcome in outcomes if outcome.error]
+        if failed:
+            reasons = "\n".join(f"{outcome.alias}: {outcome.error}" for outcome in failed)
+            raise CommandError(
+                f"{len(failed)} of {len(outcomes)} databases failed. What was filled stays filled; "
+                f"the same command goes on from there.\n{reasons}"
+            )
+
+    def _migrate_alias(self, app_labels: Sequence[str], options: Mapping[str, Any], alias: str) -> None:
+        self._say(self.style.MIGRATE_HEADING(f"Database {alias}:"))
+        for app_label in app_labels:
+            call_command(
+                "migrate",
+                app_label,
+                database=alias,
+                interactive=False,
+                verbosity=options["verbosity"],
+                stdout=self.stdout,
+                stderr=self.stderr,
+                no_color=options["no_color"],
+            )
+
+    def _say(self, text: str) -> None:
+        if self.verbosity:
+            self.stdout.write(text)
+
+
+def _rows(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows, 1 or more.")
+    return int(text)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    if options["name"] and not options["name"].isidentifier():
+        raise CommandError(f"--name must be a Python identifier, which {options['name']!r} is not.")
+    if options["migrate"] and options["dry_run"]:
+        raise CommandError("--dry-run writes nothing, so there is nothing for --migrate to apply.")
+    if options["database"] and options["all_databases"]:
+        raise CommandError("--database names some databases and --all-databases means all: give one of them.")
+    for option in ("database", "all_databases"):
+        if options[option] and not options["migrate"]:
+            typed = option.replace("_", "-")
+            raise CommandError(f"--{typed} says where --migrate applies the migration: add --migrate.")
+
+
+def _may_ask(options: Mapping[str, Any]) -> bool:
+    return bool(options["interactive"]) and sys.stdin is not None and sys.stdin.isatty()
+
+
+def _next_step(phases: Sequence[Phase]) -> str:
+    if any(phase.note for phase in phases):
+        lines = [
+            f"    python manage.py migrate {phase.app_label} {phase.name}  # {phase.note}" for phase in phases
+        ]
+        return "\n".join(["Next, in three deployments:", *lines])
+    lines = [f"    python manage.py migrate {phase.app_label}" for phase in phases]
+    return "\n".join(["Next, on each database:", *lines])
+
+
+def _example(target: Target) -> tuple[str, str]:
+    """Return a populate that this field could have, and what it means."""
+    field = target.field
+    if isinstance(field, models.UUIDField):
+        return "uuid.uuid4", "a function, called for each row"
+    if not field.unique:
+        if isinstance(field, models.DateField):
+            return _date_example(target)
+        for kind, example in EXAMPLES.items():
+            if isinstance(field, kind):
+                return example
+    return f"{target.app_label}.populate.{target.name}", "a function of yours, by its dotted path"
+
+
+def _date_example(target: Target) -> tuple[str, str]:
+    dates = [
+        field.name
+        for field in target.model._meta.local_concrete_fields
+        if isinstance(field, models.DateField) and field != target.field
+    ]
+    if dates:
+        return f'F("{dates[0]}") + timedelta(days=30)', "from another column, computed by the database"
+    return "Now()", "the time of the migration, from the database"

@@ -1,0 +1,41 @@
+"""The size of the next batch, from the time the last one took. Pure: the time is passed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How large batches may be (rows) and how long they should take (seconds).
+
+    A batch that took less than half of `seconds` makes the next one larger, at most fourfold, so that
+    1,000 rows become 16,000 in two batches. One that took longer than `seconds` shrinks it in
+    proportion; one that took five times as long divides it by ten at once, because rows wait behind it.
+    """
+
+    seconds: float = 0.1
+    start: int = 1_000
+    smallest: int = 200
+    largest: int = 20_000
+
+    @classmethod
+    def fixed(cls, size: int) -> Pace:
+        """Return a pace that always gives `size` rows."""
+        return cls(start=size, smallest=size, largest=size)
+
+    def next_size(self, size: int, took: float) -> int:
+        """Return the rows of the next batch after one of `size` rows `took` seconds of its own work.
+
+        `took` must not contain waiting (for a lock, for a pause): a size that shrinks because of waiting
+        makes more batches, which wait more.
+        """
+        return min(max(int(size * self._factor(took)), self.smallest), self.largest)
+
+    def _factor(self, took: float) -> float:
+        if took > 5 * self.seconds:
+            return 0.1
+        aim = 0.75 * self.seconds
+        if self.seconds / 2 <= took <= self.seconds:
+            return 1.0
+        return min(aim / max(took, 1e-6), 4.0)

@@ -1,0 +1,83 @@
+"""How far a fill is, on the terminal or in the log, and a way to stop it between two batches."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from safemigrate.backfill import Run
+from safemigrate.exceptions import Interrupted
+
+logger = logging.getLogger("safemigrate")
+
+LINE_SECONDS = 5.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_verbosity = 1
+
+
+def use_verbosity(verbosity: int) -> None:
+    """Show progress from verbosity 1 on, as `migrate -v` has it."""
+    global _verbosity
+    _verbosity = verbosity
+
+
+class Progress:
+    """A ledger that keeps nothing: it shows the run, and ends it after Ctrl-C or SIGTERM."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.signal: int | None = None
+        self.handlers: dict[int, Any] = {}
+        self.last_line = time.monotonic()
+
+    def start(self, run: Run) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}
+        if _verbosity > 0 and sys.stderr.isatty():
+            self.bar = tqdm(total=run.total or None, desc=f"{run.label} on {run.alias}", unit=" rows", unit_scale=True)
+
+    def advance(self, run: Run) -> None:
+        if self.bar is not None:
+            self.bar.total = max(self.bar.total or 0, run.rows) or None
+            self.bar.update(run.rows - self.bar.n)
+        elif _verbosity > 0 and time.monotonic() - self.last_line >= LINE_SECONDS:
+            self.last_line = time.monotonic()
+            self._say(_line(run))
+        if self.signal is not None:
+            self._say(f"Stopped: {_line(run)}. They stay filled; the same command carries on from here.")
+            raise Interrupted(128 + self.signal)
+
+    def end(self, run: Run, error: BaseException | None) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.bar is not None:
+            self.bar.close()
+        elif error is None and _verbosity > 0 and run.seconds >= LINE_SECONDS:
+            self._say(f"Filled: {_line(run)}")
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        # A second Ctrl-C does what Ctrl-C always does.
+        signal.signal(number, self.handlers[number])
+
+    def _say(self, text: str) -> None:
+        logger.info(text)
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _line(run: Run) -> str:
+    rate = run.rows / run.seconds if run.seconds else 0.0
+    text = f"{run.label} on {run.alias}: {run.rows:,} of about {max(run.total, run.rows):,} rows, {rate:,.0f} rows/s"
+    left = max(run.total - run.rows, 0) / rate if rate else 0
+    return f"{text}, {left:,.0f} s left" if left >= 1 else text

@@ -1,0 +1,52 @@
+"""A step: statements that run together, the lock they take, and how to see whether they are still needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the road.
+
+    `statements` are final SQL texts, without parameters. A step with `online` set runs each of them by
+    itself, outside a transaction, for as long as it takes: it must block neither readers nor writers.
+    Any other step runs them in one transaction where the database has transactions for DDL, under the
+    short lock of `locks.py`, on `tables` (quoted names). `needed` looks at the database and says whether
+    there is anything to do; `cleanup` runs in any case; `verify` looks at the data afterwards, and raises.
+    """
+
+    title: str
+    statements: tuple[str, ...]
+    lock: str
+    online: bool = False
+    tables: tuple[str, ...] = ()
+    needed: Callable[[], bool] = _always
+    cleanup: tuple[str, ...] = ()
+    verify: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """The steps that make a filled column required, in order.
+
+    before  index, unique and foreign-key work that can be done while NULLs are still allowed
+    close   lets no new NULL in; what slipped in before it is filled after it
+    reopen  takes `close` back, when rows are found that cannot be filled
+    settle  proves that nothing is NULL, and sets NOT NULL
+    after   what the database can only do afterwards
+    """
+
+    before: Sequence[Step] = field(default=())
+    close: Sequence[Step] = field(default=())
+    reopen: Sequence[Step] = field(default=())
+    settle: Sequence[Step] = field(default=())
+    after: Sequence[Step] = field(default=())
+
+    def in_order(self) -> list[Step]:
+        return [*self.before, *self.close, *self.settle, *self.after]

@@ -1,0 +1,116 @@
+"""What is done to one batch: an UPDATE between two keys, or rows read, computed and written back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from django.db import DatabaseError, connections
+from django.db.models import F, Model
+from django.db.models.functions import Coalesce
+from django.db.transaction import atomic
+
+from safemigrate.batches import Batches, Range, keys_of
+from safemigrate.databases import Database
+from safemigrate.exceptions import BadRow
+from safemigrate.populate import InDatabase, InPython
+from safemigrate.uniqueness import Deduplicator
+
+Result = tuple[int, list[BadRow]]
+Work = Callable[[Batches, Range], Result]
+
+
+class ComputedInDatabase:
+    """One UPDATE with the expressions, where a mark is still NULL."""
+
+    def __init__(self, source: InDatabase, names: Sequence[str], model: Any, apps: Any) -> None:
+        self.source, self.names, self.model, self.apps = source, names, model, apps
+
+    def __call__(self, batches: Batches, batch: Range) -> Result:
+        values = self.source.assignments(self.model, self.apps)
+        if len(batches.marks) > 1:
+            values.update({name: self._kept(name, values[name]) for name in batches.marks})
+        return batches.todo.filter(batch.condition).update(**values), []
+
+    def _kept(self, name: str, value: Any) -> Any:
+        return Coalesce(F(name), value, output_field=self.model._meta.get_field(name))
+
+
+class ComputedInPython:
+    """Rows read between the two keys, values computed and adapted as `save()` does it, and written back."""
+
+    def __init__(
+        self, source: InPython, names: Sequence[str], model: Any, apps: Any, database: Database
+    ) -> None:
+        self.source, self.names, self.model, self.apps, self.database = source, names, model, apps, database
+        self.fields = [model._meta.get_field(name) for name in names]
+        alias = database.connection.alias
+        self.prepared = source.prepare(apps, alias) if source.prepare else None
+        self.unique = self._deduplicator(alias)
+
+    def _deduplicator(self, alias: str) -> Deduplicator | None:
+        if self.source.unique is None:
+            return None
+        rows = Batches(self.model, alias, self.names).rows
+        return Deduplicator(rows, self.fields[0], self.source.unique, self.database.same_text)
+
+    def __call__(self, batches: Batches, batch: Range) -> Result:
+        if set(self.names) == set(batches.marks):
+            return self._fill(batches, batch)
+        # A column that is rewritten must not change between its reading and its writing.
+        with atomic(batches.alias):
+            return self._fill(batches, batch, lock=True)
+
+    def _fill(self, batches: Batches, batch: Range, *, lock: bool = False) -> Result:
+        rows = batches.todo.filter(batch.condition).order_by("pk")
+        if lock and connections[batches.alias].features.has_select_for_update:
+            rows = rows.select_for_update(of=("self",) if self.source.select_related else ())
+        read = keys_of(rows) if self.source.keys_only else list(self.source.read(rows, self.apps))
+        results = self.source.compute(read, self.prepared) if read else []
+        keys = read if self.source.keys_only else [row.pk for row in read]
+        good, bad = self._sort(keys, results)
+        written = self.database.write(self.model, self.names, batches.marks, good) if good else 0
+        return written, bad
+
+    def _sort(self, keys: Sequence[Any], results: Sequence[Any]) -> tuple[list[Any], list[BadRow]]:
+        good, bad = [], []
+        for key, result in zip(keys, results, strict=True):
+            try:
+                good.append((key, self._checked(result)))
+            except DatabaseError:
+                raise
+            except Exception as error:  # Whatever a value or a field makes of it, it is one bad row.
+                bad.append(BadRow(key, reason(error)))
+        if self.unique:
+            values = self.unique.unique([values[0] for _, values in good])
+            good = [(key, [value]) for (key, _), value in zip(good, values, strict=True)]
+        return [(key, *self._adapted(values)) for key, values in good], bad
+
+    def _checked(self, result: Any) -> list[Any]:
+        if isinstance(result, Exception):
+            raise result
+        values = [self._value(field, result[field.name]) for field in self.fields]
+        self._adapted(values)
+        return values
+
+    @staticmethod
+    def _value(field: Any, value: Any) -> Any:
+        if value is None:
+            raise ValueError("the function returned None")
+        if isinstance(value, Model):
+            return getattr(value, field.target_field.attname if field.remote_field else "pk")
+        if hasattr(value, "resolve_expression"):
+            raise ValueError("the function returned an expression; give the expression itself as populate")
+        return value
+
+    def _adapted(self, values: Sequence[Any]) -> list[Any]:
+        connection = self.database.connection
+        return [field.get_db_prep_save(value, connection) for field, value in zip(self.fields, values, strict=True)]
+
+
+def reason(error: BaseException) -> str:
+    """Return an error in one line."""
+    text = " ".join(str(error).split())
+    return text if type(error) is ValueError and text.startswith("the function returned") else (
+        f"{type(error).__name__}: {text}" if text else type(error).__name__
+    )
