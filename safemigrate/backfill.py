@@ -135,12 +135,15 @@ class Filling:
 
     def _fill_all(self, ledger: Ledger) -> None:
         self._sweep(ledger)
+        keys = self.batches.stragglers(STRAGGLERS)
         for _ in range(SWEEPS):
-            keys = self.batches.stragglers(STRAGGLERS)
             if not keys:
                 return
-            if not self._catch_up(ledger, keys):
-                raise self._bad_rows(keys)
+            self._catch_up(ledger, keys)
+            left = self.batches.stragglers(STRAGGLERS)
+            if set(keys) <= set(left):
+                raise self._bad_rows(left)
+            keys = left
         # Rows keep coming in faster than they are filled: the constraint that follows will stop them.
 
     def _sweep(self, ledger: Ledger) -> None:
@@ -152,15 +155,14 @@ class Filling:
             self._advance(ledger, batch)
             batch = self.batches.next(batch.last, last, self.state.batch_size)
 
-    def _catch_up(self, ledger: Ledger, keys: Sequence[Any]) -> int:
-        """Fill rows that came in, or were passed over, behind the sweep; return how many were filled."""
-        before, size = self.state.rows, max(self.state.batch_size, 1)
+    def _catch_up(self, ledger: Ledger, keys: Sequence[Any]) -> None:
+        """Fill rows that came in, or were passed over, behind the sweep."""
+        size = self.state.batch_size
         for start in range(0, len(keys), size):
             chunk = keys[start : start + size]
             batch = Range(chunk[0], chunk[-1])
             self._fill(batch)
             self._advance(ledger, batch)
-        return self.state.rows - before
 
     def _advance(self, ledger: Ledger, batch: Range) -> None:
         self.state.cursor = batch.last

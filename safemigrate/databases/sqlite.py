@@ -13,6 +13,8 @@ from django.db.transaction import atomic
 from safemigrate.databases.base import Column, Database, key_columns, short_name
 from safemigrate.steps import Requirement, Step
 
+EARLY = "safemigrate_early"
+
 
 class SQLite(Database):
     def column(self, model: Any, column: str) -> Column | None:
@@ -44,14 +46,16 @@ class SQLite(Database):
         ]
 
     def require(self, from_model: Any, model: Any, field: Any) -> Requirement:
-        settle = [self._keeping_extras(step, model, field) for step in super().require(from_model, model, field).settle]
-        return Requirement(settle=settle)
+        steps = super().require(from_model, model, field).settle
+        return Requirement(settle=[self._keeping_extras(step, model) for step in steps])
 
     def release(self, from_model: Any, model: Any, field: Any) -> list[Step]:
-        return [self._keeping_extras(step, model, field) for step in super().release(from_model, model, field)]
+        steps = super().release(from_model, model, field)
+        return [self._keeping_extras(step, model, without=field.column) for step in steps]
 
     def drop_column(self, model: Any, field: Any) -> list[Step]:
-        return [self._keeping_extras(step, model, field) for step in super().drop_column(model, field)]
+        steps = super().drop_column(model, field)
+        return [self._keeping_extras(step, model, without=field.column) for step in steps]
 
     @contextmanager
     def prepared(self, tables: Sequence[str]) -> Iterator[None]:
@@ -71,17 +75,22 @@ class SQLite(Database):
             cursor.executemany(sql, params)
             return int(cursor.rowcount)
 
-    def _keeping_extras(self, step: Step, model: Any, field: Any) -> Step:
+    def _keeping_extras(self, step: Step, model: Any, without: str | None = None) -> Step:
         """Make a copied table get back the triggers and indexes that only the database knows of."""
         if not any("new__" in statement for statement in step.statements):
             return step
-        table = model._meta.db_table
         remade = " ".join(step.statements)
-        early = self._early_index(model, field)
         kept = [
-            sql for name, sql in self._extras(table).items() if self.quote(name) not in remade and name != early
+            sql
+            for name, sql in self._extras(model._meta.db_table).items()
+            if self.quote(name) not in remade
+            and not name.endswith(EARLY)
+            and without not in self._indexed(name)
         ]
         return replace(step, statements=(*step.statements, *kept))
+
+    def _indexed(self, name: str) -> list[str]:
+        return [row[2] for row in self.fetch(f"PRAGMA index_info({self.quote(name)})")]
 
     def _extras(self, table: str) -> dict[str, str]:
         return dict(
@@ -94,4 +103,4 @@ class SQLite(Database):
 
     @staticmethod
     def _early_index(model: Any, field: Any) -> str:
-        return short_name(model._meta.db_table, field.column, suffix="safemigrate")
+        return short_name(model._meta.db_table, field.column, suffix=EARLY)
