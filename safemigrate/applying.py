@@ -13,13 +13,9 @@ from django.db import DEFAULT_DB_ALIAS, Error, connections, models, router
 from django.db.models import QuerySet
 
 from safemigrate.databases import for_connection
-from safemigrate.exceptions import SafemigrateError
+from safemigrate.exceptions import InvalidAlias
 from safemigrate.spelling import nearest
 from safemigrate.targets import Target
-
-
-class InvalidAlias(SafemigrateError):
-    """An alias that is not in DATABASES, or that the router keeps the model away from."""
 
 
 @dataclass(frozen=True)

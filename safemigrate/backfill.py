@@ -149,7 +149,9 @@ class Filling:
     def _sweep(self, ledger: Ledger) -> None:
         """Go once through the table by key, from the first row that is still to be filled."""
         first, last = self.batches.first_todo(), self.batches.last()
-        batch = None if first is None else self.batches.next(first, last, self.state.batch_size, inclusive=True)
+        batch = (
+            None if first is None else self.batches.next(first, last, self.state.batch_size, inclusive=True)
+        )
         while batch is not None:
             self._fill(batch)
             self._advance(ledger, batch)

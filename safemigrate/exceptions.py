@@ -22,6 +22,10 @@ class InvalidPopulate(SafemigrateError, ValueError):
     """The populate argument is none of the kinds that exist."""
 
 
+class InvalidExpression(InvalidPopulate):
+    """The text of --populate is not Python that may stand in a migration."""
+
+
 class InvalidField(SafemigrateError, ValueError):
     """The field is not one that can be added to old rows and made required."""
 
@@ -48,6 +52,22 @@ class DuplicateValues(SafemigrateError):
 
 class TooManyRetries(SafemigrateError):
     """A batch failed again and again with errors that usually pass."""
+
+
+class PlanningError(SafemigrateError):
+    """The migrations and models.py do not allow to add this field now."""
+
+
+class OtherChanges(PlanningError):
+    """The app has more changes than the field that was named."""
+
+
+class NotWritable(SafemigrateError):
+    """The migrations cannot be written where they belong."""
+
+
+class InvalidAlias(SafemigrateError):
+    """An alias that is not in DATABASES, or that the router keeps the model away from."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from django.db.models.functions.datetime import TimezoneMixin
 
 from safemigrate import populate as kinds
 from safemigrate.columns import column_problem, related_problem
-from safemigrate.exceptions import InvalidPopulate, SafemigrateError
+from safemigrate.exceptions import InvalidExpression, InvalidPopulate, SafemigrateError
 from safemigrate.names import CLOCKS, FUNCTION_KINDS, KNOWN, MODULES, OTHER_MODELS, PER_ROW
 from safemigrate.spelling import nearest
 
@@ -26,10 +26,6 @@ class Source:
 
     code: str
     imports: frozenset[str] = frozenset()
-
-
-class InvalidExpression(InvalidPopulate):
-    """The text of --populate is not Python that may stand in a migration."""
 
 
 def read(text: str, model: type[models.Model], field: models.Field[Any, Any]) -> Source:

@@ -19,7 +19,14 @@ from django.db.models.expressions import BaseExpression
 from safemigrate import backfill, fields, locks
 from safemigrate.batches import Batches
 from safemigrate.databases import Database, for_connection
-from safemigrate.exceptions import BadRows, DuplicateValues, InTransaction, InvalidField, InvalidPopulate, NullsRemain
+from safemigrate.exceptions import (
+    BadRows,
+    DuplicateValues,
+    InTransaction,
+    InvalidField,
+    InvalidPopulate,
+    NullsRemain,
+)
 from safemigrate.populate import AsWritten, InDatabase, InPython, Source, check, resolve
 from safemigrate.steps import Step
 
@@ -134,7 +141,8 @@ class Populate(_FieldStep, Operation):
     ) -> None:
         self.model_name = model_name
         self.name = name if isinstance(name, str) else list(name)  # type: ignore[assignment]
-        self.populate, self.batch_size, self.elidable = populate, batch_size, elidable
+        self.populate, self.batch_size = populate, batch_size
+        self.elidable = elidable  # type: ignore[misc]
         check(populate, self.names)
         _check_batch_size(batch_size)
 
@@ -187,7 +195,8 @@ class Populate(_FieldStep, Operation):
         if isinstance(source, AsWritten):
             if batches.any_left():
                 RunPython(source.function).database_forwards(app_label, schema_editor, from_state, to_state)
-            return _refuse_nulls(batches, target.label, source.title)
+            _refuse_nulls(batches, target.label, source.title)
+            return
         if isinstance(source, InPython) and source.unique:
             self._index_early(database, schema_editor, model)
         backfill.fill(target, source, batch_size=self.batch_size)
@@ -266,7 +275,9 @@ class SetNotNull(_FieldStep, AlterField):
 
         def catch_up() -> None:
             if populate is None:
-                _refuse_nulls(Batches(from_model, database.connection.alias, [self.name]), self._label(app_label))
+                _refuse_nulls(
+                    Batches(from_model, database.connection.alias, [self.name]), self._label(app_label)
+                )
             else:
                 source = resolve(populate.populate, populate.names)
                 populate.fill(app_label, schema_editor, database, source, from_state, from_state)
@@ -344,7 +355,7 @@ class AddRequiredField(_FieldStep, AddField):
         kwargs["populate"] = self.populate
         if self.batch_size is not None:
             kwargs["batch_size"] = self.batch_size
-        return name, args, kwargs
+        return name, list(args), kwargs
 
     def steps(self) -> list[Any]:
         """Return the operations that this one runs, in order."""
@@ -401,9 +412,7 @@ def _refuse_nulls(batches: Batches, label: str, source: str = "") -> None:
 
 def _refuse_duplicates(model: Any, database: Database, field: Any) -> None:
     rows = Batches(model, database.connection.alias, [field.name]).rows
-    repeated = (
-        rows.values(field.attname).annotate(safemigrate_rows=Count("*")).filter(safemigrate_rows__gt=1)
-    )
+    repeated = rows.values(field.attname).annotate(safemigrate_rows=Count("*")).filter(safemigrate_rows__gt=1)
     examples = list(repeated.order_by("-safemigrate_rows", field.attname)[:EXAMPLES])
     if not examples:
         return
@@ -430,14 +439,22 @@ def _differences(before: Any, after: Any) -> list[str]:
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, BaseExpression) or isinstance(other, BaseExpression):
         return repr(one) == repr(other)
-    return bool(one == other) or (
-        isinstance(one, str) and isinstance(other, str) and one.lower() == other.lower() and "." in one
-    ) or (hasattr(one, "deconstruct") and hasattr(other, "deconstruct") and one.deconstruct() == other.deconstruct())
+    return (
+        bool(one == other)
+        or (isinstance(one, str) and isinstance(other, str) and one.lower() == other.lower() and "." in one)
+        or (
+            hasattr(one, "deconstruct")
+            and hasattr(other, "deconstruct")
+            and one.deconstruct() == other.deconstruct()
+        )
+    )
 
 
 def _check_batch_size(batch_size: Any) -> None:
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise InvalidPopulate(f"batch_size must be a number of rows, at least 1, or None; not {batch_size!r}.")
+        raise InvalidPopulate(
+            f"batch_size must be a number of rows, at least 1, or None; not {batch_size!r}."
+        )
 
 
 def _told(populate: Any, names: Sequence[str]) -> str:
@@ -448,9 +465,13 @@ def _comment_populate(schema_editor: Any, operation: Populate, model: Any, sourc
     table = schema_editor.quote_name(model._meta.db_table)
     columns = [schema_editor.quote_name(model._meta.get_field(name).column) for name in operation.names]
     todo = " OR ".join(f"{column} IS NULL" for column in columns)
-    _comment(schema_editor, f"fill {', '.join(operation.names)} by {source.title}: committed range after range of")
+    _comment(
+        schema_editor, f"fill {', '.join(operation.names)} by {source.title}: committed range after range of"
+    )
     _comment(schema_editor, f"primary keys; each locks only the rows that it writes (where {todo})")
     if isinstance(source, InDatabase):
-        _comment(schema_editor, f"UPDATE {table} SET {', '.join(columns)} = ... WHERE <key range> AND ({todo});")
+        _comment(
+            schema_editor, f"UPDATE {table} SET {', '.join(columns)} = ... WHERE <key range> AND ({todo});"
+        )
     else:
         _comment(schema_editor, f"Python computes the values for {table}: no SQL can be shown")

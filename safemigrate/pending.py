@@ -17,17 +17,9 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.questioner import MigrationQuestioner
 from django.db.migrations.state import ProjectState
 
-from safemigrate.exceptions import SafemigrateError
+from safemigrate.exceptions import OtherChanges, PlanningError
 from safemigrate.operations import AddNullableField, AddRequiredField, SetNotNull
 from safemigrate.targets import Target
-
-
-class PlanningError(SafemigrateError):
-    """The migrations and models.py do not allow to add this field now."""
-
-
-class OtherChanges(PlanningError):
-    """The app has more changes than the field that was named."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,9 @@ class FromRelated:
         first, _, rest = self.path.partition("__")
         relation = self._relation(model, first)
         target = relation.target_field.attname
-        related = QuerySet(relation.remote_field.model).filter(**{target: OuterRef(relation.attname)})
+        related: QuerySet[Any] = QuerySet(relation.remote_field.model).filter(
+            **{target: OuterRef(relation.attname)}
+        )
         try:
             return Subquery(related.order_by().values(rest)[:1])
         except FieldError as error:
@@ -256,7 +258,9 @@ def _resolve_function(function: Callable[..., Any], names: Sequence[str]) -> Sou
 
 def _per_row(kind: PerRow, names: Sequence[str]) -> InPython:
     if kind.unique and len(names) > 1:
-        raise InvalidPopulate("unique=Suffix(...) works on one field at a time. Populate that field by itself.")
+        raise InvalidPopulate(
+            "unique=Suffix(...) works on one field at a time. Populate that field by itself."
+        )
 
     def call(*arguments: Any) -> Any:
         return kind.function(*arguments)
@@ -302,7 +306,9 @@ def _resolve_mapping(populate: Mapping[str, Any], names: Sequence[str]) -> Sourc
     parts = {name: resolve(value, [name]) for name, value in populate.items()}
     for name, part in parts.items():
         if isinstance(part, AsWritten) or (isinstance(part, InPython) and (part.prepare or part.unique)):
-            raise InvalidPopulate(f"{name}: {part.title} cannot be one of several. Populate that field by itself.")
+            raise InvalidPopulate(
+                f"{name}: {part.title} cannot be one of several. Populate that field by itself."
+            )
     title = "; ".join(f"{name}: {part.title}" for name, part in parts.items())
     if all(isinstance(part, InDatabase) for part in parts.values()):
         return InDatabase({name: part.values[name] for name, part in parts.items()}, title)  # type: ignore[union-attr]
@@ -312,7 +318,9 @@ def _resolve_mapping(populate: Mapping[str, Any], names: Sequence[str]) -> Sourc
 def _mixed(parts: Mapping[str, Source], title: str) -> InPython:
     """Compute some values in Python and read the others, computed by the database, along with the row."""
     annotations = {
-        f"safemigrate_{name}": part.values[name] for name, part in parts.items() if isinstance(part, InDatabase)
+        f"safemigrate_{name}": part.values[name]
+        for name, part in parts.items()
+        if isinstance(part, InDatabase)
     }
 
     def one(row: Any) -> dict[str, Any]:
@@ -336,7 +344,7 @@ def _each(function: Callable[[Any], Any], rows: Iterable[Any]) -> list[Any]:
     for row in rows:
         try:
             results.append(function(row))
-        except Exception as error:  # Whatever the user's function raises is one bad row, not the end.
+        except Exception as error:  # noqa: BLE001 - whatever the user's function raises is one bad row, not the end.
             results.append(error)
     return results
 
@@ -371,7 +379,11 @@ def _arity(function: Callable[..., Any]) -> int | None:
         return 0  # Written in C without a signature: dict, for example.
     if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
         return None
-    required = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [
+        p
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     if not required and any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return None
     return len(required)
@@ -395,7 +407,11 @@ def _name(function: Any) -> str:
 
 
 def _title(populate: Any) -> str:
-    return str(populate) if _is_expression(populate) or isinstance(populate, FromRelated | FromApps) else repr(populate)
+    return (
+        str(populate)
+        if _is_expression(populate) or isinstance(populate, FromRelated | FromApps)
+        else repr(populate)
+    )
 
 
 __all__ = ["FromApps", "FromRelated", "PerBatch", "PerRow", "Suffix"]

@@ -42,7 +42,9 @@ class Progress:
         if threading.current_thread() is threading.main_thread():
             self.handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}
         if _verbosity > 0 and sys.stderr.isatty():
-            self.bar = tqdm(total=run.total or None, desc=f"{run.label} on {run.alias}", unit=" rows", unit_scale=True)
+            self.bar = tqdm(
+                total=run.total or None, desc=f"{run.label} on {run.alias}", unit=" rows", unit_scale=True
+            )
 
     def advance(self, run: Run) -> None:
         if self.bar is not None:

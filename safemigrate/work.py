@@ -79,7 +79,7 @@ class ComputedInPython:
                 good.append((key, self._checked(result)))
             except DatabaseError:
                 raise
-            except Exception as error:  # Whatever a value or a field makes of it, it is one bad row.
+            except Exception as error:  # noqa: BLE001 - whatever a value or a field makes of it, it is one bad row.
                 bad.append(BadRow(key, reason(error)))
         if self.unique:
             values = self.unique.unique([values[0] for _, values in good])
@@ -105,12 +105,17 @@ class ComputedInPython:
 
     def _adapted(self, values: Sequence[Any]) -> list[Any]:
         connection = self.database.connection
-        return [field.get_db_prep_save(value, connection) for field, value in zip(self.fields, values, strict=True)]
+        return [
+            field.get_db_prep_save(value, connection)
+            for field, value in zip(self.fields, values, strict=True)
+        ]
 
 
 def reason(error: BaseException) -> str:
     """Return an error in one line."""
     text = " ".join(str(error).split())
-    return text if type(error) is ValueError and text.startswith("the function returned") else (
-        f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return (
+        text
+        if type(error) is ValueError and text.startswith("the function returned")
+        else (f"{type(error).__name__}: {text}" if text else type(error).__name__)
     )

@@ -20,7 +20,7 @@ from django.core.management.utils import find_formatters
 from django.db.migrations.loader import MigrationLoader
 from django.utils.timezone import now
 
-from safemigrate.exceptions import SafemigrateError
+from safemigrate.exceptions import NotWritable
 from safemigrate.planning import Call, Dependency, Phase
 
 TEMPLATE = """\
@@ -40,10 +40,6 @@ class Migration(migrations.Migration):
 {operations}
     ]
 """
-
-
-class NotWritable(SafemigrateError):
-    """The migrations cannot be written where they belong."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ START = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 MONTH = timedelta(days=30)
 
 
-def question(*, key: Any = None, fields: Sequence[tuple[str, Any]] = (), **options: Any) -> migrations.CreateModel:
+def question(
+    *, key: Any = None, fields: Sequence[tuple[str, Any]] = (), **options: Any
+) -> migrations.CreateModel:
     """A model like the tutorial's Question, before it has to expire."""
     key = key or ("id", models.BigAutoField(primary_key=True))
     plain = [("question_text", models.CharField(max_length=200)), ("pub_date", models.DateTimeField())]

@@ -6,7 +6,8 @@ import pytest
 from django.db import models
 from polls.models import Choice, Question
 
-from safemigrate.expressions import InvalidExpression, double_quoted, read
+from safemigrate.exceptions import InvalidExpression
+from safemigrate.expressions import double_quoted, read
 
 
 def new(field: models.Field[Any, Any], name: str = "fresh") -> models.Field[Any, Any]:

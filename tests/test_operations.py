@@ -26,7 +26,9 @@ LATER = F("pub_date") + timedelta(days=30)
 
 
 def add_expires(populate: Any = LATER, **kwargs: Any) -> AddRequiredField:
-    return AddRequiredField("question", "expires_date", models.DateTimeField("expires at"), populate, **kwargs)
+    return AddRequiredField(
+        "question", "expires_date", models.DateTimeField("expires at"), populate, **kwargs
+    )
 
 
 def three_steps() -> list[Any]:
@@ -286,9 +288,9 @@ def test_no_statement_on_postgresql_needs_the_table_for_long(alias: str) -> None
         road.run(add_expires())
     new = connections[alias].pg_version >= 180000
     constraint = (
-        "ADD CONSTRAINT \"roads_question_expires_date_not_null\" NOT NULL \"expires_date\" NOT VALID"
+        'ADD CONSTRAINT "roads_question_expires_date_not_null" NOT NULL "expires_date" NOT VALID'
         if new
-        else "ADD CONSTRAINT \"roads_question_expires_date_safemigrate\" CHECK (\"expires_date\" IS NOT NULL) NOT VALID"
+        else 'ADD CONSTRAINT "roads_question_expires_date_safemigrate" CHECK ("expires_date" IS NOT NULL) NOT VALID'
     )
     name = constraint.split('"')[1]
     table = 'ALTER TABLE "roads_question" '
@@ -305,7 +307,9 @@ def test_no_statement_on_postgresql_needs_the_table_for_long(alias: str) -> None
 STOPPED: dict[str, Any] = {
     "an expression": lambda: add_expires(),
     "unique": lambda: AddRequiredField("question", "code", models.UUIDField(unique=True), uuid.uuid4),
-    "an index": lambda: AddRequiredField("question", "state", models.CharField(max_length=9, db_index=True), "new"),
+    "an index": lambda: AddRequiredField(
+        "question", "state", models.CharField(max_length=9, db_index=True), "new"
+    ),
     "a foreign key": lambda: AddRequiredField(
         "question", "parent", models.ForeignKey(f"{APP}.question", models.CASCADE), F("pk")
     ),

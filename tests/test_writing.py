@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from safemigrate.exceptions import NotWritable
 from safemigrate.expressions import Source
 from safemigrate.planning import Call, Phase
-from safemigrate.writing import File, NotWritable, formatted, render, sorted_imports, write
+from safemigrate.writing import File, formatted, render, sorted_imports, write
 
 
 def phase(**changes: Any) -> Phase:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from django.db import DatabaseError
 from django.db.models import Exists, OuterRef, QuerySet
 from django.db.transaction import atomic
 
@@ -76,7 +75,9 @@ class MySQL(Database):
 
     def add_column(self, model: Any, field: Any) -> list[Step]:
         steps = [
-            replace(step, statements=self._with(step.statements, f", {INSTANT}"), lock="metadata lock, an instant")
+            replace(
+                step, statements=self._with(step.statements, f", {INSTANT}"), lock="metadata lock, an instant"
+            )
             for step in super().add_column(model, field)
         ]
         return [*steps, *self._default_steps(model, field)]
@@ -108,7 +109,9 @@ class MySQL(Database):
             needed=lambda: self._is_nullable(model, field),
         )
         return Requirement(
-            before=self._index_steps(model, field), settle=[settle], after=self._foreign_key_steps(model, field)
+            before=self._index_steps(model, field),
+            settle=[settle],
+            after=self._foreign_key_steps(model, field),
         )
 
     def _definition(self, model: Any, field: Any) -> str:
@@ -124,8 +127,9 @@ class MySQL(Database):
         if field.unique:
             statement = editor._create_unique_sql(model, [field])
             steps.append(self._index_step(model, field, statement, f", {ONLINE}"))
-        for statement in editor._field_indexes_sql(model, field):
-            steps.append(self._index_step(model, field, statement, f" {ONLINE.replace(',', '')}"))
+        online = f" {ONLINE.replace(',', '')}"
+        indexes = editor._field_indexes_sql(model, field)
+        steps += [self._index_step(model, field, statement, online) for statement in indexes]
         return steps
 
     def _index_step(self, model: Any, field: Any, statement: Any, online: str) -> Step:
@@ -154,7 +158,9 @@ class MySQL(Database):
                 "shared metadata lock on both tables; exclusive for an instant at both ends",
                 needed=lambda: not self._foreign_key_exists(model, name.strip("`")),
                 cleanup=("SET foreign_key_checks = 1",),
-                verify=lambda: self._refuse_orphans(model, field, f"ALTER TABLE {table} DROP FOREIGN KEY {name}"),
+                verify=lambda: self._refuse_orphans(
+                    model, field, f"ALTER TABLE {table} DROP FOREIGN KEY {name}"
+                ),
             )
         ]
 
@@ -164,9 +170,9 @@ class MySQL(Database):
 
     def _refuse_orphans(self, model: Any, field: Any, undo: str) -> None:
         alias = self.connection.alias
-        parents = QuerySet(field.remote_field.model, using=alias)
+        parents: QuerySet[Any] = QuerySet(field.remote_field.model, using=alias)
         parent = parents.filter(**{field.target_field.attname: OuterRef(field.attname)})
-        orphans = QuerySet(model, using=alias).filter(~Exists(parent)).order_by()
+        orphans: QuerySet[Any] = QuerySet(model, using=alias).filter(~Exists(parent)).order_by()
         keys = list(orphans.values_list("pk", flat=True)[:10])
         if keys:
             self.execute(undo)
@@ -218,7 +224,9 @@ class MySQL(Database):
                 for start in range(0, len(rows), size)
             )
 
-    def _write_joined(self, model: Any, names: Sequence[str], marks: Sequence[str], rows: Sequence[Any]) -> int:
+    def _write_joined(
+        self, model: Any, names: Sequence[str], marks: Sequence[str], rows: Sequence[Any]
+    ) -> int:
         meta, quote = model._meta, self.quote
         table, key = quote(meta.db_table), quote(key_columns(model)[0].column)
         columns = {name: f"{table}.{quote(meta.get_field(name).column)}" for name in {*names, *marks}}
@@ -226,7 +234,8 @@ class MySQL(Database):
         first = "SELECT %s AS safemigrate_key, " + ", ".join(f"%s AS {name}" for name in new)
         other = " UNION ALL SELECT " + ", ".join(["%s"] * (len(names) + 1))
         assignments = ", ".join(
-            f"{columns[name]} = " + self._placeholder(columns[name], name in marks, len(marks)).replace("%s", value)
+            f"{columns[name]} = "
+            + self._placeholder(columns[name], name in marks, len(marks)).replace("%s", value)
             for name, value in zip(names, new, strict=True)
         )
         todo = " OR ".join(f"{columns[name]} IS NULL" for name in marks)

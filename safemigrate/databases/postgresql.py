@@ -50,7 +50,7 @@ class PostgreSQL(Database):
         return max(int(estimate), int(size) // 100 if estimate < 0 else 0)
 
     def is_lock_timeout(self, error: BaseException) -> bool:
-        return error_code(error) == LOCK_NOT_AVAILABLE
+        return bool(error_code(error) == LOCK_NOT_AVAILABLE)
 
     def is_transient(self, error: BaseException) -> bool:
         if not isinstance(error, DatabaseError):
@@ -74,7 +74,9 @@ class PostgreSQL(Database):
     @staticmethod
     def _blocker(pid: int, user: str, application: str, state: str, kind: str, age: str, query: str) -> str:
         if kind == "autovacuum worker":
-            why = "to prevent wraparound: wait for it" if "wraparound" in query else "which gives way by itself"
+            why = (
+                "to prevent wraparound: wait for it" if "wraparound" in query else "which gives way by itself"
+            )
             return f"pid {pid}, autovacuum ({why}), running for {age}: {query}"
         who = f"pid {pid}, user {user}" + (f", application {application}" if application else "")
         return f"{who}, {state}, in a transaction for {age}: {' '.join(query.split())}"
@@ -102,8 +104,11 @@ class PostgreSQL(Database):
 
     def drop_column(self, model: Any, field: Any) -> list[Step]:
         sql = f"ALTER TABLE {self._table(model)} DROP COLUMN {self.quote(field.column)} CASCADE"
-        needed = lambda: self.column(model, field.column) is not None  # noqa: E731
-        return [self._short(model, f"drop the column {field.column}", sql, needed=needed)]
+
+        def there() -> bool:
+            return self.column(model, field.column) is not None
+
+        return [self._short(model, f"drop the column {field.column}", sql, needed=there)]
 
     def index_early(self, model: Any, field: Any) -> list[Step]:
         return self._index_steps(model, field)
@@ -190,7 +195,9 @@ class PostgreSQL(Database):
         for statement in editor._field_indexes_sql(model, field):
             name = str(statement.parts["name"]).strip('"')
             sql = str(statement).replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
-            steps += self._index(model, field, name, sql, needed=lambda name=name: not self._index_valid(model, name))
+            steps += self._index(
+                model, field, name, sql, needed=lambda name=name: not self._index_valid(model, name)
+            )
         return steps
 
     def _unique_steps(self, model: Any, field: Any, editor: Any) -> list[Step]:
@@ -216,11 +223,9 @@ class PostgreSQL(Database):
         return [*build, use]
 
     def _index(self, model: Any, field: Any, name: str, sql: str, *, needed: Any) -> list[Step]:
-        namespace, _ = split_identifier(model._meta.db_table)
-        qualified = ".".join(self.quote(part) for part in (namespace, name) if part)
         drop = Step(
             f"drop what a failed attempt left of {name}",
-            (f"DROP INDEX CONCURRENTLY IF EXISTS {qualified}",),
+            (f"DROP INDEX CONCURRENTLY IF EXISTS {self._qualified(model, name)}",),
             ONLINE,
             online=True,
             needed=lambda: self._index_valid(model, name) is False,
@@ -258,11 +263,18 @@ class PostgreSQL(Database):
         what = "foreign key" if kind == "f" else "check"
         tables = [self._table(field.remote_field.model)] if kind == "f" else []
         lock = "SHARE ROW EXCLUSIVE on both tables, for an instant" if kind == "f" else EXCLUSIVE
-        there = lambda valid=None: name in self._constraints(model, field.column, kind=kind, valid=valid)  # noqa: E731
+
+        def there(valid: bool | None = None) -> bool:
+            return name in self._constraints(model, field.column, kind=kind, valid=valid)
+
         return [
             self._short(
-                model, f"add the {what} of {field.column}, not validated", f"{alter} {add}",
-                needed=lambda: not there(), lock=lock, others=tables,
+                model,
+                f"add the {what} of {field.column}, not validated",
+                f"{alter} {add}",
+                needed=lambda: not there(),
+                lock=lock,
+                others=tables,
             ),
             Step(
                 f"validate the {what} of {field.column}",
@@ -292,25 +304,28 @@ class PostgreSQL(Database):
         names = [self._default_name(model, field, "check"), self._default_name(model, field, "safemigrate")]
         editor = self.editor()
         if field.unique:
-            names.append(str(editor._unique_constraint_name(model._meta.db_table, [field.column], quote=False)))
+            names.append(
+                str(editor._unique_constraint_name(model._meta.db_table, [field.column], quote=False))
+            )
         if field.remote_field and field.db_constraint:
-            names.append(str(editor._fk_constraint_name(model, field, "_fk_%(to_table)s_%(to_column)s")).strip('"'))
+            names.append(
+                str(editor._fk_constraint_name(model, field, "_fk_%(to_table)s_%(to_column)s")).strip('"')
+            )
         there = {name for kind in "cuf" for name in self._constraints(model, field.column, kind=kind)}
         return [name for name in names if name in there]
 
     def _drop_index_steps(self, model: Any, field: Any) -> list[Step]:
-        names = [str(s.parts["name"]).strip('"') for s in self.editor()._field_indexes_sql(model, field)]
-        namespace, _ = split_identifier(model._meta.db_table)
-        return [
-            Step(
-                f"drop the index {name}",
-                (f"DROP INDEX CONCURRENTLY {'.'.join(self.quote(p) for p in (namespace, name) if p)}",),
-                ONLINE,
-                online=True,
-                needed=lambda name=name: self._index_valid(model, name) is not None,
-            )
-            for name in names
-        ]
+        statements = self.editor()._field_indexes_sql(model, field)
+        return [self._drop_index(model, str(statement.parts["name"]).strip('"')) for statement in statements]
+
+    def _drop_index(self, model: Any, name: str) -> Step:
+        return Step(
+            f"drop the index {name}",
+            (f"DROP INDEX CONCURRENTLY {self._qualified(model, name)}",),
+            ONLINE,
+            online=True,
+            needed=lambda: self._index_valid(model, name) is not None,
+        )
 
     # How a step is run
 
@@ -387,6 +402,10 @@ class PostgreSQL(Database):
 
     def _table(self, model: Any) -> str:
         return self.quote(model._meta.db_table)
+
+    def _qualified(self, model: Any, name: str) -> str:
+        namespace, _ = split_identifier(model._meta.db_table)
+        return ".".join(self.quote(part) for part in (namespace, name) if part)
 
     def _short(
         self,

@@ -14,9 +14,9 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import models
 
 from safemigrate import applying, writing
-from safemigrate.exceptions import SafemigrateError
-from safemigrate.expressions import InvalidExpression, Source, read
-from safemigrate.pending import Migrations, OtherChanges
+from safemigrate.exceptions import InvalidExpression, OtherChanges, SafemigrateError
+from safemigrate.expressions import Source, read
+from safemigrate.pending import Migrations
 from safemigrate.planning import Phase, from_default, plan
 from safemigrate.targets import Target, find_all
 

@@ -1,0 +1,79 @@
+"""Imports go one way: a module uses only what lies below it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import safemigrate
+
+PACKAGE = Path(safemigrate.__file__).parent
+
+#: Low to high. A module imports only from rows above its own in this list, and none is hidden in a function.
+ROWS = [
+    ["exceptions", "pacing", "spelling", "steps"],
+    ["conf", "fields", "populate"],
+    ["databases.base", "columns", "names"],
+    ["databases.postgresql", "databases.mysql", "databases.sqlite"],
+    ["databases"],
+    ["batches", "locks", "uniqueness"],
+    ["work"],
+    ["backfill"],
+    ["operations", "progress"],
+    ["expressions", "targets"],
+    ["pending"],
+    ["planning"],
+    ["writing", "applying"],
+    ["apps", "management.commands.add_required_field"],
+]
+ROW = {module: number for number, row in enumerate(ROWS) for module in row}
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+        if name and path.read_text().strip():
+            found[name] = ast.parse(path.read_text())
+    return found
+
+
+MODULES = modules()
+
+
+def imported(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "safemigrate":
+            base = (node.module or "").removeprefix("safemigrate").lstrip(".")
+            for alias in node.names:
+                deeper = f"{base}.{alias.name}".lstrip(".")
+                found.add(deeper if deeper in MODULES else base)
+    return found
+
+
+def test_every_module_has_its_row() -> None:
+    assert set(MODULES) == set(ROW)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_from_below(module: str) -> None:
+    assert {other for other in imported(MODULES[module]) if ROW[other] >= ROW[module]} == set()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_import_hides_in_a_function(module: str) -> None:
+    functions = [node for node in ast.walk(MODULES[module]) if isinstance(node, ast.FunctionDef)]
+    assert set().union(*(imported(function) for function in functions)) == set()
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {m for m in MODULES if m.startswith("databases")}))
+def test_only_the_databases_ask_which_database_it_is(module: str) -> None:
+    names = {node.attr for node in ast.walk(MODULES[module]) if isinstance(node, ast.Attribute)}
+    assert names & {"vendor", "mysql_is_mariadb", "pg_version"} == set()
+
+
+def test_an_old_migration_loads_without_the_app_being_installed() -> None:
+    assert "models" not in MODULES
