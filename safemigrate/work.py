@@ -63,8 +63,9 @@ class ComputedInPython:
 
     def _fill(self, batches: Batches, batch: Range, *, lock: bool = False) -> Result:
         rows = batches.todo.filter(batch.condition).order_by("pk")
-        if lock and connections[batches.alias].features.has_select_for_update:
-            rows = rows.select_for_update(of=("self",) if self.source.select_related else ())
+        features = connections[batches.alias].features
+        if lock and features.has_select_for_update:
+            rows = rows.select_for_update(of=("self",) if features.has_select_for_update_of else ())
         read = keys_of(rows) if self.source.keys_only else list(self.source.read(rows, self.apps))
         results = self.source.compute(read, self.prepared) if read else []
         keys = read if self.source.keys_only else [row.pk for row in read]
@@ -73,34 +74,34 @@ class ComputedInPython:
         return written, bad
 
     def _sort(self, keys: Sequence[Any], results: Sequence[Any]) -> tuple[list[Any], list[BadRow]]:
+        """Return the rows to write, values adapted for the database, and those that have no value."""
         good, bad = [], []
         for key, result in zip(keys, results, strict=True):
             try:
-                good.append((key, self._checked(result)))
+                values = self._values(result)
+                good.append((key, *(values if self.unique else self._adapted(values))))
             except DatabaseError:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever a value or a field makes of it, it is one bad row.
+            except Exception as error:  # noqa: BLE001 - whatever a value or a field makes of it, it is one bad row
                 bad.append(BadRow(key, reason(error)))
         if self.unique:
-            values = self.unique.unique([values[0] for _, values in good])
-            good = [(key, [value]) for (key, _), value in zip(good, values, strict=True)]
-        return [(key, *self._adapted(values)) for key, values in good], bad
+            unique = self.unique.unique([value for _, value in good])
+            good = [(key, *self._adapted([value])) for (key, _), value in zip(good, unique, strict=True)]
+        return good, bad
 
-    def _checked(self, result: Any) -> list[Any]:
+    def _values(self, result: Any) -> list[Any]:
         if isinstance(result, Exception):
             raise result
-        values = [self._value(field, result[field.name]) for field in self.fields]
-        self._adapted(values)
-        return values
+        return [self._value(field, result[field.name]) for field in self.fields]
 
     @staticmethod
     def _value(field: Any, value: Any) -> Any:
         if value is None:
-            raise ValueError("the function returned None")
+            raise NoValue("the function returned None")
         if isinstance(value, Model):
             return getattr(value, field.target_field.attname if field.remote_field else "pk")
         if hasattr(value, "resolve_expression"):
-            raise ValueError("the function returned an expression; give the expression itself as populate")
+            raise NoValue("the function returned an expression; give the expression itself as populate")
         return value
 
     def _adapted(self, values: Sequence[Any]) -> list[Any]:
@@ -111,11 +112,13 @@ class ComputedInPython:
         ]
 
 
+class NoValue(ValueError):
+    """The function gave nothing that can be written."""
+
+
 def reason(error: BaseException) -> str:
     """Return an error in one line."""
     text = " ".join(str(error).split())
-    return (
-        text
-        if type(error) is ValueError and text.startswith("the function returned")
-        else (f"{type(error).__name__}: {text}" if text else type(error).__name__)
-    )
+    if isinstance(error, NoValue):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
