@@ -21,7 +21,7 @@ from safemigrate.batches import Batches, Range
 from safemigrate.databases import Database, for_connection
 from safemigrate.exceptions import BadRow, BadRows, TooManyRetries
 from safemigrate.populate import InDatabase, InPython
-from safemigrate.work import ComputedInDatabase, ComputedInPython, Work, reason
+from safemigrate.work import BatchFailed, ComputedInDatabase, ComputedInPython, Work, reason
 
 logger = logging.getLogger("safemigrate")
 
@@ -175,7 +175,7 @@ class Filling:
         size = self.state.batch_size
         try:
             filled, bad, took = self._try(batch)
-        except (DataError, IntegrityError) as error:
+        except (DataError, IntegrityError, BatchFailed) as error:
             self._split(batch, error)
             return
         self.state.rows += filled

@@ -50,6 +50,10 @@ class DuplicateValues(SafemigrateError):
     """The column is to be unique, and is not; no constraint was created."""
 
 
+class OrphanRows(SafemigrateError):
+    """Some rows refer to a row that is not there, so there is no foreign key yet."""
+
+
 class TooManyRetries(SafemigrateError):
     """A batch failed again and again with errors that usually pass."""
 

@@ -292,6 +292,8 @@ class SetNotNull(_FieldStep, AlterField):
         catch_up()
         if field.unique:
             _refuse_duplicates(from_model, database, field)
+        if field.remote_field and field.db_constraint:
+            database.refuse_orphans(from_model, from_model._meta.get_field(field.name))
         locks.run(database, database.require(from_model, model, field).before)
         for last in reversed(range(SETTLE_TRIES)):
             locks.run(database, database.require(from_model, model, field).close)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, Error, connections
 from django.db.models import F, Model
 from django.db.models.functions import Coalesce
 from django.db.transaction import atomic
 
 from safemigrate.batches import Batches, Range, keys_of
 from safemigrate.databases import Database
-from safemigrate.exceptions import BadRow
+from safemigrate.exceptions import BadRow, SafemigrateError
 from safemigrate.populate import InDatabase, InPython
 from safemigrate.uniqueness import Deduplicator
 
@@ -67,11 +67,19 @@ class ComputedInPython:
         if lock and features.has_select_for_update:
             rows = rows.select_for_update(of=("self",) if features.has_select_for_update_of else ())
         read = keys_of(rows) if self.source.keys_only else list(self.source.read(rows, self.apps))
-        results = self.source.compute(read, self.prepared) if read else []
+        results = self._computed(read)
         keys = read if self.source.keys_only else [row.pk for row in read]
         good, bad = self._sort(keys, results)
         written = self.database.write(self.model, self.names, batches.marks, good) if good else 0
         return written, bad
+
+    def _computed(self, rows: Sequence[Any]) -> list[Any]:
+        try:
+            return self.source.compute(rows, self.prepared) if rows else []
+        except (Error, SafemigrateError):
+            raise
+        except Exception as error:
+            raise BatchFailed(reason(error)) from error
 
     def _sort(self, keys: Sequence[Any], results: Sequence[Any]) -> tuple[list[Any], list[BadRow]]:
         """Return the rows to write, values adapted for the database, and those that have no value."""
@@ -116,9 +124,13 @@ class NoValue(ValueError):
     """The function gave nothing that can be written."""
 
 
+class BatchFailed(Exception):
+    """A function of many rows raised: one of them at least is bad."""
+
+
 def reason(error: BaseException) -> str:
     """Return an error in one line."""
     text = " ".join(str(error).split())
-    if isinstance(error, NoValue):
+    if isinstance(error, NoValue | BatchFailed):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -10,6 +10,8 @@ import pytest
 from django.db import DatabaseError, connections, migrations, models
 from django.db.models import F
 
+from safemigrate import locks
+from safemigrate.databases import for_connection
 from safemigrate.exceptions import (
     BadRows,
     DuplicateValues,
@@ -17,6 +19,8 @@ from safemigrate.exceptions import (
     InvalidField,
     InvalidPopulate,
     NullsRemain,
+    OrphanRows,
+    TableCopyNeeded,
 )
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from tests.conftest import cleaned
@@ -227,6 +231,55 @@ def test_duplicates_stop_before_the_constraint(alias: str) -> None:
         road.rows().update(code="same")
 
 
+def test_a_foreign_key_to_nowhere_stops_before_the_constraint(alias: str) -> None:
+    road = Road(alias)
+    road.fill(4)
+    keys = road.values("pk")
+    field = models.ForeignKey(f"{APP}.question", models.CASCADE)
+    before, add = road.state, AddRequiredField("question", "parent", field, F("pk") + 2)
+    with pytest.raises(OrphanRows, match="2 rows of roads.Question on") as caught:
+        road.run(add)
+    assert f"{keys[2]}: {keys[2] + 2}" in str(caught.value)
+    road.state = road.after(AddNullableField("question", "parent", field))
+    assert road.column("parent_id").nullable
+    road.rows().filter(pk__gte=keys[2]).update(parent=keys[0])
+    road.state = before
+    road.run(add)
+    with pytest.raises(DatabaseError), connections[alias].constraint_checks_disabled():
+        road.rows().update(parent=None)
+
+
+@pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
+def test_a_foreign_key_that_has_got_orphans_meanwhile_is_taken_back(alias: str) -> None:
+    road = Road(alias)
+    road.fill(2)
+    field = models.ForeignKey(f"{APP}.question", models.CASCADE)
+    after = road.after(AddNullableField("question", "parent", field))
+    road.run(AddNullableField("question", "parent", field))
+    road.rows().update(parent=10**6)
+    model = after.apps.get_model(APP, "question")
+    database = for_connection(connections[alias])
+    with pytest.raises(OrphanRows):
+        locks.run(database, database.require(model, model, model._meta.get_field("parent")).after)
+    assert all("'foreign_key': None" in constraint for constraint in road.schema()["constraints"])
+    assert database.fetch("SELECT @@SESSION.foreign_key_checks") == [(1,)]
+
+
+@pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
+def test_a_table_that_the_server_would_have_to_copy_is_refused(alias: str, settings: Any) -> None:
+    road = Road(alias)
+    road.fill(3)
+    with connections[alias].cursor() as cursor:
+        cursor.execute("ALTER TABLE roads_question ROW_FORMAT=COMPRESSED")
+    with pytest.raises(TableCopyNeeded, match="SAFEMIGRATE_ALLOW_TABLE_COPY = True"):
+        road.run(add_expires())
+    assert "expires_date" not in road.schema()["columns"]
+    settings.SAFEMIGRATE_ALLOW_TABLE_COPY = True
+    road.run(add_expires())
+    assert month_later(road.rows())
+    assert not road.column("expires_date").nullable
+
+
 def odd_or_even(row: Any) -> str:
     return "even" if int(row.question_text.split()[1].rstrip("?")) % 2 == 0 else "odd"
 
@@ -305,7 +358,7 @@ def test_no_statement_on_postgresql_needs_the_table_for_long(alias: str) -> None
 
 
 STOPPED: dict[str, Any] = {
-    "an expression": lambda: add_expires(),
+    "an expression": add_expires,
     "unique": lambda: AddRequiredField("question", "code", models.UUIDField(unique=True), uuid.uuid4),
     "an index": lambda: AddRequiredField(
         "question", "state", models.CharField(max_length=9, db_index=True), "new"

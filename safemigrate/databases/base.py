@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import DatabaseError, IntegrityError, OperationalError
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, QuerySet
 from django.db.transaction import atomic
 
 from safemigrate import fields
+from safemigrate.exceptions import OrphanRows
 from safemigrate.steps import Requirement, Step
 
 
@@ -68,6 +69,23 @@ class Database:
     def same_text(self, value: str) -> str:
         """Return a text that is equal for two values which a unique index here may hold to be equal."""
         return value
+
+    def refuse_orphans(self, model: Any, field: Any) -> None:
+        """Raise OrphanRows when rows refer by the foreign key `field` to rows that are not there."""
+        alias = self.connection.alias
+        parents: QuerySet[Any] = QuerySet(field.remote_field.model, using=alias)
+        parent = parents.filter(**{field.target_field.attname: OuterRef(field.attname)})
+        rows: QuerySet[Any] = QuerySet(model, using=alias)
+        orphans = rows.filter(~Exists(parent), **{f"{field.attname}__isnull": False})
+        examples = list(orphans.order_by("pk").values_list("pk", field.attname)[:10])
+        if not examples:
+            return
+        listed = "\n".join(f"  {key}: {value!r}" for key, value in examples)
+        raise OrphanRows(
+            f"{orphans.count():,} rows of {model._meta.label} on {alias} have a {field.name} that is no row of "
+            f"{field.remote_field.model._meta.label}, so no foreign key was made. The first {len(examples)}, by "
+            f"primary key:\n{listed}\nCorrect these rows and run migrate again: it carries on from here."
+        )
 
     # The steps of the road
 
@@ -242,9 +260,10 @@ def short_name(*parts: str, suffix: str, limit: int = 63) -> str:
 
 
 def error_code(error: BaseException) -> Any:
-    """Return the code that the driver gave an error: an SQLSTATE or a number."""
+    """Return the code that the driver gave an error: an SQLSTATE, or the server's number."""
     cause: Any = error.__cause__ or error
-    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-    if state:
-        return state
-    return cause.args[0] if isinstance(error, DatabaseError) and cause.args else None
+    first = cause.args[0] if isinstance(error, DatabaseError) and cause.args else None
+    if isinstance(first, int):
+        # A driver of MySQL, which may give an SQLSTATE too: one that many errors share.
+        return first
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or first

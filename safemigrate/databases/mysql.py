@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from django.db.models import Exists, OuterRef, QuerySet
 from django.db.transaction import atomic
 
 from safemigrate import fields
 from safemigrate.conf import get
 from safemigrate.databases.base import Column, Database, error_code, key_columns
-from safemigrate.exceptions import NullsRemain
+from safemigrate.exceptions import OrphanRows
 from safemigrate.steps import Requirement, Step
 
 ONLINE = "ALGORITHM=INPLACE, LOCK=NONE"
@@ -158,7 +157,7 @@ class MySQL(Database):
                 "shared metadata lock on both tables; exclusive for an instant at both ends",
                 needed=lambda: not self._foreign_key_exists(model, name.strip("`")),
                 cleanup=("SET foreign_key_checks = 1",),
-                verify=lambda: self._refuse_orphans(
+                verify=lambda: self._take_back_for_orphans(
                     model, field, f"ALTER TABLE {table} DROP FOREIGN KEY {name}"
                 ),
             )
@@ -168,19 +167,12 @@ class MySQL(Database):
         with self.connection.cursor() as cursor:
             return name in self.connection.introspection.get_constraints(cursor, model._meta.db_table)
 
-    def _refuse_orphans(self, model: Any, field: Any, undo: str) -> None:
-        alias = self.connection.alias
-        parents: QuerySet[Any] = QuerySet(field.remote_field.model, using=alias)
-        parent = parents.filter(**{field.target_field.attname: OuterRef(field.attname)})
-        orphans: QuerySet[Any] = QuerySet(model, using=alias).filter(~Exists(parent)).order_by()
-        keys = list(orphans.values_list("pk", flat=True)[:10])
-        if keys:
+    def _take_back_for_orphans(self, model: Any, field: Any, undo: str) -> None:
+        try:
+            self.refuse_orphans(model, field)
+        except OrphanRows:
             self.execute(undo)
-            raise NullsRemain(
-                f"{orphans.count()} rows of {model._meta.label} have a {field.name} that refers to no "
-                f"{field.remote_field.model._meta.label}, so the foreign key was taken off again. "
-                f"The first keys: {', '.join(map(str, keys))}. Correct them and run migrate again."
-            )
+            raise
 
     @contextmanager
     def prepared(self, tables: Sequence[str]) -> Iterator[None]:
