@@ -29,6 +29,7 @@ from safemigrate.exceptions import (
 )
 from safemigrate.populate import AsWritten, InDatabase, InPython, Source, check, resolve
 from safemigrate.steps import Step
+from safemigrate.work import ComputedInDatabase
 
 __all__ = ["AddNullableField", "AddRequiredField", "Populate", "SetNotNull"]
 
@@ -175,7 +176,8 @@ class Populate(_FieldStep, Operation):
         database = self._database(schema_editor, type(self).__name__)
         source = resolve(self.populate, self.names)
         if schema_editor.collect_sql:
-            _comment_populate(schema_editor, self, model, source)
+            target = self._target(model, schema_editor.connection.alias, to_state.apps)
+            _comment_populate(schema_editor, target, source)
             return
         self.fill(app_label, schema_editor, database, source, from_state, to_state)
 
@@ -463,17 +465,15 @@ def _told(populate: Any, names: Sequence[str]) -> str:
     return populate if isinstance(populate, str) and "." in populate else resolve(populate, names).title
 
 
-def _comment_populate(schema_editor: Any, operation: Populate, model: Any, source: Source) -> None:
-    table = schema_editor.quote_name(model._meta.db_table)
-    columns = [schema_editor.quote_name(model._meta.get_field(name).column) for name in operation.names]
-    todo = " OR ".join(f"{column} IS NULL" for column in columns)
-    _comment(
-        schema_editor, f"fill {', '.join(operation.names)} by {source.title}: committed range after range of"
-    )
-    _comment(schema_editor, f"primary keys; each locks only the rows that it writes (where {todo})")
+def _comment_populate(schema_editor: Any, target: backfill.Target, source: Source) -> None:
+    names = ", ".join(target.names)
+    _comment(schema_editor, f"fill {names} by {source.title}: committed range after range of primary keys,")
+    _comment(schema_editor, "each of which locks only the rows that it writes")
     if isinstance(source, InDatabase):
-        _comment(
-            schema_editor, f"UPDATE {table} SET {', '.join(columns)} = ... WHERE <key range> AND ({todo});"
-        )
+        work = ComputedInDatabase(source, target.names, target.model, target.apps)
+        sql, params = work.statement(Batches(target.model, target.alias, target.marks))
+        schema_editor.connection.ensure_connection()
+        text = sql % tuple(map(schema_editor.quote_value, params))
+        _comment(schema_editor, f"{text} AND <the primary key is in the range>;")
     else:
-        _comment(schema_editor, f"Python computes the values for {table}: no SQL can be shown")
+        _comment(schema_editor, f"Python computes the values for {target.label}: no SQL can be shown")

@@ -8,6 +8,7 @@ from typing import Any
 from django.db import DatabaseError, Error, connections
 from django.db.models import F, Model
 from django.db.models.functions import Coalesce
+from django.db.models.sql import UpdateQuery
 from django.db.transaction import atomic
 
 from safemigrate.batches import Batches, Range, keys_of
@@ -27,10 +28,20 @@ class ComputedInDatabase:
         self.source, self.names, self.model, self.apps = source, names, model, apps
 
     def __call__(self, batches: Batches, batch: Range) -> Result:
+        return batches.todo.filter(batch.condition).update(**self._values(batches)), []
+
+    def statement(self, batches: Batches) -> tuple[str, tuple[Any, ...]]:
+        """Return the UPDATE as it is run, but for the bounds of the keys, with its parameters."""
+        query: Any = batches.todo.query.chain(UpdateQuery)
+        query.add_update_values(self._values(batches))
+        sql, params = query.get_compiler(using=batches.alias).as_sql()
+        return sql, tuple(params)
+
+    def _values(self, batches: Batches) -> dict[str, Any]:
         values = self.source.assignments(self.model, self.apps)
         if len(batches.marks) > 1:
             values.update({name: self._kept(name, values[name]) for name in batches.marks})
-        return batches.todo.filter(batch.condition).update(**values), []
+        return values
 
     def _kept(self, name: str, value: Any) -> Any:
         return Coalesce(F(name), value, output_field=self.model._meta.get_field(name))

@@ -329,6 +329,8 @@ def test_sqlmigrate_shows_and_touches_nothing(alias: str) -> None:
     assert "ADD COLUMN" in text
     assert "NOT NULL" in text
     assert "-- fill expires_date by" in text
+    assert "-- UPDATE" in text
+    assert "AND <the primary key is in the range>;" in text
     assert "computes the values" in road.sql(add_expires(uuid.uuid4))
 
 

@@ -33,6 +33,9 @@ class SQLite(Database):
     def is_null_refused(self, error: BaseException) -> bool:
         return isinstance(error, DatabaseError) and "NOT NULL constraint failed" in str(error)
 
+    def blockers(self, tables: Sequence[str]) -> list[str]:
+        return ["another connection that writes to the file; SQLite does not tell which"]
+
     def index_early(self, model: Any, field: Any) -> list[Step]:
         # A UNIQUE constraint needs the copy of the table; until then a plain index serves.
         name, table, column = self._early_index(model, field), model._meta.db_table, field.column
