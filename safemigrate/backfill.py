@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from django.db import DataError, Error, IntegrityError, connections
 
@@ -28,6 +28,8 @@ logger = logging.getLogger("safemigrate")
 EXAMPLES = 10
 STRAGGLERS = 10_000
 SWEEPS = 20
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -135,12 +137,12 @@ class Filling:
 
     def _fill_all(self, ledger: Ledger) -> None:
         self._sweep(ledger)
-        keys = self.batches.stragglers(STRAGGLERS)
+        keys = self._stragglers()
         for _ in range(SWEEPS):
             if not keys:
                 return
             self._catch_up(ledger, keys)
-            left = self.batches.stragglers(STRAGGLERS)
+            left = self._stragglers()
             if set(keys) <= set(left):
                 raise self._bad_rows(left)
             keys = left
@@ -148,14 +150,19 @@ class Filling:
 
     def _sweep(self, ledger: Ledger) -> None:
         """Go once through the table by key, from the first row that is still to be filled."""
-        first, last = self.batches.first_todo(), self.batches.last()
-        batch = (
-            None if first is None else self.batches.next(first, last, self.state.batch_size, inclusive=True)
-        )
+        first, last = self._again(self.batches.first_todo), self._again(self.batches.last)
+        batch = None if first is None else self._next(first, last, inclusive=True)
         while batch is not None:
             self._fill(batch)
             self._advance(ledger, batch)
-            batch = self.batches.next(batch.last, last, self.state.batch_size)
+            batch = self._next(batch.last, last)
+
+    def _stragglers(self) -> list[Any]:
+        return self._again(lambda: self.batches.stragglers(STRAGGLERS))
+
+    def _next(self, after: Any, last: Any, *, inclusive: bool = False) -> Range | None:
+        size = self.state.batch_size
+        return self._again(lambda: self.batches.next(after, last, size, inclusive=inclusive))
 
     def _catch_up(self, ledger: Ledger, keys: Sequence[Any]) -> None:
         """Fill rows that came in, or were passed over, behind the sweep."""
@@ -186,7 +193,7 @@ class Filling:
 
     def _split(self, batch: Range, error: Exception) -> None:
         """Halve a batch that the database refuses until the one row at fault stands alone."""
-        halves = self.batches.halves(batch)
+        halves = self._again(lambda: self.batches.halves(batch))
         if len(halves) == 1 and halves[0].first == halves[0].last:
             self._note([BadRow(halves[0].first, reason(error))])
             return
@@ -201,13 +208,21 @@ class Filling:
             raise self._bad_rows(list(self.bad), more=True)
 
     def _try(self, batch: Range) -> tuple[int, list[BadRow], float]:
-        """Fill one batch, again after errors that pass; return rows, bad rows, and the time of the last try."""
+        """Fill one batch; return rows, bad rows, and the time of the last try."""
+
+        def once() -> tuple[int, list[BadRow], float]:
+            started = time.monotonic()
+            filled, bad = self.work(self.batches, batch)
+            return filled, bad, time.monotonic() - started
+
+        return self._again(once)
+
+    def _again(self, do: Callable[[], Result]) -> Result:
+        """Return what `do` returns, tried again after errors that pass."""
         tries = conf.get("SAFEMIGRATE_RETRIES")
         for attempt in range(tries + 1):
-            started = time.monotonic()
             try:
-                filled, bad = self.work(self.batches, batch)
-                return filled, bad, time.monotonic() - started
+                return do()
             except Error as error:
                 if not self.database.is_transient(error):
                     raise

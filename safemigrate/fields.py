@@ -41,7 +41,7 @@ def _refusal(field: Any) -> str | None:
 def _copy(field: models.Field[Any, Any]) -> Any:
     clone: Any = copy.copy(field)
     # What was computed from the attributes that are about to change.
-    for cached in ("_get_default", "_db_default_expression", "validators", "error_messages"):
+    for cached in ("_get_default", "_db_default_expression", "unique", "validators", "error_messages"):
         clone.__dict__.pop(cached, None)
     clone.default = NOT_PROVIDED
     # Django would put '' or the present time into rows that are still NULL, and so hide them.

@@ -13,7 +13,7 @@ from django.db import DatabaseError
 from django.db.migrations.operations.base import Operation, OperationCategory
 from django.db.migrations.operations.fields import AddField, AlterField, FieldOperation, RemoveField
 from django.db.migrations.operations.special import RunPython
-from django.db.models import Count
+from django.db.models import Count, Field
 from django.db.models.expressions import BaseExpression
 
 from safemigrate import backfill, fields, locks
@@ -173,30 +173,41 @@ class Populate(_FieldStep, Operation):
         model = to_state.apps.get_model(app_label, self.model_name)
         if not self.allow_migrate_model(schema_editor.connection.alias, model):
             return
+        target = self._target(model, schema_editor.connection.alias, to_state.apps)
+        if not target.marks:
+            return  # A squashed migration made the table with the column required: nothing is NULL.
         database = self._database(schema_editor, type(self).__name__)
-        source = resolve(self.populate, self.names)
         if schema_editor.collect_sql:
-            target = self._target(model, schema_editor.connection.alias, to_state.apps)
-            _comment_populate(schema_editor, target, source)
+            _comment_populate(schema_editor, target, resolve(self.populate, self.names))
             return
-        self.fill(app_label, schema_editor, database, source, from_state, to_state)
+        self.fill(app_label, schema_editor, database, from_state, to_state)
+
+    def rehearse(self, app_label: str, alias: str, state: Any) -> None:
+        """Raise InvalidPopulate for what can be seen to fail before a statement is run."""
+        source = resolve(self.populate, self.names)
+        if isinstance(source, InDatabase):
+            _statement(
+                self._target(state.apps.get_model(app_label, self.model_name), alias, state.apps), source
+            )
 
     def fill(
         self,
         app_label: str,
         schema_editor: Any,
         database: Database,
-        source: Source,
         from_state: Any,
         to_state: Any,
     ) -> None:
-        """Fill all rows that still need it, or raise BadRows."""
+        """Fill all rows that still need it, or raise BadRows. Imports a dotted path only for that."""
         model = to_state.apps.get_model(app_label, self.model_name)
         target = self._target(model, schema_editor.connection.alias, to_state.apps)
         batches = Batches(model, target.alias, target.marks)
+        if not batches.any_left():
+            return
+        self.rehearse(app_label, target.alias, to_state)
+        source = resolve(self.populate, self.names)
         if isinstance(source, AsWritten):
-            if batches.any_left():
-                RunPython(source.function).database_forwards(app_label, schema_editor, from_state, to_state)
+            RunPython(source.function).database_forwards(app_label, schema_editor, from_state, to_state)
             _refuse_nulls(batches, target.label, source.title)
             return
         if isinstance(source, InPython) and source.unique:
@@ -214,9 +225,6 @@ class Populate(_FieldStep, Operation):
 
     def _target(self, model: Any, alias: str, apps: Any) -> backfill.Target:
         marks = [name for name in self.names if model._meta.get_field(name).null]
-        if not marks:
-            # A squashed migration may make the table with the column required: nothing can be NULL then.
-            marks = self.names
         return backfill.Target(model, self.names, marks, alias, apps)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
@@ -267,8 +275,10 @@ class SetNotNull(_FieldStep, AlterField):
         model = to_state.apps.get_model(app_label, self.model_name)
         if not self.allow_migrate_model(schema_editor.connection.alias, model):
             return
-        database = self._database(schema_editor, type(self).__name__)
         from_model = from_state.apps.get_model(app_label, self.model_name)
+        if not from_model._meta.get_field(self.name).null:
+            return  # A squashed migration made the table with the column required.
+        database = self._database(schema_editor, type(self).__name__)
         field = model._meta.get_field(self.name)
         if schema_editor.collect_sql:
             self._run(database, schema_editor, database.require(from_model, model, field).in_order())
@@ -281,8 +291,7 @@ class SetNotNull(_FieldStep, AlterField):
                     Batches(from_model, database.connection.alias, [self.name]), self._label(app_label)
                 )
             else:
-                source = resolve(populate.populate, populate.names)
-                populate.fill(app_label, schema_editor, database, source, from_state, from_state)
+                populate.fill(app_label, schema_editor, database, from_state, from_state)
 
         self._require(database, from_model, model, field, catch_up)
 
@@ -374,14 +383,17 @@ class AddRequiredField(_FieldStep, AddField):
         if not self.allow_migrate_model(schema_editor.connection.alias, model):
             return
         self._database(schema_editor, type(self).__name__)
-        # Before the first statement: a populate that cannot be imported must not leave a column behind.
-        resolve(self.populate, [self.name])
-        state = from_state
-        for step in self.steps():
-            after = state.clone()
-            step.state_forwards(app_label, after)
-            step.database_forwards(app_label, schema_editor, state, after)
-            state = after
+        add, populate, require = self.steps()
+        states = [from_state]
+        for step in (add, populate, require):
+            states.append(states[-1].clone())
+            step.state_forwards(app_label, states[-1])
+        alias = schema_editor.connection.alias
+        from_model = from_state.apps.get_model(app_label, self.model_name)
+        if not schema_editor.collect_sql and Batches(from_model, alias, []).rows.exists():
+            populate.rehearse(app_label, alias, states[1])
+        for number, step in enumerate((add, populate, require)):
+            step.database_forwards(app_label, schema_editor, states[number], states[number + 1])
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         AddNullableField.database_backwards(self, app_label, schema_editor, from_state, to_state)  # type: ignore[arg-type]
@@ -443,6 +455,8 @@ def _differences(before: Any, after: Any) -> list[str]:
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, BaseExpression) or isinstance(other, BaseExpression):
         return repr(one) == repr(other)
+    if isinstance(one, Field) and isinstance(other, Field):  # The field inside an ArrayField.
+        return not _differences(one, other)
     return (
         bool(one == other)
         or (isinstance(one, str) and isinstance(other, str) and one.lower() == other.lower() and "." in one)
@@ -470,10 +484,14 @@ def _comment_populate(schema_editor: Any, target: backfill.Target, source: Sourc
     _comment(schema_editor, f"fill {names} by {source.title}: committed range after range of primary keys,")
     _comment(schema_editor, "each of which locks only the rows that it writes")
     if isinstance(source, InDatabase):
-        work = ComputedInDatabase(source, target.names, target.model, target.apps)
-        sql, params = work.statement(Batches(target.model, target.alias, target.marks))
+        sql, params = _statement(target, source)
         schema_editor.connection.ensure_connection()
         text = sql % tuple(map(schema_editor.quote_value, params))
         _comment(schema_editor, f"{text} AND <the primary key is in the range>;")
     else:
         _comment(schema_editor, f"Python computes the values for {target.label}: no SQL can be shown")
+
+
+def _statement(target: backfill.Target, source: InDatabase) -> tuple[str, tuple[Any, ...]]:
+    work = ComputedInDatabase(source, target.names, target.model, target.apps)
+    return work.statement(Batches(target.model, target.alias, target.marks))

@@ -53,9 +53,7 @@ class Progress:
         elif _verbosity > 0 and time.monotonic() - self.last_line >= LINE_SECONDS:
             self.last_line = time.monotonic()
             self._say(_line(run))
-        if self.signal is not None:
-            self._say(f"Stopped: {_line(run)}. They stay filled; the same command carries on from here.")
-            raise Interrupted(128 + self.signal)
+        self._obey(run)
 
     def end(self, run: Run, error: BaseException | None) -> None:
         for number, handler in self.handlers.items():
@@ -63,7 +61,14 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         elif error is None and _verbosity > 0 and run.seconds >= LINE_SECONDS:
-            self._say(f"Filled: {_line(run)}")
+            self._say(f"Filled: {run.rows:,} rows of {run.label} on {run.alias} in {run.seconds:,.0f} s")
+        if error is None:
+            self._obey(run)  # It may have come after the last batch.
+
+    def _obey(self, run: Run) -> None:
+        if self.signal is not None:
+            self._say(f"Stopped: {_line(run)}. They stay filled; the same command carries on from here.")
+            raise Interrupted(128 + self.signal)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

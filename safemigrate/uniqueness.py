@@ -55,7 +55,11 @@ class Deduplicator:
             return set()
         name = self.field.name
         found = self.rows.filter(**{f"{name}__in": set(forms)}).values_list(name, flat=True)
-        return {self.same(value) for value in found}
+        asked, taken = {self.same(form) for form in forms}, {self.same(value) for value in found}
+        if not taken <= asked:
+            # The collation holds more texts to be equal than `same` knows of: ask it for each.
+            taken |= {self.same(form) for form in forms if self.rows.filter(**{name: form}).exists()}
+        return taken
 
     def _form(self, value: Any, number: int) -> str:
         return self.suffix.candidate(str(value), number, self.field.max_length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from django.core.exceptions import FieldError
 from django.db import DatabaseError, Error, connections
 from django.db.models import F, Model
 from django.db.models.functions import Coalesce
@@ -13,7 +14,7 @@ from django.db.transaction import atomic
 
 from safemigrate.batches import Batches, Range, keys_of
 from safemigrate.databases import Database
-from safemigrate.exceptions import BadRow, SafemigrateError
+from safemigrate.exceptions import BadRow, InvalidPopulate, SafemigrateError
 from safemigrate.populate import InDatabase, InPython
 from safemigrate.uniqueness import Deduplicator
 
@@ -31,17 +32,28 @@ class ComputedInDatabase:
         return batches.todo.filter(batch.condition).update(**self._values(batches)), []
 
     def statement(self, batches: Batches) -> tuple[str, tuple[Any, ...]]:
-        """Return the UPDATE as it is run, but for the bounds of the keys, with its parameters."""
+        """Return the UPDATE as it is run, but for the bounds of the keys, with its parameters.
+
+        Raises InvalidPopulate where the expression is none that an UPDATE of this model can have.
+        """
         query: Any = batches.todo.query.chain(UpdateQuery)
-        query.add_update_values(self._values(batches))
-        sql, params = query.get_compiler(using=batches.alias).as_sql()
+        try:
+            query.add_update_values(self._values(batches))
+            sql, params = query.get_compiler(using=batches.alias).as_sql()
+        except FieldError as error:
+            raise InvalidPopulate(
+                f"{self.source.title} cannot fill {', '.join(self.names)} of {self.model._meta.label} in an UPDATE: "
+                f"{error}. A column of a related row, or of a parent model, is copied by "
+                'FromRelated("relation__field"), or read by a function of one row.'
+            ) from error
         return sql, tuple(params)
 
     def _values(self, batches: Batches) -> dict[str, Any]:
         values = self.source.assignments(self.model, self.apps)
         if len(batches.marks) > 1:
             values.update({name: self._kept(name, values[name]) for name in batches.marks})
-        return values
+        # MySQL reads a column as it was just assigned: those that are rewritten come last.
+        return dict(sorted(values.items(), key=lambda item: item[0] not in batches.marks))
 
     def _kept(self, name: str, value: Any) -> Any:
         return Coalesce(F(name), value, output_field=self.model._meta.get_field(name))

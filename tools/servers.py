@@ -272,6 +272,8 @@ class MariaDB(Server):
             str(self.server), "--no-defaults", f"--datadir={self._data}", f"--port={self.port}",
             f"--bind-address={self.host}", f"--socket={self.folder / 'socket'}",
             f"--pid-file={self.folder / 'pid'}", "--skip-log-bin",
+            # At its start a server clears its temporary tables' folder, of another server's too.
+            f"--tmpdir={self._data}",
             "--character-set-server=utf8mb4", *([] if self.durable else fast),
         ]  # fmt: skip
 

@@ -114,12 +114,18 @@ class MySQL(Database):
         )
 
     def _definition(self, model: Any, field: Any) -> str:
-        """Return the whole column: MODIFY drops a default, a collation or a comment that it is not told of."""
+        """Return the whole column: MODIFY drops a default, collation, comment or check that it is not told of."""
         required = fields.bare(field, null=False)
         required.db_default = field.db_default
         editor = self.editor()
         definition, params = editor.column_sql(model, required)
-        return str(definition % tuple(map(editor.quote_value, params)) if params else definition)
+        if params:
+            definition %= tuple(map(editor.quote_value, params))
+        check = required.db_parameters(connection=self.connection)["check"]
+        # MySQL keeps a check with the table, MariaDB with the column.
+        return str(
+            f"{definition} CHECK ({check})" if check and self.connection.mysql_is_mariadb else definition
+        )
 
     def _index_steps(self, model: Any, field: Any) -> list[Step]:
         editor, steps = self.editor(), []

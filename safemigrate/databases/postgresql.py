@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError, OperationalError
 from django.db.backends.utils import split_identifier
 from django.db.models import NOT_PROVIDED
 from django.db.transaction import atomic
@@ -53,12 +53,11 @@ class PostgreSQL(Database):
         return bool(error_code(error) == LOCK_NOT_AVAILABLE)
 
     def is_transient(self, error: BaseException) -> bool:
-        if not isinstance(error, DatabaseError):
-            return False
         code = error_code(error)
         if isinstance(code, str) and re.fullmatch(r"[0-9A-Z]{5}", code):
             return code in TRANSIENT or code.startswith("08")
-        return self.connection.connection is None or bool(self.connection.connection.closed)
+        # Without an SQLSTATE it is the driver that speaks: the connection is lost.
+        return isinstance(error, InterfaceError | OperationalError)
 
     def blockers(self, tables: Sequence[str]) -> list[str]:
         rows = self.fetch(
@@ -373,7 +372,7 @@ class PostgreSQL(Database):
         keys = key_columns(model)
         targets = [*keys, *(model._meta.get_field(name) for name in names)]
         aliases = [f"k{n}" for n in range(len(keys))] + [f"v{n}" for n in range(len(names))]
-        row = "(" + ", ".join(f"%s::{self._cast(field)}" for field in targets) + ")"
+        row = "(" + ", ".join(f"(%s)::{self._cast(field)}" for field in targets) + ")"
         assignments = ", ".join(
             f"{columns[name]} = "
             + self._placeholder(f"t.{columns[name]}", name in marks, len(marks)).replace("%s", f"n.v{number}")

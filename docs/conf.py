@@ -1,0 +1,16 @@
+"""Sphinx."""
+
+from __future__ import annotations
+
+from safemigrate import __version__
+
+project = "safemigrate"
+author = "safemigrate contributors"
+copyright = "2026, safemigrate contributors"  # noqa: A001
+release = version = __version__
+
+extensions = ["myst_parser"]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 4
+html_theme = "furo"
+html_title = f"safemigrate {release}"

@@ -1,0 +1,91 @@
+"""The settings: their defaults, and the words for those that cannot be meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from safemigrate import conf
+from safemigrate.exceptions import InvalidSetting
+from safemigrate.pacing import Pace
+
+WRONG = {
+    "SAFEMIGRATE_BATCH_SIZE": [0, -1, 1.5, "many", True],
+    "SAFEMIGRATE_BATCH_SECONDS": [0, -0.1, None, "0.1", True],
+    "SAFEMIGRATE_BATCH_SIZE_MIN": [0, None, 2.0],
+    "SAFEMIGRATE_BATCH_SIZE_MAX": [0, None, 2.0],
+    "SAFEMIGRATE_LOCK_TIMEOUT": [0, -1, None, "1s"],
+    "SAFEMIGRATE_LOCK_TRIES": [0, None, 1.5],
+    "SAFEMIGRATE_LOCK_PAUSE": [0, -1, None],
+    "SAFEMIGRATE_RETRIES": [-1, None, 1.5, True],
+    "SAFEMIGRATE_MAX_BAD_ROWS": [-1, None, "all"],
+    "SAFEMIGRATE_ALLOW_TABLE_COPY": [None, 1, "yes"],
+}
+RIGHT = {
+    "SAFEMIGRATE_BATCH_SIZE": [None, 1, 50_000],
+    "SAFEMIGRATE_BATCH_SECONDS": [0.01, 2],
+    "SAFEMIGRATE_LOCK_TIMEOUT": [0.05, 3],
+    "SAFEMIGRATE_LOCK_TRIES": [1],
+    "SAFEMIGRATE_RETRIES": [0, 3],
+    "SAFEMIGRATE_MAX_BAD_ROWS": [0, 10**9],
+    "SAFEMIGRATE_ALLOW_TABLE_COPY": [True],
+}
+
+
+@pytest.mark.parametrize("name", conf.SETTINGS)
+def test_a_setting_that_is_absent_has_its_default(name: str, settings: Any) -> None:
+    assert not hasattr(settings, name)
+    assert conf.get(name) == conf.SETTINGS[name].default
+
+
+def test_every_setting_is_one_flat_name_and_says_what_it_means() -> None:
+    for name, setting in conf.SETTINGS.items():
+        assert name.startswith("SAFEMIGRATE_")
+        assert setting.valid(setting.default)
+        assert setting.form.startswith(("a number", "True or False"))
+        assert setting.meaning.endswith(".")
+
+
+def test_every_setting_is_tried_with_wrong_values() -> None:
+    assert set(WRONG) == set(conf.SETTINGS)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in WRONG for value in WRONG[name]])
+def test_a_wrong_value_is_refused_in_words(name: str, value: Any, settings: Any) -> None:
+    setattr(settings, name, value)
+    with pytest.raises(InvalidSetting) as caught:
+        conf.get(name)
+    setting = conf.SETTINGS[name]
+    assert str(caught.value) == f"{name} must be {setting.form}, not {value!r}. {setting.meaning}"
+    assert isinstance(caught.value, ImproperlyConfigured)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in RIGHT for value in RIGHT[name]])
+def test_a_right_value_is_taken(name: str, value: Any, settings: Any) -> None:
+    setattr(settings, name, value)
+    assert conf.get(name) == value
+
+
+def test_the_pace_by_default() -> None:
+    assert conf.pace() == Pace(seconds=0.1, start=1_000, smallest=200, largest=20_000)
+
+
+def test_the_pace_follows_the_settings(settings: Any) -> None:
+    settings.SAFEMIGRATE_BATCH_SECONDS = 2
+    settings.SAFEMIGRATE_BATCH_SIZE_MIN = 5
+    settings.SAFEMIGRATE_BATCH_SIZE_MAX = 50
+    assert conf.pace() == Pace(seconds=2, start=50, smallest=5, largest=50)
+
+
+def test_an_operation_s_batch_size_goes_before_the_setting(settings: Any) -> None:
+    settings.SAFEMIGRATE_BATCH_SIZE = 30
+    assert conf.pace() == Pace.fixed(30)
+    assert conf.pace(7) == Pace.fixed(7)
+
+
+def test_bounds_that_contradict_each_other_are_refused(settings: Any) -> None:
+    settings.SAFEMIGRATE_BATCH_SIZE_MIN = 30_000
+    with pytest.raises(InvalidSetting, match=r"SIZE_MIN \(30000\) is larger than SAFEMIGRATE_BATCH_SIZE_MAX"):
+        conf.pace()
