@@ -90,6 +90,9 @@ class _Tries:
         pause = get("SAFEMIGRATE_LOCK_PAUSE")
         time.sleep(random.uniform(pause, 2 * pause))
 
+    def _wait(self) -> float:
+        return self.database.lock_wait(get("SAFEMIGRATE_LOCK_TIMEOUT"))
+
     def _who(self) -> str:
         return "; ".join(self.in_the_way) or "unknown, gone before it could be named"
 
@@ -98,7 +101,7 @@ class _Tries:
         return (
             f"To {self.step.title}, a lock on {tables} was asked for "
             f"{get('SAFEMIGRATE_LOCK_TRIES')} times in {time.monotonic() - self.started:.0f} s "
-            f"and never given within {get('SAFEMIGRATE_LOCK_TIMEOUT') * 1000:.0f} ms. "
+            f"and never given within {self._wait() * 1000:.0f} ms. "
             f"In the way: {self._who()}. Nothing was changed by this step: end what is in the way, "
             "or wait for it, and run migrate again; it carries on from here."
         )

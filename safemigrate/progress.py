@@ -40,7 +40,9 @@ class Progress:
 
     def start(self, run: Run) -> None:
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}
+            # What was ignored, as in a job that outlives its terminal, stays ignored.
+            obeyed = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+            self.handlers = {number: signal.signal(number, self._stop) for number in obeyed}
         if _verbosity > 0 and sys.stderr.isatty():
             self.bar = tqdm(
                 total=run.total or None, desc=f"{run.label} on {run.alias}", unit=" rows", unit_scale=True

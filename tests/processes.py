@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from django.apps import apps
@@ -15,6 +16,8 @@ from django.core.management import call_command, execute_from_command_line
 from django.db import connections
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import F
+
+from safemigrate.databases import for_connection
 
 TABLE = "polls_question"
 MONTH = timedelta(days=30)
@@ -60,6 +63,8 @@ class Polls:
             env=self.environment | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # A shell's background job ignores Ctrl-C, and so would its children.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
 
     def start_and_die(self, statement: str, seconds: float) -> Any:
@@ -74,7 +79,10 @@ class Polls:
 
     def filled(self) -> int:
         """Return how many rows have a value, 0 where the column is not there yet."""
-        if "expires_date" not in self.columns():
+        if (
+            for_connection(self.connection).column(apps.get_model("polls", "Question"), "expires_date")
+            is None
+        ):
             return 0
         return self.questions().filter(expires_date__isnull=False).count()
 

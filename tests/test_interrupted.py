@@ -49,6 +49,9 @@ def _visible(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(backfill, "new_ledger", progress.Progress)
     monkeypatch.setattr(progress, "_verbosity", 1)
     handlers = {number: signal.getsignal(number) for number in progress.SIGNALS}
+    # As in the foreground of a shell: a background job ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -238,3 +241,13 @@ def test_a_short_fill_says_nothing(alias: str, capsys: pytest.CaptureFixture[str
     road.fill(10)
     road.run(add_expires())
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ledger, run = progress.Progress(), backfill.Run("polls.Question.expires_date", "default", total=1)
+    ledger.start(run)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) == ledger._stop
+    ledger.end(run, None)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

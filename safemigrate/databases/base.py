@@ -160,6 +160,10 @@ class Database:
         """Do around all tries of a step what makes waiting for its lock harmless to others."""
         yield
 
+    def lock_wait(self, timeout: float) -> float:
+        """Return the seconds that a try waits for a lock here, where `timeout` were asked for."""
+        return timeout
+
     def attempt(self, statements: Sequence[str], timeout: float) -> None:
         """Run the statements once, waiting at most about `timeout` seconds for any lock."""
         self.execute(*statements)

@@ -155,6 +155,7 @@ class MySQL(Database):
             return []
         statement = self.editor()._create_fk_sql(model, field, "_fk_%(to_table)s_%(to_column)s")
         table, name = self.quote(model._meta.db_table), str(statement.parts["name"])
+        checked = self.fetch("SELECT @@SESSION.foreign_key_checks")[0][0]
         return [
             Step(
                 f"add the foreign key of {field.column}",
@@ -162,7 +163,7 @@ class MySQL(Database):
                 ("SET foreign_key_checks = 0", *self._with((str(statement),), f", {ONLINE}")),
                 "shared metadata lock on both tables; exclusive for an instant at both ends",
                 needed=lambda: not self._foreign_key_exists(model, name.strip("`")),
-                cleanup=("SET foreign_key_checks = 1",),
+                cleanup=(f"SET foreign_key_checks = {checked}",),
                 verify=lambda: self._take_back_for_orphans(
                     model, field, f"ALTER TABLE {table} DROP FOREIGN KEY {name}"
                 ),
@@ -182,9 +183,13 @@ class MySQL(Database):
 
     @contextmanager
     def prepared(self, tables: Sequence[str]) -> Iterator[None]:
-        seconds = max(1, math.ceil(get("SAFEMIGRATE_LOCK_TIMEOUT")))
+        seconds = self.lock_wait(get("SAFEMIGRATE_LOCK_TIMEOUT"))
         with self._session("lock_wait_timeout", seconds), self._strict():
             yield
+
+    def lock_wait(self, timeout: float) -> int:
+        # The server counts in whole seconds.
+        return max(1, math.ceil(timeout))
 
     @contextmanager
     def _session(self, name: str, value: Any) -> Iterator[None]:

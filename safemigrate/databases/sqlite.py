@@ -10,6 +10,7 @@ from typing import Any
 from django.db import DatabaseError
 from django.db.transaction import atomic
 
+from safemigrate.conf import get
 from safemigrate.databases.base import Column, Database, key_columns, short_name
 from safemigrate.steps import Requirement, Step
 
@@ -63,13 +64,15 @@ class SQLite(Database):
     @contextmanager
     def prepared(self, tables: Sequence[str]) -> Iterator[None]:
         """Take the write lock at once: a transaction that reads first could not become the writer later."""
-        mode = self.connection.transaction_mode
+        mode, wait = self.connection.transaction_mode, self.fetch("PRAGMA busy_timeout")[0][0]
         self.connection.transaction_mode = "IMMEDIATE"
+        self.execute(f"PRAGMA busy_timeout = {max(1, round(get('SAFEMIGRATE_LOCK_TIMEOUT') * 1000))}")
         try:
             with atomic(self.connection.alias):
                 yield
         finally:
             self.connection.transaction_mode = mode
+            self.execute(f"PRAGMA busy_timeout = {wait}")
 
     def write(self, model: Any, names: Sequence[str], marks: Sequence[str], rows: Sequence[Any]) -> int:
         sql, key_fields = self._update_by_key(model, names, marks), key_columns(model)
