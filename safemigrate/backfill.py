@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from django.db import DataError, Error, IntegrityError, connections
 
 from safemigrate import conf
-from safemigrate.batches import Batches, Range
+from safemigrate.batches import Batches, Range, Target
 from safemigrate.databases import Database, for_connection
 from safemigrate.exceptions import BadRow, BadRows, TooManyRetries
 from safemigrate.populate import InDatabase, InPython
@@ -76,25 +76,6 @@ def use_ledger(factory: Callable[[], Ledger]) -> None:
     new_ledger = factory
 
 
-@dataclass(frozen=True)
-class Target:
-    """What is to be filled: fields of a model, as it is in the migration's state, on one database.
-
-    `marks` are those of the fields that hold NULL where a row is still to be filled; the others are
-    rewritten along with them.
-    """
-
-    model: Any
-    names: Sequence[str]
-    marks: Sequence[str]
-    alias: str
-    apps: Any
-
-    @property
-    def label(self) -> str:
-        return f"{self.model._meta.label}.{'+'.join(self.names)}"
-
-
 def fill(target: Target, source: InDatabase | InPython, *, batch_size: int | None = None) -> Run:
     """Fill every row in which a mark is NULL, in committed batches, and return what was done.
 
@@ -142,16 +123,16 @@ class Filling:
             if not keys:
                 return
             self._catch_up(ledger, keys)
-            left = self._stragglers()
-            if set(keys) <= set(left):
-                raise self._bad_rows(left)
+            left, tried = self._stragglers(), set(keys)
+            if stuck := [key for key in left if key in tried]:
+                raise self._bad_rows(stuck)
             keys = left
         # Rows keep coming in faster than they are filled: the constraint that follows will stop them.
 
     def _sweep(self, ledger: Ledger) -> None:
         """Go once through the table by key, from the first row that is still to be filled."""
         first, last = self._again(self.batches.first_todo), self._again(self.batches.last)
-        batch = None if first is None else self._next(first, last, inclusive=True)
+        batch = None if None in (first, last) else self._next(first, last, inclusive=True)
         while batch is not None:
             self._fill(batch)
             self._advance(ledger, batch)
@@ -241,9 +222,12 @@ class Filling:
             self.connection.close()
         time.sleep(random.uniform(0.5, 1) * min(0.1 * 2**attempt, 5))
 
+    def _count(self, keys: Sequence[Any]) -> int:
+        return len(keys) if len(keys) < STRAGGLERS else self.batches.todo.count()
+
     def _bad_rows(self, keys: Sequence[Any], *, more: bool = False) -> BadRows:
         examples = [self.bad.get(key, BadRow(key, "its value came out as NULL")) for key in keys[:EXAMPLES]]
-        count = len(self.bad) if more else self.batches.todo.count()
+        count = len(self.bad) if more else self._count(keys)
         listed = "\n".join(f"  {row}" for row in examples)
         how_many = f"more than {self.max_bad:,}" if more else f"{count:,}"
         rest = " The run stopped there (SAFEMIGRATE_MAX_BAD_ROWS)." if more else " All other rows are filled."
@@ -258,5 +242,5 @@ class Filling:
 
 def _work(target: Target, source: InDatabase | InPython, database: Database) -> Work:
     if isinstance(source, InDatabase):
-        return ComputedInDatabase(source, target.names, target.model, target.apps)
-    return ComputedInPython(source, target.names, target.model, target.apps, database)
+        return ComputedInDatabase(source, target)
+    return ComputedInPython(source, target, database)

@@ -23,6 +23,31 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Target:
+    """What is to be filled: fields of a model, as it is in the migration's state, on one database.
+
+    `marks` are those of the fields that hold NULL where a row is still to be filled; `once` those that were
+    so when the fill was done first, and are required since. Both keep a value that they have; the other
+    fields are rewritten along with them.
+    """
+
+    model: Any
+    names: Sequence[str]
+    marks: Sequence[str]
+    alias: str
+    apps: Any
+    once: Sequence[str] = ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.model._meta.label}.{'+'.join(self.names)}"
+
+    @property
+    def kept(self) -> list[str]:
+        return [name for name in self.names if name in self.marks or name in self.once]
+
+
+@dataclass(frozen=True)
 class Batches:
     """The rows of a model on one database, seen by primary key and by what is still NULL.
 

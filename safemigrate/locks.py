@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from django.db import DatabaseError
+from django.db import DatabaseError, Error
 
 from safemigrate.conf import get
 from safemigrate.databases import Database
@@ -29,6 +29,9 @@ def run(database: Database, steps: Sequence[Step]) -> None:
     for step in steps:
         if step.needed():
             _run(database, step)
+        if step.verify:
+            # Also where the step was done before: the look at the data may be what was missed.
+            step.verify()
 
 
 def _run(database: Database, step: Step) -> None:
@@ -43,10 +46,8 @@ def _run(database: Database, step: Step) -> None:
             raise TableCopyNeeded(_copy_message(step, error)) from error
         raise
     finally:
-        with suppress(DatabaseError):
+        with suppress(Error):  # The connection may be what was lost.
             database.execute(*step.cleanup)
-    if step.verify:
-        step.verify()
 
 
 def _with_short_lock(database: Database, step: Step) -> None:
@@ -63,14 +64,20 @@ def _with_short_lock(database: Database, step: Step) -> None:
 
 
 def _attempt(database: Database, step: Step, tries: _Tries) -> None:
-    """Try and try again inside one preparation, so that what gave way does not come back meanwhile."""
-    while True:
-        try:
-            return database.attempt(step.statements, get("SAFEMIGRATE_LOCK_TIMEOUT"))
-        except DatabaseError as error:
-            if not database.is_lock_timeout(error):
-                raise
-            tries.failed(error)
+    """Try and try again inside one preparation, so that what gave way does not come back meanwhile.
+
+    What cannot be rolled back is not run again: each statement is then tried by itself.
+    """
+    together = database.can_roll_back
+    for statements in [step.statements] if together else [(statement,) for statement in step.statements]:
+        while True:
+            try:
+                database.attempt(statements, get("SAFEMIGRATE_LOCK_TIMEOUT"))
+                break
+            except DatabaseError as error:
+                if not database.is_lock_timeout(error):
+                    raise
+                tries.failed(error)
 
 
 class _Tries:

@@ -6,10 +6,11 @@ carries on when it is run again. They need `atomic = False` on the migration.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from django.db import DatabaseError
+from django.db import DatabaseError, Error
 from django.db.migrations.operations.base import Operation, OperationCategory
 from django.db.migrations.operations.fields import AddField, AlterField, FieldOperation, RemoveField
 from django.db.migrations.operations.special import RunPython
@@ -17,7 +18,7 @@ from django.db.models import Count, Field
 from django.db.models.expressions import BaseExpression
 
 from safemigrate import backfill, fields, locks
-from safemigrate.batches import Batches
+from safemigrate.batches import Batches, Target
 from safemigrate.databases import Database, for_connection
 from safemigrate.exceptions import (
     BadRows,
@@ -26,12 +27,15 @@ from safemigrate.exceptions import (
     InvalidField,
     InvalidPopulate,
     NullsRemain,
+    SafemigrateError,
 )
 from safemigrate.populate import AsWritten, InDatabase, InPython, Source, check, resolve
 from safemigrate.steps import Step
 from safemigrate.work import ComputedInDatabase
 
 __all__ = ["AddNullableField", "AddRequiredField", "Populate", "SetNotNull"]
+
+logger = logging.getLogger("safemigrate")
 
 # How often NOT NULL is tried anew where rows came in as NULL between the last look and the lock.
 SETTLE_TRIES = 10
@@ -74,7 +78,8 @@ class AddNullableField(_FieldStep, AddField):
     `field` is the final field as models.py has it; in the migration state it is null=True until SetNotNull.
     Takes the table's exclusive lock for an instant, at any size of table (SQLite: the one writer's); waits
     for it only briefly at a time. Run again, it does nothing where the column is there. A `db_default` is
-    set for the rows that come in from now on; old rows stay NULL. Backwards it drops the column.
+    set for the rows that come in from now on (on SQLite only by SetNotNull); old rows stay NULL. Backwards
+    it drops the column.
     """
 
     def __init__(self, model_name: str, name: str, field: Any) -> None:
@@ -165,8 +170,10 @@ class Populate(_FieldStep, Operation):
         for name in self.names:
             if name not in model.fields:
                 raise InvalidPopulate(f"Populate: {app_label}.{self.model_name} has no field {name!r}.")
+        marks = [name for name in self.names if model.fields[name].null]
+        for name in self.names:
             noted = model.fields[name].clone()
-            noted.safemigrate_populate = self
+            noted.safemigrate_populate = (self, marks)
             model.fields[name] = noted
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
@@ -197,17 +204,23 @@ class Populate(_FieldStep, Operation):
         database: Database,
         from_state: Any,
         to_state: Any,
+        once: Sequence[str] | None = None,
     ) -> None:
-        """Fill all rows that still need it, or raise BadRows. Imports a dotted path only for that."""
+        """Fill all rows that still need it, or raise BadRows. Imports a dotted path only for that.
+
+        `once`, where the fill was done before and only late rows are left, names the fields that were NULL
+        then. A function of (apps, schema_editor) is not run another time for them.
+        """
         model = to_state.apps.get_model(app_label, self.model_name)
-        target = self._target(model, schema_editor.connection.alias, to_state.apps)
+        target = self._target(model, schema_editor.connection.alias, to_state.apps, once or ())
         batches = Batches(model, target.alias, target.marks)
         if not batches.any_left():
             return
         self.rehearse(app_label, target.alias, to_state)
         source = resolve(self.populate, self.names)
         if isinstance(source, AsWritten):
-            RunPython(source.function).database_forwards(app_label, schema_editor, from_state, to_state)
+            if once is None:
+                RunPython(source.function).database_forwards(app_label, schema_editor, from_state, to_state)
             _refuse_nulls(batches, target.label, source.title)
             return
         if isinstance(source, InPython) and source.unique:
@@ -223,9 +236,9 @@ class Populate(_FieldStep, Operation):
             )
         self._run(database, schema_editor, database.index_early(model, field))
 
-    def _target(self, model: Any, alias: str, apps: Any) -> backfill.Target:
+    def _target(self, model: Any, alias: str, apps: Any, once: Sequence[str] = ()) -> Target:
         marks = [name for name in self.names if model._meta.get_field(name).null]
-        return backfill.Target(model, self.names, marks, alias, apps)
+        return Target(model, self.names, marks, alias, apps, once)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         pass
@@ -283,15 +296,16 @@ class SetNotNull(_FieldStep, AlterField):
         if schema_editor.collect_sql:
             self._run(database, schema_editor, database.require(from_model, model, field).in_order())
             return
-        populate = self._populate(app_label, from_state)
+        noted = self._populate(app_label, from_state)
 
         def catch_up() -> None:
-            if populate is None:
+            if noted is None:
                 _refuse_nulls(
                     Batches(from_model, database.connection.alias, [self.name]), self._label(app_label)
                 )
             else:
-                populate.fill(app_label, schema_editor, database, from_state, from_state)
+                populate, once = noted
+                populate.fill(app_label, schema_editor, database, from_state, from_state, once)
 
         self._require(database, from_model, model, field, catch_up)
 
@@ -300,26 +314,39 @@ class SetNotNull(_FieldStep, AlterField):
             # A run that ended after NOT NULL has only what follows it to do.
             locks.run(database, database.require(from_model, model, field).in_order())
             return
+        # A run that was killed may have left the door shut.
+        locks.run(database, database.require(from_model, model, field).reopen)
         catch_up()
         if field.unique:
             _refuse_duplicates(from_model, database, field)
         if field.remote_field and field.db_constraint:
             database.refuse_orphans(from_model, from_model._meta.get_field(field.name))
         locks.run(database, database.require(from_model, model, field).before)
-        for last in reversed(range(SETTLE_TRIES)):
-            locks.run(database, database.require(from_model, model, field).close)
+        for tries_left in reversed(range(SETTLE_TRIES)):
             try:
+                locks.run(database, database.require(from_model, model, field).close)
                 catch_up()
                 locks.run(database, database.require(from_model, model, field).settle)
                 break
-            except (DatabaseError, NullsRemain) as error:
-                # Old code must be able to insert again, as long as the column is not required.
-                locks.run(database, database.require(from_model, model, field).reopen)
-                if isinstance(error, NullsRemain) or not last or not database.is_null_refused(error):
+            except BaseException as error:
+                self._reopen(database, from_model, model, field)
+                if (
+                    not tries_left
+                    or not isinstance(error, DatabaseError)
+                    or not database.is_null_refused(error)
+                ):
                     raise
         locks.run(database, database.require(from_model, model, field).after)
 
-    def _populate(self, app_label: str, state: Any) -> Populate | None:
+    @staticmethod
+    def _reopen(database: Database, from_model: Any, model: Any, field: Any) -> None:
+        """Let old code insert again, as long as the column is not required; never hide why it is not."""
+        try:
+            locks.run(database, database.require(from_model, model, field).reopen)
+        except (SafemigrateError, Error):
+            logger.exception("%s: new rows without a value are refused until migrate is run again", field)
+
+    def _populate(self, app_label: str, state: Any) -> tuple[Populate, list[str]] | None:
         field = state.models[app_label, self.model_name_lower].fields[self.name]
         return getattr(field, "safemigrate_populate", None)
 
@@ -428,6 +455,7 @@ def _refuse_nulls(batches: Batches, label: str, source: str = "") -> None:
 
 def _refuse_duplicates(model: Any, database: Database, field: Any) -> None:
     rows = Batches(model, database.connection.alias, [field.name]).rows
+    rows = rows.filter(**{f"{field.attname}__isnull": False})
     repeated = rows.values(field.attname).annotate(safemigrate_rows=Count("*")).filter(safemigrate_rows__gt=1)
     examples = list(repeated.order_by("-safemigrate_rows", field.attname)[:EXAMPLES])
     if not examples:
@@ -479,7 +507,7 @@ def _told(populate: Any, names: Sequence[str]) -> str:
     return populate if isinstance(populate, str) and "." in populate else resolve(populate, names).title
 
 
-def _comment_populate(schema_editor: Any, target: backfill.Target, source: Source) -> None:
+def _comment_populate(schema_editor: Any, target: Target, source: Source) -> None:
     names = ", ".join(target.names)
     _comment(schema_editor, f"fill {names} by {source.title}: committed range after range of primary keys,")
     _comment(schema_editor, "each of which locks only the rows that it writes")
@@ -492,6 +520,5 @@ def _comment_populate(schema_editor: Any, target: backfill.Target, source: Sourc
         _comment(schema_editor, f"Python computes the values for {target.label}: no SQL can be shown")
 
 
-def _statement(target: backfill.Target, source: InDatabase) -> tuple[str, tuple[Any, ...]]:
-    work = ComputedInDatabase(source, target.names, target.model, target.apps)
-    return work.statement(Batches(target.model, target.alias, target.marks))
+def _statement(target: Target, source: InDatabase) -> tuple[str, tuple[Any, ...]]:
+    return ComputedInDatabase(source, target).statement(Batches(target.model, target.alias, target.marks))

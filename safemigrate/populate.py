@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.core.exceptions import FieldDoesNotExist, FieldError
+from django.db import Error
 from django.db.models import Model, OuterRef, QuerySet, Subquery
 from django.utils.deconstruct import deconstructible
 from django.utils.module_loading import import_string
@@ -344,6 +345,8 @@ def _each(function: Callable[[Any], Any], rows: Iterable[Any]) -> list[Any]:
     for row in rows:
         try:
             results.append(function(row))
+        except Error:
+            raise  # The engine tries again what passes, and splits the batch for what does not.
         except Exception as error:  # noqa: BLE001 - whatever the user's function raises is one bad row, not the end.
             results.append(error)
     return results

@@ -12,7 +12,7 @@ from django.db.models.functions import Coalesce
 from django.db.models.sql import UpdateQuery
 from django.db.transaction import atomic
 
-from safemigrate.batches import Batches, Range, keys_of
+from safemigrate.batches import Batches, Range, Target, keys_of
 from safemigrate.databases import Database
 from safemigrate.exceptions import BadRow, InvalidPopulate, SafemigrateError
 from safemigrate.populate import InDatabase, InPython
@@ -25,11 +25,11 @@ Work = Callable[[Batches, Range], Result]
 class ComputedInDatabase:
     """One UPDATE with the expressions, where a mark is still NULL."""
 
-    def __init__(self, source: InDatabase, names: Sequence[str], model: Any, apps: Any) -> None:
-        self.source, self.names, self.model, self.apps = source, names, model, apps
+    def __init__(self, source: InDatabase, target: Target) -> None:
+        self.source, self.target, self.model = source, target, target.model
 
     def __call__(self, batches: Batches, batch: Range) -> Result:
-        return batches.todo.filter(batch.condition).update(**self._values(batches)), []
+        return batches.todo.filter(batch.condition).update(**self._values()), []
 
     def statement(self, batches: Batches) -> tuple[str, tuple[Any, ...]]:
         """Return the UPDATE as it is run, but for the bounds of the keys, with its parameters.
@@ -38,47 +38,45 @@ class ComputedInDatabase:
         """
         query: Any = batches.todo.query.chain(UpdateQuery)
         try:
-            query.add_update_values(self._values(batches))
+            query.add_update_values(self._values())
             sql, params = query.get_compiler(using=batches.alias).as_sql()
         except FieldError as error:
             raise InvalidPopulate(
-                f"{self.source.title} cannot fill {', '.join(self.names)} of {self.model._meta.label} in an UPDATE: "
-                f"{error}. A column of a related row, or of a parent model, is copied by "
+                f"{self.source.title} cannot fill {', '.join(self.target.names)} of {self.model._meta.label} in an "
+                f"UPDATE: {error}. A column of a related row, or of a parent model, is copied by "
                 'FromRelated("relation__field"), or read by a function of one row.'
             ) from error
         return sql, tuple(params)
 
-    def _values(self, batches: Batches) -> dict[str, Any]:
-        values = self.source.assignments(self.model, self.apps)
-        if len(batches.marks) > 1:
-            values.update({name: self._kept(name, values[name]) for name in batches.marks})
+    def _values(self) -> dict[str, Any]:
+        kept = self.target.kept
+        values = self.source.assignments(self.model, self.target.apps)
+        if len(values) > 1:
+            values.update({name: self._or_own(name, values[name]) for name in kept})
         # MySQL reads a column as it was just assigned: those that are rewritten come last.
-        return dict(sorted(values.items(), key=lambda item: item[0] not in batches.marks))
+        return dict(sorted(values.items(), key=lambda item: item[0] not in kept))
 
-    def _kept(self, name: str, value: Any) -> Any:
+    def _or_own(self, name: str, value: Any) -> Any:
         return Coalesce(F(name), value, output_field=self.model._meta.get_field(name))
 
 
 class ComputedInPython:
     """Rows read between the two keys, values computed and adapted as `save()` does it, and written back."""
 
-    def __init__(
-        self, source: InPython, names: Sequence[str], model: Any, apps: Any, database: Database
-    ) -> None:
-        self.source, self.names, self.model, self.apps, self.database = source, names, model, apps, database
-        self.fields = [model._meta.get_field(name) for name in names]
-        alias = database.connection.alias
-        self.prepared = source.prepare(apps, alias) if source.prepare else None
-        self.unique = self._deduplicator(alias)
+    def __init__(self, source: InPython, target: Target, database: Database) -> None:
+        self.source, self.target, self.database = source, target, database
+        self.fields = [target.model._meta.get_field(name) for name in target.names]
+        self.prepared = source.prepare(target.apps, target.alias) if source.prepare else None
+        self.unique = self._deduplicator()
 
-    def _deduplicator(self, alias: str) -> Deduplicator | None:
+    def _deduplicator(self) -> Deduplicator | None:
         if self.source.unique is None:
             return None
-        rows = Batches(self.model, alias, self.names).rows
+        rows = Batches(self.target.model, self.target.alias, self.target.marks).rows
         return Deduplicator(rows, self.fields[0], self.source.unique, self.database.same_text)
 
     def __call__(self, batches: Batches, batch: Range) -> Result:
-        if set(self.names) == set(batches.marks):
+        if set(self.target.names) == set(self.target.kept):
             return self._fill(batches, batch)
         # A column that is rewritten must not change between its reading and its writing.
         with atomic(batches.alias):
@@ -89,12 +87,15 @@ class ComputedInPython:
         features = connections[batches.alias].features
         if lock and features.has_select_for_update:
             rows = rows.select_for_update(of=("self",) if features.has_select_for_update_of else ())
-        read = keys_of(rows) if self.source.keys_only else list(self.source.read(rows, self.apps))
+        read = keys_of(rows) if self.source.keys_only else list(self.source.read(rows, self.target.apps))
         results = self._computed(read)
         keys = read if self.source.keys_only else [row.pk for row in read]
         good, bad = self._sort(keys, results)
-        written = self.database.write(self.model, self.names, batches.marks, good) if good else 0
-        return written, bad
+        return self._write(good) if good else 0, bad
+
+    def _write(self, rows: Sequence[Any]) -> int:
+        target = self.target
+        return self.database.write(target.model, target.names, target.marks, target.kept, rows)
 
     def _computed(self, rows: Sequence[Any]) -> list[Any]:
         try:

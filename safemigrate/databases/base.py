@@ -87,6 +87,11 @@ class Database:
             f"primary key:\n{listed}\nCorrect these rows and run migrate again: it carries on from here."
         )
 
+    @property
+    def can_roll_back(self) -> bool:
+        """Is a statement that changes a table undone with its transaction?"""
+        return bool(self.connection.features.can_rollback_ddl)
+
     # The steps of the road
 
     def add_column(self, model: Any, field: Any) -> list[Step]:
@@ -174,14 +179,16 @@ class Database:
 
     # Writing values that Python made
 
-    def write(self, model: Any, names: Sequence[str], marks: Sequence[str], rows: Sequence[Any]) -> int:
+    def write(
+        self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str], rows: Sequence[Any]
+    ) -> int:
         """Write (key, value, ...) rows into the fields `names` where one of the `marks` is still NULL.
 
-        Values are as `get_db_prep_save` gave them; rows are in the order of their keys. A field that is a
-        mark keeps what it has where it is not NULL. Returns how many rows were written. Runs in one
+        Values are as `get_db_prep_save` gave them; rows are in the order of their keys. A field that is in
+        `kept` keeps what it has where it is not NULL. Returns how many rows were written. Runs in one
         transaction.
         """
-        sql = self._update_by_key(model, names, marks)
+        sql = self._update_by_key(model, names, marks, kept)
         key_fields = key_columns(model)
         with atomic(self.connection.alias), self.connection.cursor() as cursor:
             written = 0
@@ -190,11 +197,12 @@ class Database:
                 written += cursor.rowcount
         return written
 
-    def _update_by_key(self, model: Any, names: Sequence[str], marks: Sequence[str]) -> str:
+    def _update_by_key(
+        self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str]
+    ) -> str:
         columns = {name: self.quote(model._meta.get_field(name).column) for name in {*names, *marks}}
         assignments = ", ".join(
-            f"{columns[name]} = {self._placeholder(columns[name], name in marks, len(marks))}"
-            for name in names
+            f"{columns[name]} = {self._assigned(columns[name], '%s', name, names, kept)}" for name in names
         )
         todo = " OR ".join(f"{columns[name]} IS NULL" for name in marks)
         keys = " AND ".join(f"{self.quote(field.column)} = %s" for field in key_columns(model))
@@ -202,8 +210,9 @@ class Database:
         return f"UPDATE {table} SET {assignments} WHERE {keys} AND ({todo})"
 
     @staticmethod
-    def _placeholder(column: str, is_mark: bool, marks: int) -> str:
-        return f"COALESCE({column}, %s)" if is_mark and marks > 1 else "%s"
+    def _assigned(column: str, value: str, name: str, names: Sequence[str], kept: Sequence[str]) -> str:
+        # A single field is written only where it is NULL; of several, one may have its value already.
+        return f"COALESCE({column}, {value})" if name in kept and len(names) > 1 else value
 
     def key_params(self, key_fields: Sequence[Any], key: Any) -> list[Any]:
         parts = key if isinstance(key, tuple | list) else (key,)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
+from django.db import Error
 from django.db.transaction import atomic
 
 from safemigrate import fields
@@ -198,7 +199,8 @@ class MySQL(Database):
         try:
             yield
         finally:
-            self._set(name, before)
+            with suppress(Error):  # The connection may be what was lost.
+                self._set(name, before)
 
     def _strict(self) -> Any:
         # Without a strict mode NOT NULL turns NULLs into zeros and empty texts.
@@ -216,19 +218,21 @@ class MySQL(Database):
             return tuple(statements)
         return tuple(statement + ending for statement in statements)
 
-    def write(self, model: Any, names: Sequence[str], marks: Sequence[str], rows: Sequence[Any]) -> int:
+    def write(
+        self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str], rows: Sequence[Any]
+    ) -> int:
         keys = key_columns(model)
         if len(keys) > 1 or keys[0].get_internal_type() not in _NUMERIC_KEYS:
-            return super().write(model, names, marks, rows)
+            return super().write(model, names, marks, kept, rows)
+        size = 1_000
         with atomic(self.connection.alias):
-            size = 1_000
             return sum(
-                self._write_joined(model, names, marks, rows[start : start + size])
+                self._write_joined(model, names, marks, kept, rows[start : start + size])
                 for start in range(0, len(rows), size)
             )
 
     def _write_joined(
-        self, model: Any, names: Sequence[str], marks: Sequence[str], rows: Sequence[Any]
+        self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str], rows: Sequence[Any]
     ) -> int:
         meta, quote = model._meta, self.quote
         table, key = quote(meta.db_table), quote(key_columns(model)[0].column)
@@ -237,8 +241,7 @@ class MySQL(Database):
         first = "SELECT %s AS safemigrate_key, " + ", ".join(f"%s AS {name}" for name in new)
         other = " UNION ALL SELECT " + ", ".join(["%s"] * (len(names) + 1))
         assignments = ", ".join(
-            f"{columns[name]} = "
-            + self._placeholder(columns[name], name in marks, len(marks)).replace("%s", value)
+            f"{columns[name]} = " + self._assigned(columns[name], value, name, names, kept)
             for name, value in zip(names, new, strict=True)
         )
         todo = " OR ".join(f"{columns[name]} IS NULL" for name in marks)

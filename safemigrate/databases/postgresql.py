@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, OperationalError
+from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.utils import split_identifier
 from django.db.models import NOT_PROVIDED
 from django.db.transaction import atomic
 
 from safemigrate import fields
-from safemigrate.databases.base import Column, Database, error_code, key_columns, short_name
+from safemigrate.databases.base import Column, Database, error_code, key_columns
 from safemigrate.steps import Requirement, Step
 
 LOCK_NOT_AVAILABLE = "55P03"
@@ -357,7 +358,7 @@ class PostgreSQL(Database):
         try:
             yield
         finally:
-            with suppress(DatabaseError):  # The connection may be what was lost.
+            with suppress(Error):  # The connection may be what was lost.
                 self._set(name, before)
 
     def _set(self, name: str, value: str) -> None:
@@ -366,36 +367,48 @@ class PostgreSQL(Database):
 
     # Writing values that Python made
 
-    def write(self, model: Any, names: Sequence[str], marks: Sequence[str], rows: Sequence[Any]) -> int:
-        table, all_names = self._table(model), list(dict.fromkeys([*names, *marks]))
-        columns = {name: self.quote(model._meta.get_field(name).column) for name in all_names}
+    def write(
+        self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str], rows: Sequence[Any]
+    ) -> int:
+        # The protocol counts parameters in 16 bits.
+        size = 60_000 // (len(names) + len(key_columns(model)))
+        with atomic(self.connection.alias):
+            return sum(
+                self._write(model, names, marks, kept, rows[start : start + size])
+                for start in range(0, len(rows), size)
+            )
+
+    def _write(
+        self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str], rows: Sequence[Any]
+    ) -> int:
         keys = key_columns(model)
+        columns = {name: self.quote(model._meta.get_field(name).column) for name in {*names, *marks}}
         targets = [*keys, *(model._meta.get_field(name) for name in names)]
         aliases = [f"k{n}" for n in range(len(keys))] + [f"v{n}" for n in range(len(names))]
         row = "(" + ", ".join(f"(%s)::{self._cast(field)}" for field in targets) + ")"
         assignments = ", ".join(
-            f"{columns[name]} = "
-            + self._placeholder(f"t.{columns[name]}", name in marks, len(marks)).replace("%s", f"n.v{number}")
+            f"{columns[name]} = " + self._assigned(f"t.{columns[name]}", f"n.v{number}", name, names, kept)
             for number, name in enumerate(names)
         )
         joined = " AND ".join(f"t.{self.quote(key.column)} = n.k{number}" for number, key in enumerate(keys))
-        first = f"t.{self.quote(keys[0].column)}"
         todo = " OR ".join(f"t.{columns[name]} IS NULL" for name in marks)
         sql = (
-            f"UPDATE {table} AS t SET {assignments} "
+            f"UPDATE {self._table(model)} AS t SET {assignments} "
             f"FROM (VALUES {', '.join([row] * len(rows))}) AS n ({', '.join(aliases)}) "
             # Bounded on both sides of the join, or the planner reads the whole table for every batch.
-            f"WHERE {joined} AND {first} BETWEEN %s AND %s AND ({todo})"
+            f"WHERE {joined} AND t.{self.quote(keys[0].column)} BETWEEN %s AND %s AND ({todo})"
         )
         params = [part for key, *values in rows for part in [*self.key_params(keys, key), *values]]
         bounds = [self.key_params(keys, rows[edge][0])[0] for edge in (0, -1)]
-        with atomic(self.connection.alias), self.connection.cursor() as cursor:
+        with self.connection.cursor() as cursor:
             cursor.execute(sql, [*params, *bounds])
             return int(cursor.rowcount)
 
     def _cast(self, field: Any) -> str:
-        # An explicit cast to varchar(5) would cut a longer text off instead of refusing it.
-        return re.sub(r"\b(varchar|char|character varying)\(\d+\)", r"\1", field.db_type(self.connection))
+        # An explicit cast to varchar(5) would cut a longer text off instead of refusing it, and a bare
+        # char would be char(1).
+        kind = re.sub(r"\b(?:varchar|character varying)\(\d+\)", "varchar", field.db_type(self.connection))
+        return re.sub(r"\b(?:char|character)\(\d+\)", "bpchar", kind)
 
     # For this module
 
@@ -428,6 +441,27 @@ class PostgreSQL(Database):
         )
         return [name for (name,) in rows]
 
-    @staticmethod
-    def _default_name(model: Any, field: Any, suffix: str) -> str:
-        return short_name(split_identifier(model._meta.db_table)[1], field.column, suffix=suffix)
+    def _default_name(self, model: Any, field: Any, label: str) -> str:
+        """Return the name that the server itself would give to a constraint of this column."""
+        table = split_identifier(model._meta.db_table)[1]
+        labels = chain([label], (f"{label}{number}" for number in count(1)))
+        names = (object_name(table, field.column, each) for each in labels)
+        return next(name for name in names if not self._is_taken(model, field.column, name))
+
+    def _is_taken(self, model: Any, column: str, name: str) -> bool:
+        rows = self.fetch(
+            "SELECT 1 FROM pg_constraint c JOIN pg_class t ON t.oid = to_regclass(%s) "
+            "WHERE c.conname = %s AND c.connamespace = t.relnamespace AND NOT (c.conrelid = t.oid AND EXISTS "
+            "(SELECT FROM pg_attribute WHERE attrelid = t.oid AND attname = %s AND c.conkey = ARRAY[attnum]))",
+            [self._table(model), name, column],
+        )
+        return bool(rows)
+
+
+def object_name(table: str, column: str, label: str) -> str:
+    """Return table_column_label, cut to 63 bytes as makeObjectName in the server's indexcmds.c does it."""
+    first, second = table.encode(), column.encode()
+    room = 63 - len(label.encode()) - 2
+    while len(first) + len(second) > room:
+        first, second = (first[:-1], second) if len(first) > len(second) else (first, second[:-1])
+    return "_".join([first.decode(errors="ignore"), second.decode(errors="ignore"), label])

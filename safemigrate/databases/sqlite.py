@@ -74,8 +74,10 @@ class SQLite(Database):
             self.connection.transaction_mode = mode
             self.execute(f"PRAGMA busy_timeout = {wait}")
 
-    def write(self, model: Any, names: Sequence[str], marks: Sequence[str], rows: Sequence[Any]) -> int:
-        sql, key_fields = self._update_by_key(model, names, marks), key_columns(model)
+    def write(
+        self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str], rows: Sequence[Any]
+    ) -> int:
+        sql, key_fields = self._update_by_key(model, names, marks, kept), key_columns(model)
         params = [[*values, *self.key_params(key_fields, key)] for key, *values in rows]
         with atomic(self.connection.alias), self.connection.cursor() as cursor:
             cursor.executemany(sql, params)
@@ -91,7 +93,7 @@ class SQLite(Database):
             for name, sql in self._extras(model._meta.db_table).items()
             if self.quote(name) not in remade
             and not name.endswith(EARLY)
-            and without not in self._indexed(name)
+            and (without is None or without not in self._indexed(name))
         ]
         return replace(step, statements=(*step.statements, *kept))
 
