@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import CommandError
 from django.db import NotSupportedError
 
 
-class SafemigrateError(Exception):
-    """The root of them all."""
+class SafemigrateError(CommandError):
+    """The root of them all. A command, `migrate` too, prints its message alone; --traceback shows the rest."""
 
 
 class InvalidSetting(SafemigrateError, ImproperlyConfigured):

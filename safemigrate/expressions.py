@@ -74,7 +74,12 @@ def check_constant(value: Any, field: models.Field[Any, Any]) -> None:
             "Give an expression or a function that differs from row to row, such as uuid.uuid4."
         )
     try:
-        field.run_validators(field.to_python(value))
+        cleaned = field.to_python(value)
+        field.run_validators(cleaned)
+        if field.choices and cleaned not in dict(field.flatchoices):
+            raise ValueError(
+                f"it is none of the choices {', '.join(repr(key) for key, _ in field.flatchoices)}"
+            )
     except Exception as error:
         reason = " ".join(getattr(error, "messages", [str(error)]))
         raise InvalidExpression(

@@ -96,7 +96,21 @@ class AddNullableField(_FieldStep, AddField):
         if self.allow_migrate_model(schema_editor.connection.alias, model):
             database = self._database(schema_editor, type(self).__name__)
             field = model._meta.get_field(self.name)
+            if not schema_editor.collect_sql:
+                self._refuse_other_type(database, model, field)
             self._run(database, schema_editor, database.add_column(model, field))
+
+    @staticmethod
+    def _refuse_other_type(database: Database, model: Any, field: Any) -> None:
+        """Carry on with the column of a run that was stopped, but not with one of another field."""
+        found = database.other_type(model, field)
+        if found:
+            raise InvalidField(
+                f"{model._meta.label}.{field.name} on {database.connection.alias}: the table has a column "
+                f"{field.column} already, of type {found}, but the field needs {field.db_type(database.connection)}. "
+                "It may be left from a migration that was changed after it had begun. Drop the column, or name the "
+                "field otherwise, and run migrate again."
+            )
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         model = from_state.apps.get_model(app_label, self.model_name)

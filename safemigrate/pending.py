@@ -147,6 +147,12 @@ class Migrations:
                 f"table has no old rows.\nRun: python manage.py makemigrations {target.app_label}"
             )
 
+    def _how_to_apply(self, app_label: str, name: str) -> str:
+        operations = self.loader.disk_migrations[app_label, name].operations
+        if any(isinstance(operation, AddNullableField) for operation in operations):
+            return "It is the first of three, one for each deployment: the first line of each file says when."
+        return f"Run: python manage.py migrate {app_label}"
+
     def _check_new(self, target: Target) -> None:
         if not self.has(target):
             return
@@ -154,7 +160,7 @@ class Migrations:
         if ours:
             raise PlanningError(
                 f"{target.label} is already in the migrations, by {target.app_label}.{ours}. There is "
-                f"nothing to write.\nRun: python manage.py migrate {target.app_label}"
+                f"nothing to write.\n{self._how_to_apply(target.app_label, ours)}"
             )
         field = self.state.models[target.app_label, target.model_name].fields[target.name]
         nullable = (

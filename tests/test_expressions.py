@@ -303,3 +303,9 @@ def test_quotes_are_doubled_only_where_the_meaning_stays(code: str, quoted: str)
 
 def test_a_call_is_known_by_the_function_and_not_by_its_spelling() -> None:
     assert "would get the same value" in error("uuid4()", field=new(models.UUIDField()))
+
+
+def test_a_value_that_is_none_of_the_choices_is_refused() -> None:
+    kind = text(max_length=1, choices=[("a", "A"), ("b", "B")])
+    assert "it is none of the choices 'a', 'b'" in error('"z"', field=kind)
+    assert read('"a"', Question, kind).code == '"a"'

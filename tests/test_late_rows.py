@@ -10,7 +10,7 @@ from django.db import OperationalError, connections, models
 
 from safemigrate import backfill, operations
 from safemigrate.databases import for_connection
-from safemigrate.exceptions import BadRows, OrphanRows
+from safemigrate.exceptions import BadRows, InvalidField, OrphanRows
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from tests.roads import APP, MONTH, START, Road, question
 
@@ -213,3 +213,20 @@ def test_a_batch_wider_than_the_protocol_allows_is_written_in_parts(alias: str) 
     road.run(*(AddNullableField("question", name, models.IntegerField()) for name in names))
     road.run(Populate("question", names, lambda row: {"votes": row.pk, "score": 1}, batch_size=25_000))
     assert road.values("votes") == road.values("pk")
+
+
+@pytest.mark.parametrize("alias", ["sqlite", "postgresql", "postgresql_old"], indirect=True)
+def test_a_column_left_by_another_field_is_not_taken_over(alias: str) -> None:
+    road = Road(alias)
+    road.fill(2)
+    before = road.state
+    kinds = [models.CharField(max_length=10), models.CharField(max_length=120), models.IntegerField()]
+    road.run(AddNullableField("question", "code", kinds[0]))
+    for kind in kinds[1:]:
+        road.state = before
+        with pytest.raises(
+            InvalidField, match="has a column code already, of type .*10.*, but the field needs"
+        ):
+            road.run(AddRequiredField("question", "code", kind, 1))
+    road.run(AddRequiredField("question", "code", kinds[0], "short"))
+    assert road.values("code") == ["short", "short"]

@@ -42,6 +42,10 @@ class Database:
                     return Column(bool(info.null_ok), info.default is not None)
         return None
 
+    def other_type(self, model: Any, field: Any) -> str | None:
+        """Return the type of the field's column where it is there with another type than the field's."""
+        return None
+
     def estimated_rows(self, model: Any) -> int:
         """Return about how many rows the table has, as cheaply as the database can say."""
         return int(QuerySet(model, using=self.connection.alias).count())

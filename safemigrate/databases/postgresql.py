@@ -41,6 +41,17 @@ class PostgreSQL(Database):
         valid = not_null and not self._constraints(model, column, kind="n", valid=False)
         return Column(not valid, has_default)
 
+    def other_type(self, model: Any, field: Any) -> str | None:
+        wanted = field.db_type(self.connection)
+        rows = self.fetch(
+            "SELECT format_type(atttypid, atttypmod), atttypid = to_regtype(%s) FROM pg_attribute "
+            "WHERE attrelid = to_regclass(%s) AND attname = %s AND attnum > 0 AND NOT attisdropped",
+            [re.sub(r"\([^)]*\)", "", wanted), self._table(model), field.column],
+        )
+        found, same_kind = rows[0] if rows else (None, None)
+        same = same_kind is not False and _limits(found or wanted) == _limits(wanted)
+        return None if same else found
+
     def estimated_rows(self, model: Any) -> int:
         rows = self.fetch(
             "SELECT reltuples::bigint, pg_relation_size(oid) FROM pg_class WHERE oid = to_regclass(%s)",
@@ -456,6 +467,10 @@ class PostgreSQL(Database):
             [self._table(model), name, column],
         )
         return bool(rows)
+
+
+def _limits(kind: str) -> list[str]:
+    return [limit.replace(" ", "").lower() for limit in re.findall(r"\(([^)]*)\)", kind)]
 
 
 def object_name(table: str, column: str, label: str) -> str:

@@ -25,6 +25,12 @@ class SQLite(Database):
                 return Column(not not_null, default is not None)
         return None
 
+    def other_type(self, model: Any, field: Any) -> str | None:
+        table = self.quote(model._meta.db_table)
+        types = {row[1]: row[2] for row in self.fetch(f"PRAGMA table_info({table})")}
+        found = types.get(field.column)
+        return None if found is None or found.lower() == field.db_type(self.connection).lower() else found
+
     def is_lock_timeout(self, error: BaseException) -> bool:
         return isinstance(error, DatabaseError) and "locked" in str(error)
 

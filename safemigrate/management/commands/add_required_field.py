@@ -304,7 +304,8 @@ def _may_ask(options: Mapping[str, Any]) -> bool:
 def _next_step(phases: Sequence[Phase]) -> str:
     if any(phase.note for phase in phases):
         lines = [
-            f"    python manage.py migrate {phase.app_label} {phase.name}  # {phase.note}" for phase in phases
+            f"    python manage.py migrate {phase.app_label} {phase.name}  # {phase.note}"
+            for phase in sorted(phases, key=lambda phase: phase.note)
         ]
         return "\n".join(["Next, in three deployments:", *lines])
     lines = [f"    python manage.py migrate {phase.app_label}" for phase in phases]
