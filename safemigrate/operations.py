@@ -7,7 +7,7 @@ carries on when it is run again. They need `atomic = False` on the migration.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.db import DatabaseError, Error
@@ -30,7 +30,7 @@ from safemigrate.exceptions import (
     SafemigrateError,
 )
 from safemigrate.populate import AsWritten, InDatabase, InPython, Source, check, resolve
-from safemigrate.steps import Step
+from safemigrate.steps import Requirement, Step
 from safemigrate.work import ComputedInDatabase
 
 __all__ = ["AddNullableField", "AddRequiredField", "Populate", "SetNotNull"]
@@ -324,39 +324,43 @@ class SetNotNull(_FieldStep, AlterField):
         self._require(database, from_model, model, field, catch_up)
 
     def _require(self, database: Database, from_model: Any, model: Any, field: Any, catch_up: Any) -> None:
+        def steps() -> Requirement:
+            # Made anew each time: they depend on what the table is by then.
+            return database.require(from_model, model, field)
+
         if database.is_required(model, field):
             # A run that ended after NOT NULL has only what follows it to do.
-            locks.run(database, database.require(from_model, model, field).in_order())
+            locks.run(database, steps().in_order())
             return
         # A run that was killed may have left the door shut.
-        locks.run(database, database.require(from_model, model, field).reopen)
+        locks.run(database, steps().reopen)
         catch_up()
         if field.unique:
             _refuse_duplicates(from_model, database, field)
         if field.remote_field and field.db_constraint:
             database.refuse_orphans(from_model, from_model._meta.get_field(field.name))
-        locks.run(database, database.require(from_model, model, field).before)
+        locks.run(database, steps().before)
         for tries_left in reversed(range(SETTLE_TRIES)):
             try:
-                locks.run(database, database.require(from_model, model, field).close)
+                locks.run(database, steps().close)
                 catch_up()
-                locks.run(database, database.require(from_model, model, field).settle)
+                locks.run(database, steps().settle)
                 break
             except BaseException as error:
-                self._reopen(database, from_model, model, field)
+                self._reopen(database, steps, field)
                 if (
                     not tries_left
                     or not isinstance(error, DatabaseError)
                     or not database.is_null_refused(error)
                 ):
                     raise
-        locks.run(database, database.require(from_model, model, field).after)
+        locks.run(database, steps().after)
 
     @staticmethod
-    def _reopen(database: Database, from_model: Any, model: Any, field: Any) -> None:
+    def _reopen(database: Database, steps: Callable[[], Requirement], field: Any) -> None:
         """Let old code insert again, as long as the column is not required; never hide why it is not."""
         try:
-            locks.run(database, database.require(from_model, model, field).reopen)
+            locks.run(database, steps().reopen)
         except (SafemigrateError, Error):
             logger.exception("%s: new rows without a value are refused until migrate is run again", field)
 
