@@ -47,6 +47,10 @@ class NullsRemain(SafemigrateError):
     """The column still has NULLs, so NOT NULL was not set."""
 
 
+class NoGuard(SafemigrateError):
+    """The database cannot fill new rows by itself with this populate; the message says why."""
+
+
 class DuplicateValues(SafemigrateError):
     """The column is to be unique, and is not; no constraint was created."""
 
@@ -57,6 +61,10 @@ class OrphanRows(SafemigrateError):
 
 class TooManyRetries(SafemigrateError):
     """A batch failed again and again with errors that usually pass."""
+
+
+class NotVisible(SafemigrateError):
+    """The server does not tell this user how loaded it is, or a replica does not answer."""
 
 
 class PlanningError(SafemigrateError):

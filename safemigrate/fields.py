@@ -7,9 +7,13 @@ from typing import Any
 
 from django.db import models
 from django.db.models import NOT_PROVIDED
+from django.db.models.expressions import BaseExpression
 from django.db.models.fields.related import ForeignObject
 
 from safemigrate.exceptions import InvalidField
+
+#: What operations leave on a field of the migration state, for later ones: how it was filled, how it is guarded.
+NOTES = ("safemigrate_populate", "safemigrate_guard")
 
 
 def check(field: models.Field[Any, Any], name: str) -> None:
@@ -80,4 +84,39 @@ def with_default(field: models.Field[Any, Any]) -> Any:
     """Return a bare copy that keeps the default which the database gives (db_default)."""
     clone = bare(field)
     clone.db_default = field.db_default
+    return clone
+
+
+def differences(before: Any, after: Any) -> list[str]:
+    """Return in which arguments two fields differ, beside null."""
+    old_path, _, old = before.deconstruct()[1:]
+    new_path, _, new = after.deconstruct()[1:]
+    names = [] if old_path == new_path else ["type"]
+    names += sorted(
+        name for name in {*old, *new} - {"null"} if not _same(old.get(name, _same), new.get(name, _same))
+    )
+    return names
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, BaseExpression) or isinstance(other, BaseExpression):
+        return repr(one) == repr(other)
+    if isinstance(one, models.Field) and isinstance(other, models.Field):  # The field inside an ArrayField.
+        return not differences(one, other)
+    return (
+        bool(one == other)
+        or (isinstance(one, str) and isinstance(other, str) and one.lower() == other.lower() and "." in one)
+        or (
+            hasattr(one, "deconstruct")
+            and hasattr(other, "deconstruct")
+            and one.deconstruct() == other.deconstruct()
+        )
+    )
+
+
+def noted(field: models.Field[Any, Any], like: models.Field[Any, Any], **notes: Any) -> Any:
+    """Return a copy of a state's field that bears the notes of `like`, and these."""
+    clone = field.clone()
+    for name in NOTES:
+        setattr(clone, name, notes.get(name.removeprefix("safemigrate_"), getattr(like, name, None)))
     return clone

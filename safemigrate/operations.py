@@ -7,39 +7,27 @@ carries on when it is run again. They need `atomic = False` on the migration.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from django.db import DatabaseError, Error
+from django.db import DatabaseError
 from django.db.migrations.operations.base import Operation, OperationCategory
 from django.db.migrations.operations.fields import AddField, AlterField, FieldOperation, RemoveField
 from django.db.migrations.operations.special import RunPython
-from django.db.models import Count, Field
-from django.db.models.expressions import BaseExpression
 
-from safemigrate import backfill, fields, locks
+from safemigrate import backfill, fields, guards, locks
 from safemigrate.batches import Batches, Target
 from safemigrate.databases import Database, for_connection
-from safemigrate.exceptions import (
-    BadRows,
-    DuplicateValues,
-    InTransaction,
-    InvalidField,
-    InvalidPopulate,
-    NullsRemain,
-    SafemigrateError,
-)
-from safemigrate.populate import AsWritten, InDatabase, InPython, Source, check, resolve
-from safemigrate.steps import Requirement, Step
-from safemigrate.work import ComputedInDatabase
+from safemigrate.exceptions import InTransaction, InvalidField, InvalidPopulate, NoGuard
+from safemigrate.populate import AsWritten, InPython, Source, check, is_dotted_path, resolve
+from safemigrate.proofs import refuse_nulls
+from safemigrate.requiring import Requiring
+from safemigrate.road import Fill, write_down
+from safemigrate.steps import Step
 
-__all__ = ["AddNullableField", "AddRequiredField", "Populate", "SetNotNull"]
+__all__ = ["AddNullableField", "AddRequiredField", "GuardWrites", "Populate", "SetNotNull", "UnguardWrites"]
 
 logger = logging.getLogger("safemigrate")
-
-# How often NOT NULL is tried anew where rows came in as NULL between the last look and the lock.
-SETTLE_TRIES = 10
-EXAMPLES = 10
 
 
 class _FieldStep:
@@ -50,6 +38,10 @@ class _FieldStep:
     model_name: str
     field: Any
 
+    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
+        """Return what is done forwards, in order, without doing any of it."""
+        raise NotImplementedError
+
     def _database(self, schema_editor: Any, operation: str) -> Database:
         if schema_editor.connection.in_atomic_block and not schema_editor.collect_sql:
             raise InTransaction(
@@ -59,17 +51,15 @@ class _FieldStep:
             )
         return for_connection(schema_editor.connection)
 
-    def _run(self, database: Database, schema_editor: Any, steps: Sequence[Step]) -> None:
-        if not schema_editor.collect_sql:
-            locks.run(database, steps)
-            return
-        for step in steps:
-            _comment(schema_editor, f"{step.title} ({step.lock})")
-            schema_editor.collected_sql.extend(f"{sql};" for sql in (*step.statements, *step.cleanup))
+    @staticmethod
+    def _run(database: Database, schema_editor: Any, road: Sequence[Any]) -> None:
+        if schema_editor.collect_sql:
+            write_down(schema_editor, road)
+        else:
+            locks.run(database, road)
 
-
-def _comment(schema_editor: Any, text: str) -> None:
-    schema_editor.collected_sql.extend(f"-- {line}" for line in text.splitlines())
+    def _label(self, app_label: str) -> str:
+        return f"{app_label}.{self.model_name}.{self.name}"
 
 
 class AddNullableField(_FieldStep, AddField):
@@ -95,10 +85,13 @@ class AddNullableField(_FieldStep, AddField):
         model = to_state.apps.get_model(app_label, self.model_name)
         if self.allow_migrate_model(schema_editor.connection.alias, model):
             database = self._database(schema_editor, type(self).__name__)
-            field = model._meta.get_field(self.name)
             if not schema_editor.collect_sql:
-                self._refuse_other_type(database, model, field)
-            self._run(database, schema_editor, database.add_column(model, field))
+                self._refuse_other_type(database, model, model._meta.get_field(self.name))
+            self._run(database, schema_editor, self.road(app_label, database, from_state, to_state))
+
+    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
+        model = to_state.apps.get_model(app_label, self.model_name)
+        return [*database.add_column(model, model._meta.get_field(self.name))]
 
     @staticmethod
     def _refuse_other_type(database: Database, model: Any, field: Any) -> None:
@@ -186,9 +179,8 @@ class Populate(_FieldStep, Operation):
                 raise InvalidPopulate(f"Populate: {app_label}.{self.model_name} has no field {name!r}.")
         marks = [name for name in self.names if model.fields[name].null]
         for name in self.names:
-            noted = model.fields[name].clone()
-            noted.safemigrate_populate = (self, marks)
-            model.fields[name] = noted
+            field = model.fields[name]
+            model.fields[name] = fields.noted(field, field, populate=(self, marks))
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
@@ -199,17 +191,19 @@ class Populate(_FieldStep, Operation):
             return  # A squashed migration made the table with the column required: nothing is NULL.
         database = self._database(schema_editor, type(self).__name__)
         if schema_editor.collect_sql:
-            _comment_populate(schema_editor, target, resolve(self.populate, self.names))
+            write_down(schema_editor, self.road(app_label, database, from_state, to_state))
             return
         self.fill(app_label, schema_editor, database, from_state, to_state)
 
+    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
+        model = to_state.apps.get_model(app_label, self.model_name)
+        target = self._target(model, database.connection.alias, to_state.apps)
+        return [Fill(target, resolve(self.populate, self.names))] if target.marks else []
+
     def rehearse(self, app_label: str, alias: str, state: Any) -> None:
         """Raise InvalidPopulate for what can be seen to fail before a statement is run."""
-        source = resolve(self.populate, self.names)
-        if isinstance(source, InDatabase):
-            _statement(
-                self._target(state.apps.get_model(app_label, self.model_name), alias, state.apps), source
-            )
+        target = self._target(state.apps.get_model(app_label, self.model_name), alias, state.apps)
+        Fill(target, resolve(self.populate, self.names)).statement()
 
     def fill(
         self,
@@ -235,7 +229,7 @@ class Populate(_FieldStep, Operation):
         if isinstance(source, AsWritten):
             if once is None:
                 RunPython(source.function).database_forwards(app_label, schema_editor, from_state, to_state)
-            _refuse_nulls(batches, target.label, source.title)
+            refuse_nulls(batches, target.label, source.title)
             return
         if isinstance(source, InPython) and source.unique:
             self._index_early(database, schema_editor, model)
@@ -284,13 +278,16 @@ class SetNotNull(_FieldStep, AlterField):
 
     def state_forwards(self, app_label: str, state: Any) -> None:
         self._refuse_other_changes(app_label, state)
+        before = state.models[app_label, self.model_name_lower].fields[self.name]
         super().state_forwards(app_label, state)
+        model = state.models[app_label, self.model_name_lower]
+        model.fields[self.name] = fields.noted(model.fields[self.name], before, populate=None)
 
     def _refuse_other_changes(self, app_label: str, state: Any) -> None:
         before = state.models[app_label, self.model_name_lower].fields.get(self.name)
         if before is None:
             raise InvalidField(f"SetNotNull: {app_label}.{self.model_name} has no field {self.name!r} yet.")
-        differences = _differences(before, self.field)
+        differences = fields.differences(before, self.field)
         if differences:
             raise InvalidField(
                 f"SetNotNull only makes {app_label}.{self.model_name}.{self.name} required, but the field differs "
@@ -308,68 +305,29 @@ class SetNotNull(_FieldStep, AlterField):
         database = self._database(schema_editor, type(self).__name__)
         field = model._meta.get_field(self.name)
         if schema_editor.collect_sql:
-            self._run(database, schema_editor, database.require(from_model, model, field).in_order())
+            write_down(schema_editor, self.road(app_label, database, from_state, to_state))
             return
         noted = self._populate(app_label, from_state)
 
         def catch_up() -> None:
             if noted is None:
-                _refuse_nulls(
+                refuse_nulls(
                     Batches(from_model, database.connection.alias, [self.name]), self._label(app_label)
                 )
             else:
                 populate, once = noted
                 populate.fill(app_label, schema_editor, database, from_state, from_state, once)
 
-        self._require(database, from_model, model, field, catch_up)
+        Requiring(database, from_model, model, field, catch_up).run()
 
-    def _require(self, database: Database, from_model: Any, model: Any, field: Any, catch_up: Any) -> None:
-        def steps() -> Requirement:
-            # Made anew each time: they depend on what the table is by then.
-            return database.require(from_model, model, field)
-
-        if database.is_required(model, field):
-            # A run that ended after NOT NULL has only what follows it to do.
-            locks.run(database, steps().in_order())
-            return
-        # A run that was killed may have left the door shut.
-        locks.run(database, steps().reopen)
-        catch_up()
-        if field.unique:
-            _refuse_duplicates(from_model, database, field)
-        if field.remote_field and field.db_constraint:
-            database.refuse_orphans(from_model, from_model._meta.get_field(field.name))
-        locks.run(database, steps().before)
-        for tries_left in reversed(range(SETTLE_TRIES)):
-            try:
-                locks.run(database, steps().close)
-                catch_up()
-                locks.run(database, steps().settle)
-                break
-            except BaseException as error:
-                self._reopen(database, steps, field)
-                if (
-                    not tries_left
-                    or not isinstance(error, DatabaseError)
-                    or not database.is_null_refused(error)
-                ):
-                    raise
-        locks.run(database, steps().after)
-
-    @staticmethod
-    def _reopen(database: Database, steps: Callable[[], Requirement], field: Any) -> None:
-        """Let old code insert again, as long as the column is not required; never hide why it is not."""
-        try:
-            locks.run(database, steps().reopen)
-        except (SafemigrateError, Error):
-            logger.exception("%s: new rows without a value are refused until migrate is run again", field)
+    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
+        from_model = from_state.apps.get_model(app_label, self.model_name)
+        model = to_state.apps.get_model(app_label, self.model_name)
+        return [*database.require(from_model, model, model._meta.get_field(self.name)).in_order()]
 
     def _populate(self, app_label: str, state: Any) -> tuple[Populate, list[str]] | None:
         field = state.models[app_label, self.model_name_lower].fields[self.name]
         return getattr(field, "safemigrate_populate", None)
-
-    def _label(self, app_label: str) -> str:
-        return f"{app_label}.{self.model_name}.{self.name}"
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
@@ -392,55 +350,255 @@ class SetNotNull(_FieldStep, AlterField):
         return FieldOperation.reduce(self, operation, app_label)
 
 
+class GuardWrites(_FieldStep, Operation):
+    """Let the database fill the field in rows that come in without it, from old code above all.
+
+    A constant and uuid.uuid4 become the column's DEFAULT, an expression two triggers (PostgreSQL: one) that
+    run where the field is NULL, with the value that Populate gives the same row. A row for which the
+    expression fails comes in as NULL. Takes short locks only; writers wait for that instant. Run again it
+    replaces a guard that is different. Where a database cannot, it says so in one warning and goes on.
+    Backwards the guard is gone.
+    """
+
+    reversible = True
+    elidable = True  # A squashed migration fills tables in one go.
+    category = OperationCategory.SQL
+
+    def __init__(self, model_name: str, name: str, populate: Any) -> None:
+        self.model_name, self.name, self.populate = model_name, name, populate
+        check(populate, [name])
+        if not is_dotted_path(populate):
+            self.refuse_python(resolve(populate, [name]))
+
+    def refuse_python(self, source: Source) -> None:
+        if reason := guards.why_not(source, None):
+            raise InvalidPopulate(
+                f"GuardWrites on {self.model_name}.{self.name}: {reason}. Leave the operation out: SetNotNull "
+                "fills what came in meanwhile. Or populate by an expression."
+            )
+
+    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        kwargs = {"model_name": self.model_name, "name": self.name, "populate": self.populate}
+        return type(self).__name__, [], kwargs
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        """Leave the model as it is; note with the field how it is guarded, to put it up again backwards."""
+        _note_guard(state, app_label, self.model_name, self.name, self.populate)
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        model = to_state.apps.get_model(app_label, self.model_name)
+        if self.allow_migrate_model(schema_editor.connection.alias, model):
+            database = self._database(schema_editor, type(self).__name__)
+            self.refuse_python(resolve(self.populate, [self.name]))
+            self.put_up(app_label, schema_editor, database, to_state)
+
+    def put_up(
+        self,
+        app_label: str,
+        schema_editor: Any,
+        database: Database,
+        state: Any,
+        *,
+        level: int = logging.WARNING,
+    ) -> None:
+        """Put the guard up, or say at this level of the log why this database cannot."""
+        try:
+            self._run(database, schema_editor, self._steps(app_label, database, state))
+        except (NoGuard, DatabaseError) as error:
+            if isinstance(error, DatabaseError) and not database.is_denied(error):
+                raise
+            logger.log(level, "%s", self._without(app_label, database, error))
+
+    def _without(self, app_label: str, database: Database, error: Exception) -> str:
+        return (
+            f"{self._label(app_label)} on {database.connection.alias} is not guarded: {error}. Rows that come in "
+            "without it meanwhile are filled at the end."
+        )
+
+    def _steps(self, app_label: str, database: Database, state: Any) -> list[Step]:
+        model = state.apps.get_model(app_label, self.model_name)
+        source = resolve(self.populate, [self.name])
+        return guards.up(database, model, model._meta.get_field(self.name), source, state.apps)
+
+    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
+        try:
+            return [*self._steps(app_label, database, to_state)]
+        except NoGuard:
+            return []
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        UnguardWrites(self.model_name, self.name).take_down(app_label, schema_editor, from_state)
+
+    def references_model(self, name: str, app_label: str) -> bool:
+        return True  # The populate may read any model.
+
+    def describe(self) -> str:
+        return f"Guard {self.name} of {self.model_name}: the database fills it in new rows"
+
+    @property
+    def migration_name_fragment(self) -> str:
+        return f"{self.model_name.lower()}_{self.name.lower()}_guard"
+
+
+class UnguardWrites(_FieldStep, Operation):
+    """Take the write guard of a field away: its triggers, and its DEFAULT unless that is a db_default.
+
+    Takes the table's exclusive lock for an instant. Does nothing where there is no guard. Backwards the
+    guard is put up again.
+    """
+
+    reversible = True
+    elidable = True
+    category = OperationCategory.SQL
+
+    def __init__(self, model_name: str, name: str) -> None:
+        self.model_name, self.name = model_name, name
+
+    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        return type(self).__name__, [], {"model_name": self.model_name, "name": self.name}
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        _note_guard(state, app_label, self.model_name, self.name, None)
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        self.take_down(app_label, schema_editor, to_state)
+
+    def take_down(self, app_label: str, schema_editor: Any, state: Any) -> None:
+        model = state.apps.get_model(app_label, self.model_name)
+        if self.allow_migrate_model(schema_editor.connection.alias, model):
+            database = self._database(schema_editor, type(self).__name__)
+            self._run(database, schema_editor, self.road(app_label, database, state, state))
+
+    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
+        model = to_state.apps.get_model(app_label, self.model_name)
+        return [*guards.down(database, model, model._meta.get_field(self.name))]
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        field = to_state.models[app_label, self.model_name.lower()].fields[self.name]
+        populate = getattr(field, "safemigrate_guard", None)
+        if populate is not None:
+            guard = GuardWrites(self.model_name, self.name, populate)
+            guard.database_forwards(app_label, schema_editor, from_state, to_state)
+
+    def references_model(self, name: str, app_label: str) -> bool:
+        return True
+
+    def describe(self) -> str:
+        return f"Take the guard of {self.name} of {self.model_name} away"
+
+    @property
+    def migration_name_fragment(self) -> str:
+        return f"{self.model_name.lower()}_{self.name.lower()}_unguard"
+
+
 class AddRequiredField(_FieldStep, AddField):
     """Add a required field to a table that may be full: AddNullableField, Populate, SetNotNull in one.
 
+    While it runs the field is guarded, where the populate can be said in SQL (GuardWrites): rows that old
+    code inserts meanwhile have their value. With `keep_guard` they go on having it afterwards, until an
+    UnguardWrites in a later migration; on SQLite, whose triggers run too late for that, it cannot be kept.
     Run again after it was stopped at any statement, it carries on and ends the same. Its reverse is one
     DROP COLUMN. For locks and errors see the three steps.
     """
 
     def __init__(
-        self, model_name: str, name: str, field: Any, populate: Any, *, batch_size: int | None = None
+        self,
+        model_name: str,
+        name: str,
+        field: Any,
+        populate: Any,
+        *,
+        batch_size: int | None = None,
+        keep_guard: bool = False,
     ) -> None:
         fields.check(field, f"{model_name}.{name}")
         super().__init__(model_name, name, field)
-        self.populate, self.batch_size = populate, batch_size
+        self.populate, self.batch_size, self.keep_guard = populate, batch_size, keep_guard
         check(populate, [name])
         _check_batch_size(batch_size)
+        if keep_guard:
+            GuardWrites(model_name, name, populate)  # Raises InvalidPopulate where no guard can be.
 
     def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
         name, args, kwargs = super().deconstruct()
         kwargs["populate"] = self.populate
         if self.batch_size is not None:
             kwargs["batch_size"] = self.batch_size
+        if self.keep_guard:
+            kwargs["keep_guard"] = True
         return name, list(args), kwargs
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        super().state_forwards(app_label, state)
+        if self.keep_guard:
+            _note_guard(state, app_label, self.model_name, self.name, self.populate)
 
     def steps(self) -> list[Any]:
         """Return the operations that this one runs, in order."""
+        # What a path leads to is not imported for a table without rows.
+        guarded = is_dotted_path(self.populate) or guards.why_not(resolve(self.populate), self.field) is None
         return [
             AddNullableField(self.model_name, self.name, self.field),
+            *([GuardWrites(self.model_name, self.name, self.populate)] if guarded else []),
             Populate(self.model_name, self.name, self.populate, batch_size=self.batch_size),
             SetNotNull(self.model_name, self.name, self.field),
+            *([UnguardWrites(self.model_name, self.name)] if guarded and not self.keep_guard else []),
         ]
 
+    def _stages(self, app_label: str, from_state: Any) -> list[tuple[Any, Any, Any]]:
+        """Return each operation with the states before and after it."""
+        stages, before = [], from_state
+        for step in self.steps():
+            after = before.clone()
+            step.state_forwards(app_label, after)
+            stages.append((step, before, after))
+            before = after
+        return stages
+
+    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
+        stages = self._stages(app_label, from_state)
+        return [part for step, *states in stages for part in step.road(app_label, database, *states)]
+
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        model = to_state.apps.get_model(app_label, self.model_name)
-        if not self.allow_migrate_model(schema_editor.connection.alias, model):
-            return
-        self._database(schema_editor, type(self).__name__)
-        add, populate, require = self.steps()
-        states = [from_state]
-        for step in (add, populate, require):
-            states.append(states[-1].clone())
-            step.state_forwards(app_label, states[-1])
         alias = schema_editor.connection.alias
-        from_model = from_state.apps.get_model(app_label, self.model_name)
-        if not schema_editor.collect_sql and Batches(from_model, alias, []).rows.exists():
-            populate.rehearse(app_label, alias, states[1])
-        for number, step in enumerate((add, populate, require)):
-            step.database_forwards(app_label, schema_editor, states[number], states[number + 1])
+        if not self.allow_migrate_model(alias, to_state.apps.get_model(app_label, self.model_name)):
+            return
+        database = self._database(schema_editor, type(self).__name__)
+        stages = self._stages(app_label, from_state)
+        if schema_editor.collect_sql:
+            write_down(schema_editor, self.road(app_label, database, from_state, to_state))
+            return
+        full = Batches(from_state.apps.get_model(app_label, self.model_name), alias, []).rows.exists()
+        if full:
+            self._rehearse(app_label, alias, stages)
+        for step, before, after in stages:
+            if not isinstance(step, GuardWrites):
+                step.database_forwards(app_label, schema_editor, before, after)
+            elif full or self.keep_guard:
+                level = logging.WARNING if self.keep_guard else logging.INFO
+                step.put_up(app_label, schema_editor, database, after, level=level)
+        if self.keep_guard and not database.guards_before_not_null:
+            self._give_up_guard(app_label, schema_editor, to_state)
+
+    def _give_up_guard(self, app_label: str, schema_editor: Any, state: Any) -> None:
+        UnguardWrites(self.model_name, self.name).take_down(app_label, schema_editor, state)
+        if not self.field.has_db_default():
+            logger.warning(
+                "%s on %s: the guard could not be kept, because this database looks for NULL before a trigger "
+                "runs. Inserts without the field fail from now on.",
+                self._label(app_label),
+                schema_editor.connection.alias,
+            )
+
+    def _rehearse(self, app_label: str, alias: str, stages: Sequence[tuple[Any, Any, Any]]) -> None:
+        for step, before, _ in stages:
+            if isinstance(step, Populate):
+                step.rehearse(app_label, alias, before)
+            elif isinstance(step, GuardWrites) and self.keep_guard:
+                step.refuse_python(resolve(self.populate))
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        UnguardWrites(self.model_name, self.name).take_down(app_label, schema_editor, from_state)
         AddNullableField.database_backwards(self, app_label, schema_editor, from_state, to_state)  # type: ignore[arg-type]
 
     def describe(self) -> str:
@@ -453,65 +611,11 @@ class AddRequiredField(_FieldStep, AddField):
         return _reduce_added(self, operation, app_label)
 
 
-def _refuse_nulls(batches: Batches, label: str, source: str = "") -> None:
-    if not batches.any_left():
-        return
-    keys = ", ".join(map(str, batches.stragglers(EXAMPLES)))
-    filled_by = f" after {source}" if source else ""
-    cure = (
-        "Correct the function, or those rows, and run migrate again."
-        if source
-        else "No Populate of this field stands before SetNotNull in the migrations: add one, or fill these rows "
-        "yourself, and run migrate again."
-    )
-    message = (
-        f"{batches.todo.count():,} rows of {label} on {batches.alias} are still NULL{filled_by}, so the column was "
-        f"not made required. The first keys: {keys}. {cure}"
-    )
-    raise BadRows(message, count=batches.todo.count(), examples=[]) if source else NullsRemain(message)
-
-
-def _refuse_duplicates(model: Any, database: Database, field: Any) -> None:
-    rows = Batches(model, database.connection.alias, [field.name]).rows
-    rows = rows.filter(**{f"{field.attname}__isnull": False})
-    repeated = rows.values(field.attname).annotate(safemigrate_rows=Count("*")).filter(safemigrate_rows__gt=1)
-    examples = list(repeated.order_by("-safemigrate_rows", field.attname)[:EXAMPLES])
-    if not examples:
-        return
-    listed = "\n".join(f"  {row[field.attname]!r} in {row['safemigrate_rows']:,} rows" for row in examples)
-    raise DuplicateValues(
-        f"{repeated.count():,} values of {model._meta.label}.{field.name} on {database.connection.alias} stand in "
-        f"more than one row, but the field is to be unique; no constraint was created. For example:\n{listed}\n"
-        'Correct these rows, or set all back to NULL and populate by PerRow(..., unique=Suffix("-")), and run '
-        "migrate again: it carries on from here."
-    )
-
-
-def _differences(before: Any, after: Any) -> list[str]:
-    """Return in which arguments two fields differ, beside null."""
-    old_path, _, old = before.deconstruct()[1:]
-    new_path, _, new = after.deconstruct()[1:]
-    names = [] if old_path == new_path else ["type"]
-    names += sorted(
-        name for name in {*old, *new} - {"null"} if not _same(old.get(name, _same), new.get(name, _same))
-    )
-    return names
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, BaseExpression) or isinstance(other, BaseExpression):
-        return repr(one) == repr(other)
-    if isinstance(one, Field) and isinstance(other, Field):  # The field inside an ArrayField.
-        return not _differences(one, other)
-    return (
-        bool(one == other)
-        or (isinstance(one, str) and isinstance(other, str) and one.lower() == other.lower() and "." in one)
-        or (
-            hasattr(one, "deconstruct")
-            and hasattr(other, "deconstruct")
-            and one.deconstruct() == other.deconstruct()
-        )
-    )
+def _note_guard(state: Any, app_label: str, model_name: str, name: str, populate: Any) -> None:
+    model = state.models[app_label, model_name.lower()]
+    if name not in model.fields:
+        raise InvalidPopulate(f"{app_label}.{model_name} has no field {name!r} to guard.")
+    model.fields[name] = fields.noted(model.fields[name], model.fields[name], guard=populate)
 
 
 def _check_batch_size(batch_size: Any) -> None:
@@ -523,20 +627,3 @@ def _check_batch_size(batch_size: Any) -> None:
 
 def _told(populate: Any, names: Sequence[str]) -> str:
     return populate if isinstance(populate, str) and "." in populate else resolve(populate, names).title
-
-
-def _comment_populate(schema_editor: Any, target: Target, source: Source) -> None:
-    names = ", ".join(target.names)
-    _comment(schema_editor, f"fill {names} by {source.title}: committed range after range of primary keys,")
-    _comment(schema_editor, "each of which locks only the rows that it writes")
-    if isinstance(source, InDatabase):
-        sql, params = _statement(target, source)
-        schema_editor.connection.ensure_connection()
-        text = sql % tuple(map(schema_editor.quote_value, params))
-        _comment(schema_editor, f"{text} AND <the primary key is in the range>;")
-    else:
-        _comment(schema_editor, f"Python computes the values for {target.label}: no SQL can be shown")
-
-
-def _statement(target: Target, source: InDatabase) -> tuple[str, tuple[Any, ...]]:
-    return ComputedInDatabase(source, target).statement(Batches(target.model, target.alias, target.marks))

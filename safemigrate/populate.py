@@ -160,12 +160,13 @@ class InPython:
     """Values that Python computes.
 
     `compute(rows, prepared)` returns, for each row, a dict of values by field, or the exception that it
-    raised. Rows are instances, or keys alone where `keys_only`.
+    raised. Rows are instances, or keys alone where `keys_only`; then `function`, of no arguments, makes them.
     """
 
     compute: Callable[[Sequence[Any], Any], list[Any]]
     title: str
     keys_only: bool = False
+    function: Callable[[], Any] | None = None
     only: Sequence[str] = ()
     select_related: Sequence[str] = ()
     prepare: Callable[[Any, str], Any] | None = None
@@ -248,6 +249,7 @@ def _resolve_function(function: Callable[..., Any], names: Sequence[str]) -> Sou
             lambda keys, prepared: _each(lambda key: _by_field(function(), names), keys),
             f"{_name(function)}(), once per row",
             keys_only=True,
+            function=function,
         )
     if arity == 1:
         return _per_row(PerRow(function), names)

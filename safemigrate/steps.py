@@ -4,6 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
+
+Blocked = Literal["nobody", "writers", "everyone"]
+Time = Literal["for an instant", "while it is read", "while it is copied"]
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The lock of a step: its name, who waits meanwhile, and for how long it is held, which may be the
+    time that the database takes to read the table once, or to write it anew."""
+
+    name: str
+    blocks: Blocked
+    lasts: Time = "for an instant"
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.lasts}"
+
+    @property
+    def hurts(self) -> bool:
+        """Does somebody wait for as long as the table is large?"""
+        return self.blocks != "nobody" and self.lasts != "for an instant"
 
 
 def _always() -> bool:
@@ -23,7 +45,7 @@ class Step:
 
     title: str
     statements: tuple[str, ...]
-    lock: str
+    lock: Lock
     online: bool = False
     tables: tuple[str, ...] = ()
     needed: Callable[[], bool] = _always

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connections, models
+from django.db import IntegrityError, OperationalError, connections, models
 
-from safemigrate import backfill, operations
+from safemigrate import backfill, proofs
 from safemigrate.databases import for_connection
 from safemigrate.exceptions import BadRows, InvalidField, OrphanRows
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
@@ -72,10 +72,10 @@ def test_a_stop_while_the_door_is_shut_opens_it_again(alias: str) -> None:
 
 
 @pytest.mark.parametrize("alias", ["sqlite", "mariadb"], indirect=True)
-def test_a_null_that_comes_in_just_before_not_null_is_filled_at_the_next_try(alias: str) -> None:
+def test_a_null_that_comes_in_after_the_fill_is_filled_too(alias: str) -> None:
     road = Road(alias)
     road.fill(3)
-    text = "CREATE TABLE" if alias == "default" else " MODIFY "
+    text = "CREATE TABLE" if alias == "default" else "TRIGGER"
     late = Before(text, lambda: insert_as_old_code(road))
     with connections[alias].execute_wrapper(late):
         road.run(AddRequiredField("question", "expires_date", EXPIRES, lambda row: row.pub_date + MONTH))
@@ -83,6 +83,23 @@ def test_a_null_that_comes_in_just_before_not_null_is_filled_at_the_next_try(ali
     assert None not in road.values("expires_date")
     # On SQLite the late row was part of the transaction that failed.
     assert road.rows().count() == (3 if alias == "default" else 4)
+
+
+@pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
+def test_during_the_rebuild_no_new_null_is_let_in_and_the_old_rows_can_be_updated(alias: str) -> None:
+    road = Road(alias)
+    road.fill(3)
+    refused = []
+
+    def late() -> None:
+        with pytest.raises(IntegrityError, match="expires_date"):
+            insert_as_old_code(road)
+        refused.append(road.rows().update(question_text="Changed?"))
+
+    with connections[alias].execute_wrapper(Before(" MODIFY ", late)):
+        road.run(AddRequiredField("question", "expires_date", EXPIRES, lambda row: row.pub_date + MONTH))
+    assert refused == [3]
+    assert for_connection(connections[alias]).fetch("SHOW TRIGGERS LIKE 'roads_question'") == []
 
 
 @pytest.mark.parametrize("python", [False, True])
@@ -109,7 +126,7 @@ def test_rows_without_a_value_yet_are_no_duplicates(alias: str) -> None:
     road.fill(2)
     road.run(AddNullableField("question", "code", models.CharField(max_length=9, unique=True)))
     field = road.model()._meta.get_field("code")
-    operations._refuse_duplicates(road.model(), for_connection(connections[alias]), field)
+    proofs.refuse_duplicates(road.model(), alias, field)
     assert road.values("code") == [None, None]
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import DatabaseError, IntegrityError, OperationalError
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db import DatabaseError, IntegrityError, NotSupportedError, OperationalError
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.transaction import atomic
 
 from safemigrate import fields
 from safemigrate.exceptions import OrphanRows
-from safemigrate.steps import Requirement, Step
+from safemigrate.steps import Blocked, Lock, Requirement, Step
+
+COPY = Lock("the table, exclusively", "everyone", "while it is copied")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class Column:
 
 class Database:
     """One connection's database. Subclasses answer for theirs; this one knows what Django knows."""
+
+    #: The lock for a change of the table that takes an instant.
+    alter = Lock("the table, exclusively", "everyone")
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
@@ -66,21 +71,33 @@ class Database:
         """Did the server say that it can do this only by copying the table?"""
         return False
 
-    def blockers(self, tables: Sequence[str]) -> list[str]:
-        """Return who holds locks on the tables now, one line each, as far as the database tells."""
+    def is_denied(self, error: BaseException) -> bool:
+        """Does the user of this connection lack a privilege?"""
+        return False
+
+    def blockers(self, tables: Sequence[str], blocks: Blocked = "everyone") -> list[str]:
+        """Return who holds a lock on the tables that one which `blocks` these has to wait for.
+
+        One line each, as far as the database tells.
+        """
         return []
 
     def same_text(self, value: str) -> str:
         """Return a text that is equal for two values which a unique index here may hold to be equal."""
         return value
 
-    def refuse_orphans(self, model: Any, field: Any) -> None:
-        """Raise OrphanRows when rows refer by the foreign key `field` to rows that are not there."""
+    def orphans(self, model: Any, field: Any) -> QuerySet[Any]:
+        """Return the rows that refer by the foreign key `field` to rows that are not there."""
         alias = self.connection.alias
         parents: QuerySet[Any] = QuerySet(field.remote_field.model, using=alias)
         parent = parents.filter(**{field.target_field.attname: OuterRef(field.attname)})
         rows: QuerySet[Any] = QuerySet(model, using=alias)
-        orphans = rows.filter(~Exists(parent), **{f"{field.attname}__isnull": False})
+        return rows.filter(~Exists(parent), **{f"{field.attname}__isnull": False})
+
+    def refuse_orphans(self, model: Any, field: Any) -> None:
+        """Raise OrphanRows when rows refer by the foreign key `field` to rows that are not there."""
+        alias = self.connection.alias
+        orphans = self.orphans(model, field)
         examples = list(orphans.order_by("pk").values_list("pk", field.attname)[:10])
         if not examples:
             return
@@ -90,6 +107,12 @@ class Database:
             f"{field.remote_field.model._meta.label}, so no foreign key was made. The first {len(examples)}, by "
             f"primary key:\n{listed}\nCorrect these rows and run migrate again: it carries on from here."
         )
+
+    #: Does `add_column` give new rows the default of the database's own (db_default) already?
+    gives_defaults_early = False
+
+    #: Does a write guard fill a row before the database looks whether the column is NULL in it?
+    guards_before_not_null = True
 
     @property
     def can_roll_back(self) -> bool:
@@ -105,7 +128,7 @@ class Database:
             Step(
                 f"add the column {field.column}, nullable",
                 statements,
-                "the table, exclusively, for an instant",
+                self.alter,
                 tables=(self.quote(model._meta.db_table),),
                 needed=lambda: self.column(model, field.column) is None,
             )
@@ -117,8 +140,8 @@ class Database:
             Step(
                 f"drop the column {field.column}",
                 self.sql(lambda editor: editor.remove_field(model, field)),
-                "the table, exclusively",
-                tables=(self.quote(model._meta.db_table),),
+                COPY,
+                tables=self.tables(model, field),
                 needed=lambda: self.column(model, field.column) is not None,
             )
         ]
@@ -136,8 +159,8 @@ class Database:
         alter = Step(
             f"make {field.column} required, with its index and constraints",
             self.sql(lambda editor: editor.alter_field(from_model, old, fields.required(field))),
-            "the table, exclusively, while it is read",
-            tables=(self.quote(model._meta.db_table),),
+            COPY,
+            tables=self.tables(model, field),
             needed=lambda: self._is_nullable(model, field),
         )
         return Requirement(settle=[alter])
@@ -148,11 +171,16 @@ class Database:
         alter = Step(
             f"let {field.column} be NULL again, without its index and constraints",
             self.sql(lambda editor: editor.alter_field(from_model, old, self.bare(field))),
-            "the table, exclusively",
-            tables=(self.quote(model._meta.db_table),),
+            COPY,
+            tables=self.tables(model, field),
             needed=lambda: not self._is_nullable(model, field),
         )
         return [alter]
+
+    def tables(self, model: Any, field: Any) -> tuple[str, ...]:
+        """Return the model's table, and the one that the field's foreign key refers to, quoted."""
+        models = [model, field.remote_field.model] if field.remote_field and field.db_constraint else [model]
+        return tuple(dict.fromkeys(self.quote(each._meta.db_table) for each in models))
 
     def is_required(self, model: Any, field: Any) -> bool:
         """Is NOT NULL in force already, and proven?"""
@@ -224,6 +252,60 @@ class Database:
             field.get_db_prep_value(part, self.connection)
             for field, part in zip(key_fields, parts, strict=True)
         ]
+
+    # A sample
+
+    def scratch_name(self, model: Any) -> str:
+        """Return the name (as of db_table) of a table beside the model's, for a sample of its rows."""
+        return short_name(model._meta.db_table, suffix="safemigrate_sample", limit=60)
+
+    def scratch(
+        self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]
+    ) -> AbstractContextManager[None]:
+        """Run with the rows that `samples` choose in the table of the model `copy`, which nobody else sees.
+
+        It has the indexes of the model's own table, on which no more is held than a reader holds; the
+        columns of `fields` are made anew. What is done meanwhile is undone at the end, and so is the table.
+        """
+        raise NotSupportedError(
+            f"a table that nobody else sees is not made on {self.connection.display_name}"
+        )
+
+    def copy_rows(self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]) -> None:
+        """Insert the rows that `samples` choose into the table of `copy`, but for the columns of `fields`."""
+        columns = ", ".join(map(self.quote, self._stored_columns(model, fields)))
+        source, target = (self.quote(each._meta.db_table) for each in (model, copy))
+        for sample in samples:
+            query = QuerySet(model, using=self.connection.alias).filter(sample).query
+            where, params = query.get_compiler(connection=self.connection).compile(query.where)
+            sql = f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {source} WHERE {where}"
+            with self.connection.cursor() as cursor:
+                cursor.execute(sql, params)
+
+    def _stored_columns(self, model: Any, fields: Sequence[Any]) -> list[str]:
+        computed = {f.column for f in model._meta.local_concrete_fields if getattr(f, "generated", False)}
+        without = computed | {field.column for field in fields}
+        with self.connection.cursor() as cursor:
+            infos = self.connection.introspection.get_table_description(cursor, model._meta.db_table)
+        return [info.name for info in infos if info.name not in without]
+
+    def renew_columns(self, model: Any, copy: Any, fields: Sequence[Any]) -> None:
+        """Give the table of `copy`, made like the model's, bare columns for `fields`."""
+        for field in fields:
+            if self.column(model, field.column) is not None:
+                table, column = self.quote(copy._meta.db_table), self.quote(field.column)
+                self.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+            self.execute(*self._adding(copy, self.bare(field)))
+
+    def _adding(self, model: Any, field: Any) -> tuple[str, ...]:
+        return self.sql(lambda editor: editor.add_field(model, field))
+
+    @contextmanager
+    def rolled_back(self) -> Iterator[None]:
+        """Undo at the end what was done meanwhile."""
+        with atomic(self.connection.alias):
+            yield
+            self.connection.set_rollback(True)
 
     # For the subclasses
 

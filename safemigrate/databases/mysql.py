@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 from django.db import Error
+from django.db.models import Q
 from django.db.transaction import atomic
 
 from safemigrate import fields
 from safemigrate.conf import get
-from safemigrate.databases.base import Column, Database, error_code, key_columns
+from safemigrate.databases.base import Column, Database, error_code, key_columns, short_name
+from safemigrate.databases.blockers import mysql as blockers
 from safemigrate.exceptions import OrphanRows
-from safemigrate.steps import Requirement, Step
+from safemigrate.steps import Blocked, Lock, Requirement, Step, Time
 
 ONLINE = "ALGORITHM=INPLACE, LOCK=NONE"
 INSTANT = "ALGORITHM=INSTANT"
 # 1205 lock wait timeout, 1213 deadlock, 1020 row changed since last read, 2006/2013/4031 connection lost.
-LOCK_TIMEOUT, TRANSIENT = {1205}, {1205, 1213, 1020, 2006, 2013, 4031}
+LOCK_TIMEOUT, TRANSIENT = {1205, 1213}, {1205, 1213, 1020, 2006, 2013, 4031}
 # 1138/1265/1048 a NULL in a NOT NULL column, 1845/1846 the algorithm or lock asked for is not possible.
 NULL_REFUSED, COPY_REFUSED = {1138, 1265, 1048}, {1845, 1846}
+# A privilege is missing: on a command, on any, and (1419) to make triggers while the server keeps a binary log.
+DENIED = {1142, 1227, 1419}
+
+METADATA = Lock("exclusive metadata lock on the table", "everyone")
+SHARED = "metadata lock on {}, shared but at both ends"
 
 
 class MySQL(Database):
+    alter = METADATA
+    gives_defaults_early = True
+
     def column(self, model: Any, column: str) -> Column | None:
         table = self.quote(model._meta.db_table)
         for row in self.fetch(f"SHOW COLUMNS FROM {table} WHERE Field = %s", [column]):
@@ -54,19 +64,11 @@ class MySQL(Database):
     def is_copy_refused(self, error: BaseException) -> bool:
         return error_code(error) in COPY_REFUSED
 
-    def blockers(self, tables: Sequence[str]) -> list[str]:
-        # Which of them holds this table is told only by the plugin metadata_lock_info: name all that are open.
-        rows = self.fetch(
-            "SELECT p.id, p.user, p.host, p.command, t.trx_started, COALESCE(p.info, '') "
-            "FROM information_schema.innodb_trx t "
-            "JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id "
-            "WHERE p.id <> CONNECTION_ID() ORDER BY t.trx_started"
-        )
-        return [
-            f"connection {pid}, user {user}@{host}, {command.lower()}, in a transaction since {since}: "
-            f"{' '.join(query.split())[:80] or 'no statement running'}"
-            for pid, user, host, command, since, query in rows
-        ]
+    def is_denied(self, error: BaseException) -> bool:
+        return error_code(error) in DENIED
+
+    def blockers(self, tables: Sequence[str], blocks: Blocked = "everyone") -> list[str]:
+        return blockers.named(self, tables)
 
     def same_text(self, value: str) -> str:
         # The usual collations ignore case, accents and trailing spaces.
@@ -75,9 +77,7 @@ class MySQL(Database):
 
     def add_column(self, model: Any, field: Any) -> list[Step]:
         steps = [
-            replace(
-                step, statements=self._with(step.statements, f", {INSTANT}"), lock="metadata lock, an instant"
-            )
+            replace(step, statements=self._with(step.statements, f", {INSTANT}"))
             for step in super().add_column(model, field)
         ]
         return [*steps, *self._default_steps(model, field)]
@@ -90,7 +90,8 @@ class MySQL(Database):
             Step(
                 f"give {field.column} the default of the database for rows that come in from now on",
                 self.sql(lambda editor: editor.alter_field(model, old, new)),
-                "metadata lock, an instant",
+                METADATA,
+                tables=(self.quote(model._meta.db_table),),
                 needed=lambda: not self._has_default(model, field),
             )
         ]
@@ -105,14 +106,52 @@ class MySQL(Database):
         settle = Step(
             f"set {field.column} NOT NULL",
             self._with((modify,), f", {ONLINE}"),
-            "shared metadata lock while the table is rebuilt; exclusive for an instant at both ends",
+            self._lock("while it is copied"),
+            tables=(table,),
             needed=lambda: self._is_nullable(model, field),
         )
+        reopen = self._open_door(model, field)
         return Requirement(
             before=self._index_steps(model, field),
-            settle=[settle],
+            close=self._close_door(model, field),
+            reopen=reopen,
+            settle=[settle, *reopen],
             after=self._foreign_key_steps(model, field),
         )
+
+    def _close_door(self, model: Any, field: Any) -> list[Step]:
+        """Refuse new NULLs by triggers, or rows of old code would make the rebuild fail at its end, each time."""
+        column = self.quote(field.column)
+        message = self.editor().quote_value(f"{field.column} must not be NULL any more (safemigrate)"[:128])
+        signal = f"SIGNAL SQLSTATE '23000' SET MYSQL_ERRNO = 1048, MESSAGE_TEXT = {message}"
+        # A row that is NULL already may be updated: it is filled in a moment.
+        conditions = {
+            "insert": f"NEW.{column} IS NULL",
+            "update": f"NEW.{column} IS NULL AND OLD.{column} IS NOT NULL",
+        }
+        return [
+            create_trigger(
+                self,
+                model,
+                name,
+                f"BEFORE {event.upper()}",
+                f"BEGIN IF {conditions[event]} THEN {signal}; END IF; END",
+                f"let no new NULL into {field.column} (on {event.upper()})",
+                needed=lambda: self._is_nullable(model, field),
+            )
+            for event, name in self._door(model, field).items()
+        ]
+
+    def _open_door(self, model: Any, field: Any) -> list[Step]:
+        names = self._door(model, field).values()
+        return [drop_trigger(self, model, name, f"let NULL into {field.column} again") for name in names]
+
+    @staticmethod
+    def _door(model: Any, field: Any) -> dict[str, str]:
+        return {
+            event: short_name(model._meta.db_table, field.column, suffix=f"safemigrate_{event}", limit=64)
+            for event in ("insert", "update")
+        }
 
     def _definition(self, model: Any, field: Any) -> str:
         """Return the whole column: MODIFY drops a default, collation, comment or check that it is not told of."""
@@ -122,11 +161,27 @@ class MySQL(Database):
         definition, params = editor.column_sql(model, required)
         if params:
             definition %= tuple(map(editor.quote_value, params))
+        if not field.has_db_default():
+            definition += self._kept_default(model, field)
         check = required.db_parameters(connection=self.connection)["check"]
         # MySQL keeps a check with the table, MariaDB with the column.
         return str(
             f"{definition} CHECK ({check})" if check and self.connection.mysql_is_mariadb else definition
         )
+
+    def _kept_default(self, model: Any, field: Any) -> str:
+        """Return the default of a write guard, for old code that goes on inserting while the column is changed."""
+        rows = self.fetch(
+            "SELECT column_default, extra FROM information_schema.columns "
+            "WHERE table_schema = DATABASE() AND table_name = %s AND column_name = %s AND column_default <> 'NULL'",
+            [model._meta.db_table, field.column],
+        )
+        if not rows:
+            return ""
+        default, extra = rows[0]
+        if not self.connection.mysql_is_mariadb and "DEFAULT_GENERATED" not in extra:
+            default = str(self.editor().quote_value(default))  # MySQL gives a literal without its quotes.
+        return f" DEFAULT ({default})"
 
     def _index_steps(self, model: Any, field: Any) -> list[Step]:
         editor, steps = self.editor(), []
@@ -143,7 +198,8 @@ class MySQL(Database):
         return Step(
             f"index {field.column} as {name}",
             self._with((str(statement),), online),
-            "shared metadata lock; exclusive for an instant at both ends",
+            self._lock("while it is read"),
+            tables=(self.quote(model._meta.db_table),),
             needed=lambda: not self._index_exists(model, name),
         )
 
@@ -162,7 +218,8 @@ class MySQL(Database):
                 f"add the foreign key of {field.column}",
                 # Unchecked, because a checked one is made by a copy that blocks writers; see `verify`.
                 ("SET foreign_key_checks = 0", *self._with((str(statement),), f", {ONLINE}")),
-                "shared metadata lock on both tables; exclusive for an instant at both ends",
+                self._lock("while it is read", "both tables"),
+                tables=self.tables(model, field),
                 needed=lambda: not self._foreign_key_exists(model, name.strip("`")),
                 cleanup=(f"SET foreign_key_checks = {checked}",),
                 verify=lambda: self._take_back_for_orphans(
@@ -212,11 +269,32 @@ class MySQL(Database):
             cursor.execute(f"SET SESSION {name} = %s", [value])
 
     @staticmethod
+    def _lock(lasts: Time, on: str = "the table") -> Lock:
+        if get("SAFEMIGRATE_ALLOW_TABLE_COPY"):
+            return Lock(
+                f"metadata lock on {on}, which lets only readers pass", "writers", "while it is copied"
+            )
+        return Lock(SHARED.format(on), "nobody", lasts)
+
+    @staticmethod
     def _with(statements: Sequence[str], ending: str) -> tuple[str, ...]:
         """Ask the server to refuse rather than to copy the table, unless the project allows the copy."""
         if get("SAFEMIGRATE_ALLOW_TABLE_COPY"):
             return tuple(statements)
         return tuple(statement + ending for statement in statements)
+
+    @contextmanager
+    def scratch(self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]) -> Iterator[None]:
+        table = self.quote(copy._meta.db_table)
+        try:
+            self.execute(f"CREATE TEMPORARY TABLE {table} LIKE {self.quote(model._meta.db_table)}")
+            self.renew_columns(model, copy, fields)
+            # Before the transaction, which would keep locks on the rows that were read, where it is REPEATABLE READ.
+            self.copy_rows(model, copy, fields, samples)
+            with self.rolled_back():
+                yield
+        finally:
+            self.execute(f"DROP TEMPORARY TABLE IF EXISTS {table}")
 
     def write(
         self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str], rows: Sequence[Any]
@@ -267,3 +345,47 @@ _NUMERIC_KEYS = {
     "PositiveBigIntegerField",
     "PositiveSmallIntegerField",
 }
+
+
+def create_trigger(
+    database: Database,
+    model: Any,
+    name: str,
+    timing: str,
+    body: str,
+    title: str,
+    needed: Callable[[], bool] = lambda: True,
+) -> Step:
+    """Return the step that makes the trigger, or makes it anew where it does something else."""
+    quoted, table = database.quote(name), database.quote(model._meta.db_table)
+    create = f"TRIGGER {quoted} {timing} ON {table} FOR EACH ROW {body}"
+    if database.connection.mysql_is_mariadb:
+        statements: tuple[str, ...] = (f"CREATE OR REPLACE {create}",)
+    else:
+        statements = (f"DROP TRIGGER IF EXISTS {quoted}", f"CREATE {create}")
+    return Step(
+        title,
+        statements,
+        METADATA,
+        tables=(table,),
+        needed=lambda: needed() and _trigger_body(database, name) != body,
+    )
+
+
+def drop_trigger(database: Database, model: Any, name: str, title: str) -> Step:
+    return Step(
+        title,
+        (f"DROP TRIGGER IF EXISTS {database.quote(name)}",),
+        METADATA,
+        tables=(database.quote(model._meta.db_table),),
+        needed=lambda: _trigger_body(database, name) is not None,
+    )
+
+
+def _trigger_body(database: Database, name: str) -> str | None:
+    rows = database.fetch(
+        "SELECT action_statement FROM information_schema.triggers "
+        "WHERE trigger_schema = DATABASE() AND trigger_name = %s",
+        [name],
+    )
+    return str(rows[0][0]) if rows else None

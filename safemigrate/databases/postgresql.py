@@ -10,24 +10,35 @@ from typing import Any
 
 from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.utils import split_identifier
-from django.db.models import NOT_PROVIDED
+from django.db.models import NOT_PROVIDED, Q
 from django.db.transaction import atomic
 
 from safemigrate import fields
-from safemigrate.databases.base import Column, Database, error_code, key_columns
-from safemigrate.steps import Requirement, Step
+from safemigrate.databases.base import Column, Database, error_code, key_columns, short_name
+from safemigrate.databases.blockers import postgresql as blockers
+from safemigrate.steps import Blocked, Lock, Requirement, Step
 
-LOCK_NOT_AVAILABLE = "55P03"
+LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"
+INSUFFICIENT_PRIVILEGE = "42501"
 # Serialization failure, deadlock, lock timeout, the server going down or up, the connection lost.
-TRANSIENT = {"40001", "40P01", LOCK_NOT_AVAILABLE, "57P01", "57P02", "57P03"}
-# Autovacuum gives way to a waiting lock after deadlock_timeout, 1 s unless somebody changed it.
-YIELD_SECONDS = 3.0
+TRANSIENT = {"40001", DEADLOCK, LOCK_NOT_AVAILABLE, "57P01", "57P02", "57P03"}
+# Autovacuum gives way to a lock that has waited for deadlock_timeout, 1 s unless somebody changed it.
+YIELD_SECONDS = 2.0
+# Limits for the site's requests, of which a server has some or all. A wait for autovacuum, a build or a proof
+# takes its time, and between two tries the transaction is idle.
+LIMITS = ["statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout"]
 
-EXCLUSIVE = "ACCESS EXCLUSIVE on the table, for an instant"
-ONLINE = "SHARE UPDATE EXCLUSIVE on the table, while it is read"
+EXCLUSIVE = Lock("ACCESS EXCLUSIVE on the table", "everyone")
+EXCLUSIVE_BOTH = Lock("ACCESS EXCLUSIVE on both tables", "everyone")
+REFERRING = Lock("SHARE ROW EXCLUSIVE on both tables", "writers")
+ONLINE = Lock("SHARE UPDATE EXCLUSIVE on the table", "nobody", "while it is read")
 
 
 class PostgreSQL(Database):
+    alter = EXCLUSIVE
+
+    gives_defaults_early = True
+
     def column(self, model: Any, column: str) -> Column | None:
         rows = self.fetch(
             "SELECT attnotnull, atthasdef FROM pg_attribute "
@@ -62,7 +73,7 @@ class PostgreSQL(Database):
         return max(int(estimate), int(size) // 100 if estimate < 0 else 0)
 
     def is_lock_timeout(self, error: BaseException) -> bool:
-        return bool(error_code(error) == LOCK_NOT_AVAILABLE)
+        return error_code(error) in {LOCK_NOT_AVAILABLE, DEADLOCK}
 
     def is_transient(self, error: BaseException) -> bool:
         code = error_code(error)
@@ -71,26 +82,11 @@ class PostgreSQL(Database):
         # Without an SQLSTATE it is the driver that speaks: the connection is lost.
         return isinstance(error, InterfaceError | OperationalError)
 
-    def blockers(self, tables: Sequence[str]) -> list[str]:
-        rows = self.fetch(
-            "SELECT DISTINCT a.pid, a.usename, a.application_name, a.state, a.backend_type, "
-            "date_trunc('second', now() - a.xact_start)::text, left(a.query, 80) "
-            "FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
-            "WHERE l.granted AND l.pid <> pg_backend_pid() AND l.relation = ANY "
-            "(SELECT to_regclass(name) FROM unnest(%s::text[]) AS name)",
-            [list(tables)],
-        )
-        return [self._blocker(*row) for row in rows]
+    def is_denied(self, error: BaseException) -> bool:
+        return bool(error_code(error) == INSUFFICIENT_PRIVILEGE)
 
-    @staticmethod
-    def _blocker(pid: int, user: str, application: str, state: str, kind: str, age: str, query: str) -> str:
-        if kind == "autovacuum worker":
-            why = (
-                "to prevent wraparound: wait for it" if "wraparound" in query else "which gives way by itself"
-            )
-            return f"pid {pid}, autovacuum ({why}), running for {age}: {query}"
-        who = f"pid {pid}, user {user}" + (f", application {application}" if application else "")
-        return f"{who}, {state}, in a transaction for {age}: {' '.join(query.split())}"
+    def blockers(self, tables: Sequence[str], blocks: Blocked = "everyone") -> list[str]:
+        return blockers.named(self, tables, blocks)
 
     # The steps of the road
 
@@ -119,7 +115,11 @@ class PostgreSQL(Database):
         def there() -> bool:
             return self.column(model, field.column) is not None
 
-        return [self._short(model, f"drop the column {field.column}", sql, needed=there)]
+        others = self.tables(model, field)[1:]
+        lock = EXCLUSIVE_BOTH if others else EXCLUSIVE
+        return [
+            self._short(model, f"drop the column {field.column}", sql, needed=there, lock=lock, others=others)
+        ]
 
     def index_early(self, model: Any, field: Any) -> list[Step]:
         return self._index_steps(model, field)
@@ -157,11 +157,10 @@ class PostgreSQL(Database):
             f"{alter} ALTER COLUMN {column} DROP NOT NULL",
             needed=unvalidated,
         )
-        validate = Step(
+        validate = self._online(
+            model,
             f"prove that no {field.column} is NULL",
-            (f"{alter} VALIDATE CONSTRAINT {name}",),
-            ONLINE,
-            online=True,
+            f"{alter} VALIDATE CONSTRAINT {name}",
             needed=unvalidated,
         )
         return close, reopen, [validate]
@@ -182,11 +181,10 @@ class PostgreSQL(Database):
             needed=lambda: self._is_nullable(model, field) and not there(),
         )
         reopen = self._short(model, f"let NULL into {field.column} again", drop, needed=there)
-        validate = Step(
+        validate = self._online(
+            model,
             f"prove that no {field.column} is NULL",
-            (f"{alter} VALIDATE CONSTRAINT {name}",),
-            ONLINE,
-            online=True,
+            f"{alter} VALIDATE CONSTRAINT {name}",
             needed=lambda: plain in self._constraints(model, field.column, kind="c", valid=False),
         )
         # With the proof at hand SET NOT NULL reads nothing, so both share one instant.
@@ -234,14 +232,13 @@ class PostgreSQL(Database):
         return [*build, use]
 
     def _index(self, model: Any, field: Any, name: str, sql: str, *, needed: Any) -> list[Step]:
-        drop = Step(
+        drop = self._online(
+            model,
             f"drop what a failed attempt left of {name}",
-            (f"DROP INDEX CONCURRENTLY IF EXISTS {self._qualified(model, name)}",),
-            ONLINE,
-            online=True,
+            f"DROP INDEX CONCURRENTLY IF EXISTS {self._qualified(model, name)}",
             needed=lambda: self._index_valid(model, name) is False,
         )
-        build = Step(f"index {field.column} as {name}", (sql,), ONLINE, online=True, needed=needed)
+        build = self._online(model, f"index {field.column} as {name}", sql, needed=needed)
         return [drop, build]
 
     def _index_valid(self, model: Any, name: str) -> bool | None:
@@ -272,8 +269,7 @@ class PostgreSQL(Database):
     def _validated_later(self, model: Any, field: Any, name: str, add: str, *, kind: str) -> list[Step]:
         alter = f"ALTER TABLE {self._table(model)}"
         what = "foreign key" if kind == "f" else "check"
-        tables = [self._table(field.remote_field.model)] if kind == "f" else []
-        lock = "SHARE ROW EXCLUSIVE on both tables, for an instant" if kind == "f" else EXCLUSIVE
+        lock = REFERRING if kind == "f" else EXCLUSIVE
 
         def there(valid: bool | None = None) -> bool:
             return name in self._constraints(model, field.column, kind=kind, valid=valid)
@@ -285,13 +281,12 @@ class PostgreSQL(Database):
                 f"{alter} {add}",
                 needed=lambda: not there(),
                 lock=lock,
-                others=tables,
+                others=self.tables(model, field)[1:] if kind == "f" else (),
             ),
-            Step(
+            self._online(
+                model,
                 f"validate the {what} of {field.column}",
-                (f"{alter} VALIDATE CONSTRAINT {self.quote(name)}",),
-                ONLINE,
-                online=True,
+                f"{alter} VALIDATE CONSTRAINT {self.quote(name)}",
                 needed=lambda: there(valid=False),
             ),
         ]
@@ -306,10 +301,16 @@ class PostgreSQL(Database):
         )
         old = from_model._meta.get_field(field.name)
         constraints = [
-            self._short(model, f"drop the constraint {name}", f"{alter} DROP CONSTRAINT {self.quote(name)}")
-            for name in self._own_constraints(from_model, old)
+            self._drop_constraint(from_model, old, name) for name in self._own_constraints(from_model, old)
         ]
         return [nullable, *constraints, *self._drop_index_steps(from_model, old)]
+
+    def _drop_constraint(self, model: Any, field: Any, name: str) -> Step:
+        sql = f"ALTER TABLE {self._table(model)} DROP CONSTRAINT {self.quote(name)}"
+        others = self.tables(model, field)[1:]
+        if name not in self._constraints(model, field.column, kind="f"):
+            return self._short(model, f"drop the constraint {name}", sql)
+        return self._short(model, f"drop the constraint {name}", sql, lock=EXCLUSIVE_BOTH, others=others)
 
     def _own_constraints(self, model: Any, field: Any) -> list[str]:
         names = [self._default_name(model, field, "check"), self._default_name(model, field, "safemigrate")]
@@ -330,11 +331,10 @@ class PostgreSQL(Database):
         return [self._drop_index(model, str(statement.parts["name"]).strip('"')) for statement in statements]
 
     def _drop_index(self, model: Any, name: str) -> Step:
-        return Step(
+        return self._online(
+            model,
             f"drop the index {name}",
-            (f"DROP INDEX CONCURRENTLY {self._qualified(model, name)}",),
-            ONLINE,
-            online=True,
+            f"DROP INDEX CONCURRENTLY {self._qualified(model, name)}",
             needed=lambda: self._index_valid(model, name) is not None,
         )
 
@@ -344,7 +344,8 @@ class PostgreSQL(Database):
     def prepared(self, tables: Sequence[str]) -> Iterator[None]:
         """Take SHARE UPDATE EXCLUSIVE first: autovacuum gives way to it, and no reader or writer waits."""
         with atomic(self.connection.alias):
-            self._set_local(YIELD_SECONDS)
+            self.fetch("SELECT set_config(name, '0', true) FROM pg_settings WHERE name = ANY(%s)", [LIMITS])
+            self._set_local(self._deadlock_timeout() + YIELD_SECONDS)
             for table in tables:
                 self.execute(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE")
             yield
@@ -354,27 +355,31 @@ class PostgreSQL(Database):
             self._set_local(timeout)
             self.execute(*statements)
 
+    def _deadlock_timeout(self) -> float:
+        rows = self.fetch("SELECT setting::int FROM pg_settings WHERE name = 'deadlock_timeout'")
+        return int(rows[0][0]) / 1000
+
     def _set_local(self, seconds: float) -> None:
         self.execute(f"SET LOCAL lock_timeout = {max(1, round(seconds * 1000))}")
 
     def run_online(self, statements: Sequence[str]) -> None:
-        # A limit set for the role is meant for the site's requests; a build or a proof takes its time.
-        with self._session("statement_timeout", "0"), self._session("lock_timeout", "0"):
+        with self._unlimited([*LIMITS, "lock_timeout"]):
             self.execute(*statements)
 
     @contextmanager
-    def _session(self, name: str, value: str) -> Iterator[None]:
-        before = self.fetch("SELECT current_setting(%s)", [name])[0][0]
-        self._set(name, value)
+    def _unlimited(self, limits: Sequence[str]) -> Iterator[None]:
+        find = "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s)"
+        before = dict(self.fetch(find, [list(limits)]))
+        self._set(dict.fromkeys(before, "0"))
         try:
             yield
         finally:
             with suppress(Error):  # The connection may be what was lost.
-                self._set(name, before)
+                self._set(before)
 
-    def _set(self, name: str, value: str) -> None:
-        with self.connection.cursor() as cursor:
-            cursor.execute("SELECT set_config(%s, %s, false)", [name, value])
+    def _set(self, values: dict[str, str]) -> None:
+        for name, value in values.items():
+            self.fetch("SELECT set_config(%s, %s, false)", [name, value])
 
     # Writing values that Python made
 
@@ -421,6 +426,32 @@ class PostgreSQL(Database):
         kind = re.sub(r"\b(?:varchar|character varying)\(\d+\)", "varchar", field.db_type(self.connection))
         return re.sub(r"\b(?:char|character)\(\d+\)", "bpchar", kind)
 
+    # A sample
+
+    def scratch_name(self, model: Any) -> str:
+        # Two of the same name wait for each other's end, which is soon.
+        name = short_name(split_identifier(model._meta.db_table)[1], suffix="safemigrate_sample")
+        return self._qualified(model, name)
+
+    @contextmanager
+    def scratch(self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]) -> Iterator[None]:
+        with self.rolled_back():
+            # Who changes the table now may hold it for long: better no sample than to wait for it.
+            self.execute("SET LOCAL lock_timeout = '3s'")
+            self.execute(
+                # A sequence of its own would be what the other table's rows have numbers from.
+                f"CREATE TABLE {self._table(copy)} (LIKE {self._table(model)} INCLUDING ALL EXCLUDING IDENTITY)"
+                + self._storage(model)
+            )
+            self.renew_columns(model, copy, fields)
+            self.copy_rows(model, copy, fields, samples)
+            yield
+
+    def _storage(self, model: Any) -> str:
+        rows = self.fetch("SELECT reloptions FROM pg_class WHERE oid = to_regclass(%s)", [self._table(model)])
+        options = rows[0][0] if rows else None
+        return f" WITH ({', '.join(options)})" if options else ""
+
     # For this module
 
     def _table(self, model: Any) -> str:
@@ -436,11 +467,15 @@ class PostgreSQL(Database):
         title: str,
         *statements: str,
         needed: Any = None,
-        lock: str = EXCLUSIVE,
+        lock: Lock = EXCLUSIVE,
         others: Sequence[str] = (),
     ) -> Step:
         step = Step(title, statements, lock, tables=(self._table(model), *others))
         return step if needed is None else Step(title, statements, lock, tables=step.tables, needed=needed)
+
+    def _online(self, model: Any, title: str, statement: str, *, needed: Any) -> Step:
+        tables = (self._table(model),)
+        return Step(title, (statement,), ONLINE, online=True, tables=tables, needed=needed)
 
     def _constraints(self, model: Any, column: str, *, kind: str, valid: bool | None = None) -> list[str]:
         """Return the names of the constraints of a kind (as in pg_constraint) on exactly this column."""

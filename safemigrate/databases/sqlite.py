@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from django.db import DatabaseError
+from django.db.models import Q
 from django.db.transaction import atomic
 
 from safemigrate.conf import get
 from safemigrate.databases.base import Column, Database, key_columns, short_name
-from safemigrate.steps import Requirement, Step
+from safemigrate.steps import Blocked, Lock, Requirement, Step
 
 EARLY = "safemigrate_early"
+# As a name stands in the SQL that the file keeps.
+NAME = r'\s*(?:"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|\w+)'
+INDEX = re.compile(rf"\bINDEX{NAME}\s+ON{NAME}", re.IGNORECASE)
 
 
 class SQLite(Database):
+    guards_before_not_null = False
+
     def column(self, model: Any, column: str) -> Column | None:
         table = self.quote(model._meta.db_table)
         for _, name, _, not_null, default, _ in self.fetch(f"PRAGMA table_info({table})"):
@@ -40,8 +47,8 @@ class SQLite(Database):
     def is_null_refused(self, error: BaseException) -> bool:
         return isinstance(error, DatabaseError) and "NOT NULL constraint failed" in str(error)
 
-    def blockers(self, tables: Sequence[str]) -> list[str]:
-        return ["another connection that writes to the file; SQLite does not tell which"]
+    def blockers(self, tables: Sequence[str], blocks: Blocked = "everyone") -> list[str]:
+        return ["another connection that reads or writes the file; SQLite does not tell which"]
 
     def index_early(self, model: Any, field: Any) -> list[Step]:
         # A UNIQUE constraint needs the copy of the table; until then a plain index serves.
@@ -50,7 +57,7 @@ class SQLite(Database):
             Step(
                 f"index {column} for the search of free values",
                 (f"CREATE INDEX {self.quote(name)} ON {self.quote(table)} ({self.quote(column)})",),
-                "the database's one writer, while the table is read",
+                Lock("the database's one writer", "writers", "while it is read"),
                 needed=lambda: name not in self._extras(table),
             )
         ]
@@ -89,6 +96,33 @@ class SQLite(Database):
             cursor.executemany(sql, params)
             return int(cursor.rowcount)
 
+    @contextmanager
+    def scratch(self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]) -> Iterator[None]:
+        mode, checked = self.connection.transaction_mode, self.connection.disable_constraint_checking()
+        # Any other mode would lock the file, though only what is not in the file is written.
+        self.connection.transaction_mode = "DEFERRED"
+        try:
+            self._make_scratch(model, copy, fields)
+            self.copy_rows(model, copy, fields, samples)
+            with self.rolled_back():
+                yield
+        finally:
+            self.execute(f"DROP TABLE IF EXISTS temp.{self.quote(copy._meta.db_table)}")
+            self.connection.transaction_mode = mode
+            if checked:
+                self.connection.enable_constraint_checking()
+
+    def _make_scratch(self, model: Any, copy: Any, fields: Sequence[Any]) -> None:
+        table, name = model._meta.db_table, self.quote(copy._meta.db_table)
+        ((made,),) = self.fetch("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = %s", [table])
+        self.execute(re.sub(rf"^CREATE TABLE{NAME}", f"CREATE TEMP TABLE {name}", made, count=1))
+        self.renew_columns(model, copy, fields)
+        new = {field.column for field in fields}
+        for number, (index, sql) in enumerate(self._extras(table, "index").items()):
+            if not new & set(self._indexed(index)):
+                own = self.quote(f"safemigrate_sample_{number}")
+                self.execute(INDEX.sub(f"INDEX temp.{own} ON {name}", sql, count=1))
+
     def _keeping_extras(self, step: Step, model: Any, without: str | None = None) -> Step:
         """Make a copied table get back the triggers and indexes that only the database knows of."""
         if not any("new__" in statement for statement in step.statements):
@@ -106,14 +140,11 @@ class SQLite(Database):
     def _indexed(self, name: str) -> list[str]:
         return [row[2] for row in self.fetch(f"PRAGMA index_info({self.quote(name)})")]
 
-    def _extras(self, table: str) -> dict[str, str]:
-        return dict(
-            self.fetch(
-                "SELECT name, sql FROM sqlite_master "
-                "WHERE type IN ('index', 'trigger') AND tbl_name = %s AND sql IS NOT NULL",
-                [table],
-            )
+    def _extras(self, table: str, *kinds: str) -> dict[str, str]:
+        rows = self.fetch(
+            "SELECT name, type, sql FROM sqlite_master WHERE tbl_name = %s AND sql IS NOT NULL", [table]
         )
+        return {name: sql for name, kind, sql in rows if kind in (kinds or ("index", "trigger"))}
 
     @staticmethod
     def _early_index(model: Any, field: Any) -> str:
