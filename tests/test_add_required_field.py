@@ -83,6 +83,9 @@ def test_it_writes_one_migration_and_says_what_to_type_next(expiring: Project) -
         "Wrote polls/migrations/0002_question_expires_date.py\n"
         "Next, on each database:\n"
         "    python manage.py migrate polls\n"
+        "Code that does not know polls.Question.expires_date yet may insert rows meanwhile: a write guard fills them,\n"
+        "where the database can. Once the column is required, such inserts fail. If old code runs on after that,\n"
+        "remove the file, and write it again with --keep-guard, or three files with --phases 3.\n"
     )
     assert expiring.migrations() == ["0001_initial.py", "0002_question_expires_date.py"]
     assert body(expiring.read("polls/migrations/0002_question_expires_date.py")) == WRITTEN
@@ -117,8 +120,8 @@ def test_three_phases_are_three_files_that_say_when_to_deploy_them(expiring: Pro
     texts = [expiring.read(f"polls/migrations/{name}.py") for name in names]
     assert [text.splitlines()[0] for text in texts] == [
         "# Deploy 1 of 3: migrate this before the new code runs anywhere.",
-        "# Deploy 2 of 3: migrate this at any time after the first and before the third.",
-        "# Deploy 3 of 3: migrate this once the new code runs everywhere.",
+        "# Deploy 2 of 3: migrate this at any time after the first; run again, it does no harm.",
+        "# Deploy 3 of 3: migrate this when no old code is left running.",
     ]
     assert all("\n    atomic = False\n" in text for text in texts)
     assert "batch_size=500" in texts[1]
@@ -128,6 +131,96 @@ def test_three_phases_are_three_files_that_say_when_to_deploy_them(expiring: Pro
         expiring.must("migrate", "polls", name)
         assert required(expiring, "default") is done
     assert "No changes detected" in expiring.must("makemigrations", "--check")
+
+
+def test_between_the_three_files_old_code_inserts_and_the_database_fills(expiring: Project) -> None:
+    typed = ("--populate", 'Concat("question_text", Value("!"))', "--phases", "3")
+    expiring.write("polls/models.py", MODELS)
+    expiring.add_field("shout = models.TextField()")
+    expiring.seed("default", 3)
+    expiring.must(COMMAND, "polls.Question.shout", *typed)
+
+    expiring.must("migrate", "polls", "0002")
+    expiring.seed("default", 1)  # as old code does: without the column
+    assert expiring.sql("default", "SELECT id, shout FROM polls_question WHERE shout IS NOT NULL") == [
+        (4, "Question 1!")
+    ]
+    expiring.must("migrate", "polls", "0003")
+    expiring.seed("default", 1)
+    expiring.must("migrate", "polls", "0004")
+
+    wrong = "SELECT count(*) FROM polls_question WHERE shout <> question_text || '!'"
+    assert expiring.sql("default", wrong) == [(0,)]
+    assert required(expiring, "default", "shout")
+    assert expiring.sql("default", "SELECT name FROM sqlite_master WHERE type = 'trigger'") == []
+
+
+def test_a_python_function_has_no_guard_and_the_output_says_what_follows(expiring: Project) -> None:
+    expiring.write("polls/populate.py", "def expires_date(question):\n    return question.pub_date\n")
+    typed = [COMMAND, LABEL, "--populate", "polls.populate.expires_date"]
+
+    one = expiring.must(*typed, "--dry-run")
+    three = expiring.must(*typed, "--phases", "3")
+
+    reason = (
+        "expires_date(row) is computed in Python, and a database cannot run that when old code inserts a row."
+    )
+    assert one.endswith(
+        "Code that does not know polls.Question.expires_date yet inserts NULL meanwhile. No write guard is possible:\n"
+        f"{reason}\n"
+        "Such rows are filled at the end. Once the column is required, such inserts fail. If old code runs on after\n"
+        "that, remove the file, and write three with --phases 3.\n"
+    )
+    assert three.endswith(
+        "Code that does not know polls.Question.expires_date yet inserts NULL until the third file, which fills it; "
+        "new code\nmust cope with that. No write guard is possible:\n"
+        f"{reason}\n"
+    )
+    for name in expiring.migrations()[1:]:
+        assert "uard" not in expiring.read(f"polls/migrations/{name}")
+    expiring.must("migrate", "polls", "0002")
+    expiring.seed("default", 3)
+    expiring.must("migrate", "polls")
+    assert required(expiring, "default")
+
+
+def test_the_guard_is_kept_where_that_is_wanted(expiring: Project) -> None:
+    out = expiring.must(COMMAND, LABEL, "--populate", "Now()", "--keep-guard")
+
+    assert "            keep_guard=True,\n" in expiring.read("polls/migrations/0002_question_expires_date.py")
+    assert out.endswith(
+        "Code that does not know polls.Question.expires_date yet may insert rows, now and after the column is "
+        "required: the write\n"
+        "guard fills them. Where the database cannot, migrate says so. When no such code is left, take the guard "
+        'down in\na migration with atomic = False: UnguardWrites("question", "expires_date")\n'
+    )
+
+
+def test_a_db_default_needs_no_guard_and_no_remark(project: Project) -> None:
+    project.add_field('state = models.CharField(max_length=10, db_default="new")')
+
+    out = project.must(COMMAND, "polls.Question.state", "--dry-run")
+
+    assert out.endswith("    ]\n")
+    message = refused(project, "polls.Question.state", "--keep-guard")
+    assert message == (
+        "polls.Question.state has a db_default, which goes on filling the rows of code that does not know the "
+        "field. There is no guard to keep: leave --keep-guard out."
+    )
+    project.must(COMMAND, "polls.Question.state", "--phases", "3")
+    assert all("uard" not in project.read(f"polls/migrations/{name}") for name in project.migrations()[1:])
+
+
+def test_three_files_at_once_are_done_with_a_warning(expiring: Project) -> None:
+    done = expiring.run(COMMAND, LABEL, "--populate", "Now()", "--phases", "3", "--migrate")
+
+    assert done.returncode == 0
+    assert done.stderr.startswith(
+        "--migrate applies all three files now, and the order in which they are to be deployed is lost: code "
+        "that does\nnot know the field yet cannot insert any more when this ends. That is right only where no "
+        "such code runs.\n"
+    )
+    assert required(expiring, "default")
 
 
 def test_a_dry_run_prints_what_a_real_run_writes(expiring: Project) -> None:
@@ -445,6 +538,28 @@ def test_without_a_value_the_error_is_the_line_to_type(expiring: Project) -> Non
         (
             [LABEL, "--migrate", "--database", "archive", "--all-databases"],
             "--database names some databases and --all-databases means all: give one of them.",
+        ),
+        (
+            [LABEL, "--populate", "Now()", "--keep-guard", "--phases", "3"],
+            (
+                "--keep-guard is for one file. With --phases 3 the guard stays until you migrate the third: leave "
+                "--keep-guard out."
+            ),
+        ),
+        (
+            [LABEL, "--populate", "builtins.len", "--keep-guard"],
+            (
+                "--keep-guard: there can be no guard for polls.Question.expires_date, because len(row) is computed in "
+                "Python, and a database cannot run that when old code inserts a row. Give --phases 3, to make the "
+                "column required when no old code is left, or an expression as --populate."
+            ),
+        ),
+        (
+            [LABEL, "--populate", 'timedelta(days="x")'],
+            (
+                "The migration could not be loaded, so nothing was written: TypeError: unsupported type "
+                'for timedelta days component: str\n    populate=timedelta(days="x"),'
+            ),
         ),
         (
             [LABEL, "--migrate", "--dry-run"],

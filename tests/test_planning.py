@@ -13,7 +13,7 @@ from polls.models import Choice, Question
 from safemigrate.exceptions import InvalidField, InvalidPopulate
 from safemigrate.expressions import Source
 from safemigrate.pending import Addition
-from safemigrate.planning import from_default, plan
+from safemigrate.planning import Phase, from_default, plan
 from safemigrate.targets import Target, find, find_all
 
 ADDITION = Addition("question_expires_date", (("polls", "0002_alter_question_pub_date"),))
@@ -51,12 +51,71 @@ def test_three_phases_follow_one_another() -> None:
         ("0004_grow_fill", "0003_grow_add"),
         ("0005_grow_require", "0004_grow_fill"),
     ]
-    assert [phase.operations[0].name for phase in phases] == ["AddNullableField", "Populate", "SetNotNull"]
+    assert names(phases) == [["AddNullableField"], ["Populate"], ["SetNotNull"]]
     assert [phase.note for phase in phases] == [
         "Deploy 1 of 3: migrate this before the new code runs anywhere.",
-        "Deploy 2 of 3: migrate this at any time after the first and before the third.",
-        "Deploy 3 of 3: migrate this once the new code runs everywhere.",
+        "Deploy 2 of 3: migrate this at any time after the first; run again, it does no harm.",
+        "Deploy 3 of 3: migrate this when no old code is left running.",
     ]
+
+
+def names(phases: list[Phase]) -> list[list[str]]:
+    return [[call.name for call in phase.operations] for phase in phases]
+
+
+def effects(phases: list[Phase]) -> list[str]:
+    return [phase.effect for phase in phases]
+
+
+def test_what_can_be_guarded_is_until_all_columns_are_required() -> None:
+    text = find("polls.Question.question_text")
+    populates = {EXPIRES: Source("Now()"), text: Source("polls.populate.text")}
+
+    phases = plan(populates, ADDITION, "0002_x", phases=3, guarded=[EXPIRES])
+
+    assert names(phases) == [
+        ["AddNullableField", "AddNullableField", "GuardWrites"],
+        ["Populate", "Populate"],
+        ["SetNotNull", "SetNotNull", "UnguardWrites"],
+    ]
+    guard, unguard = phases[0].operations[2], phases[2].operations[2]
+    assert {key: source.code for key, source in guard.arguments.items()} == {
+        "model_name": '"question"',
+        "name": '"expires_date"',
+        "populate": "Now()",
+    }
+    assert {key: source.code for key, source in unguard.arguments.items()} == {
+        "model_name": '"question"',
+        "name": '"expires_date"',
+    }
+
+
+def test_each_file_says_what_it_means_for_old_code() -> None:
+    populates = {EXPIRES: Source("Now()")}
+    fill = "Rows that were there before the first get their value, in committed batches."
+    state = new(models.CharField(max_length=9, db_default="new"))
+
+    assert effects(plan(populates, ADDITION, "0002_x", phases=3, guarded=[EXPIRES])) == [
+        "Old and new code both work: the database fills the rows that old code inserts.",
+        fill,
+        "From then on an insert without the field fails.",
+    ]
+    assert effects(plan(populates, ADDITION, "0002_x", phases=3)) == [
+        "Old and new code both work; rows that old code inserts stay NULL until the third.",
+        fill,
+        "It fills what is still NULL. From then on an insert without the field fails.",
+    ]
+    assert effects(plan({Target(Question, state): Source('"new"')}, ADDITION, "0002_x", phases=3)) == [
+        "Old and new code both work: rows that old code inserts get the db_default.",
+        fill,
+        "",
+    ]
+
+
+def test_one_phase_keeps_its_guard_where_that_is_wanted() -> None:
+    (phase,) = plan({EXPIRES: Source("Now()")}, ADDITION, "0002_x", keep_guard=True)
+
+    assert phase.operations[0].arguments["keep_guard"].code == "True"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser, no_translations
 from django.db import models
 
-from safemigrate import applying, writing
+from safemigrate import applying, forecast, reporting, rollout, writing
 from safemigrate.exceptions import InvalidExpression, OtherChanges, SafemigrateError
 from safemigrate.expressions import Source, read
 from safemigrate.pending import Migrations
@@ -32,6 +32,10 @@ Old rows need a value for {label} ({kind}). How do they get it?
   polls.populate.{name:<25} a function of yours, by its dotted path: called for each row
   q                                        leave; nothing is written
 """
+
+AT_ONCE = """\
+--migrate applies all three files now, and the order in which they are to be deployed is lost: code that does
+not know the field yet cannot insert any more when this ends. That is right only where no such code runs."""
 
 EXAMPLES: dict[type[models.Field[Any, Any]], tuple[str, str]] = {
     models.BooleanField: ("False", "the same in every row"),
@@ -67,6 +71,7 @@ class Command(BaseCommand):
         )
         self._add_writing_arguments(parser)
         self._add_migrating_arguments(parser)
+        self._add_planning_arguments(parser)
 
     def _add_writing_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -75,7 +80,13 @@ class Command(BaseCommand):
             choices=(1, 3),
             default=1,
             help="1: one migration does it all (the default). "
-            "3: three migrations, for a deployment in steps: add, fill, require.",
+            "3: three migrations, for a deployment in steps: add and guard, fill, require and unguard.",
+        )
+        parser.add_argument(
+            "--keep-guard",
+            action="store_true",
+            help="One migration, after which the database goes on filling the field in rows that are inserted "
+            "without it.",
         )
         parser.add_argument("-n", "--name", help="Name of the migration, without its number.")
         parser.add_argument(
@@ -109,12 +120,23 @@ class Command(BaseCommand):
             action="append",
             default=[],
             metavar="ALIAS",
-            help="With --migrate: the database to migrate; may be given several times.",
+            help="With --migrate or --plan: the database; may be given several times.",
         )
         parser.add_argument(
             "--all-databases",
             action="store_true",
-            help="With --migrate: every database that the routers let the model be in.",
+            help="With --migrate: every database that the routers let the model be in; --plan means them anyway.",
+        )
+
+    def _add_planning_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--plan",
+            action="store_true",
+            help="Show what it would do to each database, in what time and with which locks, and write nothing. "
+            "Exits with 1 when a step would hurt.",
+        )
+        parser.add_argument(
+            "--format", choices=tuple(reporting.FORMATS), default="text", help="With --plan: how it is shown."
         )
 
     @no_translations
@@ -127,6 +149,9 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
 
     def _handle(self, targets: Sequence[Target], options: Mapping[str, Any]) -> None:
+        if options["plan"]:
+            self._foretell(targets, options)
+            return
         aliases = []
         if options["migrate"]:
             aliases = applying.chosen_aliases(
@@ -141,24 +166,61 @@ class Command(BaseCommand):
         if new:
             self._write(new, migrations, options)
         if aliases:
+            if new and options["phases"] == 3:
+                self.stderr.write(self.style.WARNING(AT_ONCE))
             self._migrate(targets, aliases, options)
 
     def _write(self, targets: Sequence[Target], migrations: Migrations, options: Mapping[str, Any]) -> None:
         for target in targets:
             writing.migrations_folder(target.app_label)
-        migrations.check(targets)
-        self._check_alone(targets, migrations, options)
-        phases = self._plan(self._populates(targets, options), migrations, options)
+        phases, remark = self._phases(targets, migrations, options)
         files = writing.files(phases)
         if options["dry_run"]:
             for file in files:
                 self.stdout.write(f"Would write {writing.shown(file.path)}:\n\n{file.text}")
+            self._say(remark)
             return
         writing.write(files)
         for file in files:
             self._say(self.style.SUCCESS(f"Wrote {writing.shown(file.path)}"))
         if not options["migrate"]:
             self._say(_next_step(phases))
+        self._say(remark)
+
+    def _foretell(self, targets: Sequence[Target], options: Mapping[str, Any]) -> None:
+        if options["format"] != "text":
+            self.verbosity = 0
+        aliases = applying.chosen_aliases(
+            options["database"], every=not options["database"], targets=targets
+        )
+        courses = self._courses(targets, options)
+        forecasts = [
+            forecast.make(target, courses[target], alias) for target, alias in forecast.allowed(targets, aliases)
+        ]
+        self.stdout.write(reporting.FORMATS[options["format"]](forecasts))
+        hurt = [f"{each.label} on {each.alias}" for each in forecasts if each.hurts]
+        if hurt:
+            raise CommandError(f"A step would hurt: {', '.join(hurt)}. The plan says why, and what to do.")
+
+    def _courses(
+        self, targets: Sequence[Target], options: Mapping[str, Any]
+    ) -> dict[Target, list[forecast.Course]]:
+        migrations = Migrations()
+        new = [target for target in targets if not migrations.written(target)]
+        courses = {target: forecast.written(target, migrations) for target in targets if target not in new}
+        for target in courses:
+            migrations.check_unchanged(target)
+        phases = self._phases(new, migrations, options)[0] if new else []
+        planned = forecast.planned([writing.load(phase) for phase in phases], migrations.state)
+        return courses | {target: forecast.concerning(target, planned) for target in new}
+
+    def _phases(
+        self, targets: Sequence[Target], migrations: Migrations, options: Mapping[str, Any]
+    ) -> tuple[list[Phase], str]:
+        """Return the migrations to write, and what they mean for code that is running."""
+        migrations.check(targets)
+        self._check_alone(targets, migrations, options)
+        return self._plan(self._populates(targets, options), migrations, options)
 
     def _check_alone(
         self, targets: Sequence[Target], migrations: Migrations, options: Mapping[str, Any]
@@ -230,22 +292,19 @@ class Command(BaseCommand):
 
     def _plan(
         self, populates: Mapping[Target, Source], migrations: Migrations, options: Mapping[str, Any]
-    ) -> list[Phase]:
-        by_app: defaultdict[str, dict[Target, Source]] = defaultdict(dict)
-        for target, source in populates.items():
-            by_app[target.app_label][target] = source
-        return [
-            phase
-            for app_label, group in by_app.items()
-            for phase in plan(
-                group,
-                migrations.addition(list(group)),
-                migrations.leaf(app_label),
-                phases=options["phases"],
-                name=options["name"],
-                batch_size=options["batch_size"],
-            )
-        ]
+    ) -> tuple[list[Phase], str]:
+        """Return the migrations to write, and what they mean for code that is running."""
+        planners = _planners(populates, migrations, options)
+        simplest = [writing.load(phase) for planner in planners for phase in planner()]
+        why_not = rollout.reasons(populates, simplest)
+        shape = {"phases": options["phases"], "keep_guard": options["keep_guard"]}
+        if options["keep_guard"]:
+            rollout.check_keep_guard(populates, why_not)
+        guarded = [target for target, reason in why_not.items() if not reason]
+        phases = [phase for planner in planners for phase in planner(guarded=guarded, **shape)]
+        for phase in phases:
+            writing.load(phase)
+        return phases, rollout.told(why_not, **shape)
 
     def _migrate(self, targets: Sequence[Target], aliases: Sequence[str], options: Mapping[str, Any]) -> None:
         migrate = partial(self._migrate_alias, list(dict.fromkeys(t.app_label for t in targets)), options)
@@ -274,7 +333,7 @@ class Command(BaseCommand):
             )
 
     def _say(self, text: str) -> None:
-        if self.verbosity:
+        if self.verbosity and text:
             self.stdout.write(text)
 
 
@@ -287,14 +346,47 @@ def _rows(text: str) -> int:
 def _check_options(options: Mapping[str, Any]) -> None:
     if options["name"] and not options["name"].isidentifier():
         raise CommandError(f"--name must be a Python identifier, which {options['name']!r} is not.")
+    if options["keep_guard"] and options["phases"] == 3:
+        raise CommandError(
+            "--keep-guard is for one file. With --phases 3 the guard stays until you migrate the third: leave "
+            "--keep-guard out."
+        )
+    _check_plan(options)
     if options["migrate"] and options["dry_run"]:
         raise CommandError("--dry-run writes nothing, so there is nothing for --migrate to apply.")
     if options["database"] and options["all_databases"]:
         raise CommandError("--database names some databases and --all-databases means all: give one of them.")
     for option in ("database", "all_databases"):
-        if options[option] and not options["migrate"]:
+        if options[option] and not (options["migrate"] or options["plan"]):
             typed = option.replace("_", "-")
             raise CommandError(f"--{typed} says where --migrate applies the migration: add --migrate.")
+
+
+def _check_plan(options: Mapping[str, Any]) -> None:
+    if options["plan"] and (options["migrate"] or options["dry_run"]):
+        raise CommandError("--plan writes and migrates nothing: leave --migrate and --dry-run out.")
+    if options["format"] != "text" and not options["plan"]:
+        raise CommandError("--format says how --plan is shown: add --plan.")
+
+
+def _planners(
+    populates: Mapping[Target, Source], migrations: Migrations, options: Mapping[str, Any]
+) -> list[Callable[..., list[Phase]]]:
+    """Return for each app the function that plans its migrations, in the shape that it is given."""
+    by_app: defaultdict[str, dict[Target, Source]] = defaultdict(dict)
+    for target, source in populates.items():
+        by_app[target.app_label][target] = source
+    return [
+        partial(
+            plan,
+            group,
+            migrations.addition(list(group)),
+            migrations.leaf(app_label),
+            name=options["name"],
+            batch_size=options["batch_size"],
+        )
+        for app_label, group in by_app.items()
+    ]
 
 
 def _may_ask(options: Mapping[str, Any]) -> bool:
