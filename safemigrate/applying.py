@@ -15,6 +15,7 @@ from django.db.models import QuerySet
 from safemigrate.databases import for_connection
 from safemigrate.exceptions import InvalidAlias
 from safemigrate.spelling import nearest
+from safemigrate.tables import table
 from safemigrate.targets import Target
 
 
@@ -68,14 +69,11 @@ def apply(targets: Sequence[Target], aliases: Iterable[str], migrate: Callable[[
     return [_apply(targets, alias, migrate) for alias in aliases]
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
+def summary(outcomes: Sequence[Outcome]) -> str:
     """Return one line per alias, under a line of headings."""
-    lines = [("database", "rows", "filled", "seconds", "state")]
-    lines += [(o.alias, _number(o.rows), _number(o.filled), f"{o.seconds:,.1f}", o.state) for o in outcomes]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        f"{alias:<{widths[0]}}  {rows:>{widths[1]}}  {filled:>{widths[2]}}  {seconds:>{widths[3]}}  {state}"
-        for alias, rows, filled, seconds, state in lines
+    rows = [(o.alias, _number(o.rows), _number(o.filled), f"{o.seconds:,.1f}", o.state) for o in outcomes]
+    return table(
+        ("database", "rows", "filled", "seconds", "state"), rows, right=("rows", "filled", "seconds")
     )
 
 

@@ -1,22 +1,33 @@
-"""Wiring: the engine's ledger, and the verbosity that `migrate` was given."""
+"""Wiring: the engine's ledgers, what `migrate` was given, and the system checks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from django.apps import AppConfig
+from django.core.checks import Tags, register
 from django.db.models.signals import pre_migrate
 
-from safemigrate import backfill, progress
+from safemigrate import backfill, checks, context, progress
+from safemigrate.ledgers import Ledgers
 
 
-def note_verbosity(verbosity: int = 1, **kwargs: Any) -> None:
+def note_migrate(verbosity: int = 1, plan: Any = (), **kwargs: Any) -> None:
     progress.use_verbosity(verbosity)
+    context.note_plan(plan)
+
+
+def new_ledger() -> Ledgers:
+    from safemigrate.recorder import Recorder  # Models cannot be imported before the apps are ready.
+
+    return Ledgers([Recorder, *context.current.ledgers, progress.Progress])
 
 
 class SafemigrateConfig(AppConfig):
     name = "safemigrate"
+    default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        backfill.use_ledger(progress.Progress)
-        pre_migrate.connect(note_verbosity, dispatch_uid="safemigrate.verbosity")
+        backfill.use_ledger(new_ledger)
+        pre_migrate.connect(note_migrate, dispatch_uid="safemigrate.migrate")
+        register(checks.check_migrations, Tags.database)

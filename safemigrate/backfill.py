@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -18,16 +19,20 @@ from django.db import DataError, Error, IntegrityError, connections
 
 from safemigrate import conf
 from safemigrate.batches import Batches, Range, Target
-from safemigrate.databases import Database, for_connection
+from safemigrate.databases import for_connection
 from safemigrate.exceptions import BadRow, BadRows, TooManyRetries
 from safemigrate.populate import InDatabase, InPython
-from safemigrate.work import BatchFailed, ComputedInDatabase, ComputedInPython, Work, reason
+from safemigrate.throttles import Throttles
+from safemigrate.work import BatchFailed, reason, work_for
 
 logger = logging.getLogger("safemigrate")
 
 EXAMPLES = 10
+LINES = 50
 STRAGGLERS = 10_000
 SWEEPS = 20
+#: The longest sleep between two questions to the throttles, in seconds.
+SLEEP = 0.1
 
 Result = TypeVar("Result")
 
@@ -42,20 +47,38 @@ class Run:
     rows: int = 0
     seen: int = 0
     cursor: Any = None
+    resume_after: Any = None  # where a ledger knows that all before it was seen to; it saves the search
     batch_size: int = 0
+    batches: int = 0
+    took: float = 0.0  # the last batch's time, in seconds
+    filled: int = 0  # the last batch's rows
+    waiting: str = ""  # why it waits now, as a throttle says it
+    waited: float = 0.0  # the seconds given to throttles
     bad: list[BadRow] = field(default_factory=list)
+    target: Target | None = None
+    title: str = ""  # the populate in words
+    output: deque[str] = field(default_factory=lambda: deque(maxlen=LINES))  # the last lines that it said
     started: float = field(default_factory=time.monotonic)
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
+    @property
+    def working(self) -> float:
+        """The seconds without those spent on waiting."""
+        return max(self.seconds - self.waited, 0.0)
+
 
 class Ledger(Protocol):
-    """Is told of a run after each committed batch; ends it by raising."""
+    """Is told of a run after each committed batch, and again and again while it waits; ends it by raising.
+
+    `hold` returns why the run has to wait, or None.
+    """
 
     def start(self, run: Run) -> None: ...
     def advance(self, run: Run) -> None: ...
+    def hold(self, run: Run) -> str | None: ...
     def end(self, run: Run, error: BaseException | None) -> None: ...
 
 
@@ -64,6 +87,7 @@ class NoLedger:
 
     def start(self, run: Run) -> None: ...
     def advance(self, run: Run) -> None: ...
+    def hold(self, run: Run) -> str | None: ...
     def end(self, run: Run, error: BaseException | None) -> None: ...
 
 
@@ -97,13 +121,16 @@ class Filling:
         self.batches = Batches(target.model, target.alias, target.marks)
         self.pace = conf.pace(batch_size)
         self.max_bad = conf.get("SAFEMIGRATE_MAX_BAD_ROWS")
-        self.state = Run(target.label, target.alias, total=0, batch_size=self.pace.start)
+        self.state = Run(
+            target.label, target.alias, 0, batch_size=self.pace.start, target=target, title=source.title
+        )
         self.bad: dict[Any, BadRow] = {}
 
     def run(self) -> Run:
         if not self.batches.any_left():
             return self.state
-        self.work = _work(self.target, self.source, self.database)
+        self.throttles = Throttles(self.target.model, self.target.alias)
+        self.work = work_for(self.target, self.source, self.database)
         self.state.total = self.database.estimated_rows(self.target.model)
         ledger, error = new_ledger(), None
         ledger.start(self.state)
@@ -119,6 +146,11 @@ class Filling:
     def _fill_all(self, ledger: Ledger) -> None:
         self._sweep(ledger)
         keys = self._stragglers()
+        if len(keys) == STRAGGLERS and self.state.resume_after is not None:
+            # Much is to be done before the place where it was resumed: the table is another one by now.
+            self.state.resume_after = None
+            self._sweep(ledger)
+            keys = self._stragglers()
         for _ in range(SWEEPS):
             if not keys:
                 return
@@ -131,12 +163,19 @@ class Filling:
 
     def _sweep(self, ledger: Ledger) -> None:
         """Go once through the table by key, from the first row that is still to be filled."""
-        first, last = self._again(self.batches.first_todo), self._again(self.batches.last)
-        batch = None if None in (first, last) else self._next(first, last, inclusive=True)
+        last = self._again(self.batches.last)
+        batch = None if last is None else self._first(last)
         while batch is not None:
+            self._wait(ledger)
             self._fill(batch)
             self._advance(ledger, batch)
             batch = self._next(batch.last, last)
+
+    def _first(self, last: Any) -> Range | None:
+        if self.state.resume_after is not None:
+            return self._next(self.state.resume_after, last)
+        first = self._again(self.batches.first_todo)
+        return None if first is None else self._next(first, last, inclusive=True)
 
     def _stragglers(self) -> list[Any]:
         return self._again(lambda: self.batches.stragglers(STRAGGLERS))
@@ -151,8 +190,20 @@ class Filling:
         for start in range(0, len(keys), size):
             chunk = keys[start : start + size]
             batch = Range(chunk[0], chunk[-1])
+            self._wait(ledger)
             self._fill(batch)
             self._advance(ledger, batch)
+
+    def _wait(self, ledger: Ledger) -> None:
+        """Wait as long as a throttle says so. Nothing is locked meanwhile, and no pace sees it."""
+        state, started, before = self.state, time.monotonic(), self.state.waited
+        while reason := ledger.hold(state) or self._again(lambda: self.throttles.reason(state)):
+            waited = time.monotonic() - started
+            state.waiting, state.waited = reason, before + waited
+            ledger.advance(state)
+            # In proportion, so that a short pause is no longer than it is meant to be.
+            time.sleep(min(max(waited / 4, SLEEP / 50), SLEEP))
+        state.waiting, state.waited = "", before + time.monotonic() - started
 
     def _advance(self, ledger: Ledger, batch: Range) -> None:
         self.state.cursor = batch.last
@@ -167,7 +218,10 @@ class Filling:
             self._split(batch, error)
             return
         self.state.rows += filled
+        self.state.filled = filled
         self.state.seen += size
+        self.state.batches += 1
+        self.state.took = took
         self.state.batch_size = self.pace.next_size(size, took)
         self._note(bad)
         logger.debug("%s: %s rows in %.3f s", self.target.label, filled, took)
@@ -238,9 +292,3 @@ class Filling:
             count=count,
             examples=examples,
         )
-
-
-def _work(target: Target, source: InDatabase | InPython, database: Database) -> Work:
-    if isinstance(source, InDatabase):
-        return ComputedInDatabase(source, target)
-    return ComputedInPython(source, target, database)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,8 @@ from django.conf import settings
 
 from safemigrate.exceptions import InvalidSetting
 from safemigrate.pacing import Pace
+
+HOUR = r"([01]\d|2[0-3]):[0-5]\d"
 
 
 def _positive(value: Any) -> bool:
@@ -22,6 +26,14 @@ def _count(value: Any) -> bool:
 
 def _rows(value: Any) -> bool:
     return _count(value) and value > 0
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+
+
+def _hours(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and re.fullmatch(f"{HOUR}-{HOUR}", value) is not None)
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,75 @@ SETTINGS: dict[str, Setting] = {
         "True or False",
         "Let MySQL and MariaDB copy the table under a lock where they cannot change it online.",
     ),
+    "SAFEMIGRATE_CHECKS": Setting(
+        True,
+        lambda value: isinstance(value, bool),
+        "True or False",
+        "Whether `check --database` and `migrate` look at the migrations that are not applied yet.",
+    ),
+    "SAFEMIGRATE_THROTTLES": Setting(
+        [],
+        _names,
+        "a list of dotted paths to classes",
+        "What is asked before each batch whether the fill may go on.",
+    ),
+    "SAFEMIGRATE_MAX_REPLICATION_LAG": Setting(
+        5.0, _positive, "a number of seconds", "How far a replica may be behind before ReplicationLag waits."
+    ),
+    "SAFEMIGRATE_REPLICAS": Setting(
+        [],
+        _names,
+        "a list of aliases",
+        "The replicas that ReplicationLag asks themselves how far they are behind.",
+    ),
+    "SAFEMIGRATE_BLIND_SECONDS": Setting(
+        30.0,
+        _positive,
+        "a number of seconds",
+        "How long a throttle may be unable to see what it watches before the fill is stopped.",
+    ),
+    "SAFEMIGRATE_NICE_RATIO": Setting(
+        1.0,
+        _positive,
+        "a number",
+        "The pause that Nice makes after a batch, as a multiple of the batch's time.",
+    ),
+    "SAFEMIGRATE_FILL_HOURS": Setting(
+        None,
+        _hours,
+        'hours as in "22:00-06:00", or None',
+        "The hours of the day, in TIME_ZONE, in which FillHours lets a fill run.",
+    ),
+    "SAFEMIGRATE_VACUUM_ROWS": Setting(
+        100_000, _rows, "a number of rows", "After how many filled rows Vacuum runs a VACUUM of the table."
+    ),
+    "SAFEMIGRATE_RUNS_DATABASE": Setting(
+        "default",
+        lambda value: isinstance(value, str) and value in settings.DATABASES,
+        "an alias of DATABASES",
+        "The database in which runs are recorded, wherever they fill.",
+    ),
+    "SAFEMIGRATE_LEASE_SECONDS": Setting(
+        15.0,
+        lambda value: _positive(value) and value >= 3,
+        "a number of seconds, 3 or more",
+        "How long a process may give no sign of life before its run counts as hung, and another may take it.",
+    ),
+    "SAFEMIGRATE_MAX_ROWS_IN_MIGRATE": Setting(
+        None,
+        lambda value: value is None or _count(value),
+        "a number of rows, or None",
+        "With more rows to fill, `migrate` stops and names the `backfill run` to type. None: it fills any number.",
+    ),
+    "SAFEMIGRATE_NOTIFY": Setting(
+        [],
+        _names,
+        "a list of mail addresses",
+        "Who gets a mail when a run has ended, well or not.",
+    ),
 }
+
+_changed: dict[str, Any] = {}
 
 
 def get(name: str) -> Any:
@@ -84,10 +164,22 @@ def get(name: str) -> Any:
     Raises InvalidSetting, which says what the setting takes.
     """
     setting = SETTINGS[name]
-    value = getattr(settings, name, setting.default)
+    value = _changed.get(name, getattr(settings, name, setting.default))
     if not setting.valid(value):
         raise InvalidSetting(f"{name} must be {setting.form}, not {value!r}. {setting.meaning}")
     return value
+
+
+@contextmanager
+def changed(**values: Any) -> Iterator[None]:
+    """Run with these settings in place of the project's."""
+    before = dict(_changed)
+    _changed.update(values)
+    try:
+        yield
+    finally:
+        _changed.clear()
+        _changed.update(before)
 
 
 def pace(batch_size: int | None = None) -> Pace:

@@ -79,6 +79,34 @@ class NotWritable(SafemigrateError):
     """The migrations cannot be written where they belong."""
 
 
+class AlreadyRunning(SafemigrateError):
+    """Another process holds the run of this field on this alias."""
+
+
+class RunPaused(SafemigrateError):
+    """A person paused the run; a person has to resume it."""
+
+
+class RunCancelled(SafemigrateError):
+    """A person cancelled the run while it was at work; what was filled stays filled."""
+
+
+class LeaseLost(SafemigrateError):
+    """Another process took the run over, because this one gave no sign of life."""
+
+
+class IllegalMove(SafemigrateError):
+    """A run cannot come from the state it is in into the one asked for."""
+
+
+class TooManyRows(SafemigrateError):
+    """More rows than SAFEMIGRATE_MAX_ROWS_IN_MIGRATE are to be filled; it is to be done outside `migrate`."""
+
+
+class NothingToRun(SafemigrateError):
+    """There is no such run, or no fill of such a field."""
+
+
 class InvalidAlias(SafemigrateError):
     """An alias that is not in DATABASES, or that the router keeps the model away from."""
 
@@ -105,3 +133,7 @@ class BadRows(NullsRemain):
 
 class Interrupted(SystemExit):
     """Ctrl-C or SIGTERM came: the running batch was committed, then the process left. Run it again to go on."""
+
+
+class LimitReached(SystemExit):
+    """A limit of time or rows, which is no failure: `backfill run` ends in good order, and goes on next time."""

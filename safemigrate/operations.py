@@ -15,10 +15,10 @@ from django.db.migrations.operations.base import Operation, OperationCategory
 from django.db.migrations.operations.fields import AddField, AlterField, FieldOperation, RemoveField
 from django.db.migrations.operations.special import RunPython
 
-from safemigrate import backfill, fields, guards, locks
+from safemigrate import backfill, conf, fields, guards, locks
 from safemigrate.batches import Batches, Target
 from safemigrate.databases import Database, for_connection
-from safemigrate.exceptions import InTransaction, InvalidField, InvalidPopulate, NoGuard
+from safemigrate.exceptions import InTransaction, InvalidField, InvalidPopulate, NoGuard, TooManyRows
 from safemigrate.populate import AsWritten, InPython, Source, check, is_dotted_path, resolve
 from safemigrate.proofs import refuse_nulls
 from safemigrate.requiring import Requiring
@@ -186,23 +186,41 @@ class Populate(_FieldStep, Operation):
         model = to_state.apps.get_model(app_label, self.model_name)
         if not self.allow_migrate_model(schema_editor.connection.alias, model):
             return
-        target = self._target(model, schema_editor.connection.alias, to_state.apps)
+        target = self.target(model, schema_editor.connection.alias, to_state.apps)
         if not target.marks:
             return  # A squashed migration made the table with the column required: nothing is NULL.
         database = self._database(schema_editor, type(self).__name__)
         if schema_editor.collect_sql:
             write_down(schema_editor, self.road(app_label, database, from_state, to_state))
             return
+        self._refuse_many(target)
         self.fill(app_label, schema_editor, database, from_state, to_state)
+
+    @staticmethod
+    def _refuse_many(target: Target) -> None:
+        """Leave to `backfill run` what the project says is too much for `migrate`."""
+        most = conf.get("SAFEMIGRATE_MAX_ROWS_IN_MIGRATE")
+        if most is None:
+            return
+        rows = Batches(target.model, target.alias, target.marks).todo.count()
+        if rows <= most:
+            return
+        label = f"{target.model._meta.label}.{target.names[0]}"
+        raise TooManyRows(
+            f"{rows:,} rows of {target.label} on {target.alias} are to be filled, more than `migrate` may fill here "
+            f"(SAFEMIGRATE_MAX_ROWS_IN_MIGRATE = {most:,}). Fill them outside, while the site runs:\n"
+            f"    python manage.py backfill run {label} --database {target.alias}\n"
+            "Then run migrate again: it finds nothing left to fill, and goes on."
+        )
 
     def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
         model = to_state.apps.get_model(app_label, self.model_name)
-        target = self._target(model, database.connection.alias, to_state.apps)
+        target = self.target(model, database.connection.alias, to_state.apps)
         return [Fill(target, resolve(self.populate, self.names))] if target.marks else []
 
     def rehearse(self, app_label: str, alias: str, state: Any) -> None:
         """Raise InvalidPopulate for what can be seen to fail before a statement is run."""
-        target = self._target(state.apps.get_model(app_label, self.model_name), alias, state.apps)
+        target = self.target(state.apps.get_model(app_label, self.model_name), alias, state.apps)
         Fill(target, resolve(self.populate, self.names)).statement()
 
     def fill(
@@ -220,7 +238,7 @@ class Populate(_FieldStep, Operation):
         then. A function of (apps, schema_editor) is not run another time for them.
         """
         model = to_state.apps.get_model(app_label, self.model_name)
-        target = self._target(model, schema_editor.connection.alias, to_state.apps, once or ())
+        target = self.target(model, schema_editor.connection.alias, to_state.apps, once or ())
         batches = Batches(model, target.alias, target.marks)
         if not batches.any_left():
             return
@@ -244,7 +262,7 @@ class Populate(_FieldStep, Operation):
             )
         self._run(database, schema_editor, database.index_early(model, field))
 
-    def _target(self, model: Any, alias: str, apps: Any, once: Sequence[str] = ()) -> Target:
+    def target(self, model: Any, alias: str, apps: Any, once: Sequence[str] = ()) -> Target:
         marks = [name for name in self.names if model._meta.get_field(name).null]
         return Target(model, self.names, marks, alias, apps, once)
 

@@ -37,6 +37,8 @@ class Progress:
         self.signal: int | None = None
         self.handlers: dict[int, Any] = {}
         self.last_line = time.monotonic()
+        self.waited = 0.0
+        self.said_waiting = ""
 
     def start(self, run: Run) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -50,12 +52,30 @@ class Progress:
 
     def advance(self, run: Run) -> None:
         if self.bar is not None:
-            self.bar.total = max(self.bar.total or 0, run.rows) or None
-            self.bar.update(run.rows - self.bar.n)
-        elif _verbosity > 0 and time.monotonic() - self.last_line >= LINE_SECONDS:
-            self.last_line = time.monotonic()
-            self._say(_line(run))
+            self._draw(run)
+        elif _verbosity > 0 and self._is_time(run):
+            self.last_line, self.said_waiting = time.monotonic(), run.waiting
+            self._say(run, _line(run) + (f", waiting: {run.waiting}" if run.waiting else ""))
         self._obey(run)
+
+    def _is_time(self, run: Run) -> bool:
+        """A line is due every few seconds, and sooner where a wait begins or ends."""
+        since = time.monotonic() - self.last_line
+        changed = bool(run.waiting) != bool(self.said_waiting)
+        return since >= LINE_SECONDS or (changed and since >= 1)
+
+    def _draw(self, run: Run) -> None:
+        self.bar.total = max(self.bar.total or 0, run.rows) or None
+        # The bar's rate is that of the time since the last drawing; waiting is none of it.
+        self.bar.last_print_t += run.waited - self.waited
+        self.waited = run.waited
+        self.bar.set_postfix_str(f"waiting: {run.waiting}" if run.waiting else "", refresh=False)
+        if run.waiting:
+            self.bar.refresh()
+        else:
+            self.bar.update(run.rows - self.bar.n)
+
+    def hold(self, run: Run) -> str | None: ...
 
     def end(self, run: Run, error: BaseException | None) -> None:
         for number, handler in self.handlers.items():
@@ -63,13 +83,17 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         elif error is None and _verbosity > 0 and run.seconds >= LINE_SECONDS:
-            self._say(f"Filled: {run.rows:,} rows of {run.label} on {run.alias} in {run.seconds:,.0f} s")
+            waited = f", {run.waited:,.0f} s of it waiting" if run.waited >= 1 else ""
+            self._say(
+                run,
+                f"Filled: {run.rows:,} rows of {run.label} on {run.alias} in {run.seconds:,.0f} s{waited}",
+            )
         if error is None:
             self._obey(run)  # It may have come after the last batch.
 
     def _obey(self, run: Run) -> None:
         if self.signal is not None:
-            self._say(f"Stopped: {_line(run)}. They stay filled; the same command carries on from here.")
+            self._say(run, f"Stopped: {_line(run)}. They stay filled; the same command carries on from here.")
             raise Interrupted(128 + self.signal)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
@@ -77,7 +101,8 @@ class Progress:
         # A second Ctrl-C does what Ctrl-C always does.
         signal.signal(number, self.handlers[number])
 
-    def _say(self, text: str) -> None:
+    def _say(self, run: Run, text: str) -> None:
+        run.output.append(text)
         logger.info(text)
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
@@ -86,7 +111,7 @@ class Progress:
 
 
 def _line(run: Run) -> str:
-    rate = run.rows / run.seconds if run.seconds else 0.0
+    rate = run.rows / run.working if run.working else 0.0
     text = f"{run.label} on {run.alias}: {run.rows:,} of about {max(run.total, run.rows):,} rows, {rate:,.0f} rows/s"
     left = max(run.total - run.rows, 0) / rate if rate else 0
     return f"{text}, {left:,.0f} s left" if left >= 1 else text

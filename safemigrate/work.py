@@ -22,6 +22,13 @@ Result = tuple[int, list[BadRow]]
 Work = Callable[[Batches, Range], Result]
 
 
+def work_for(target: Target, source: InDatabase | InPython, database: Database) -> Work:
+    """Return what is to be called with each batch."""
+    if isinstance(source, InDatabase):
+        return ComputedInDatabase(source, target)
+    return ComputedInPython(source, target, database)
+
+
 class ComputedInDatabase:
     """One UPDATE with the expressions, where a mark is still NULL."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
@@ -100,6 +101,7 @@ def cleaned(*aliases: str) -> Generator[None, None, None]:
     finally:
         for inventory in before.values():
             inventory.restore()
+        apps.get_model("safemigrate", "BackfillRun").objects.all().delete()
 
 
 class Inventory:

@@ -47,6 +47,7 @@ class Polls:
     def __init__(self, alias: str, environment: dict[str, str], rows: int) -> None:
         self.alias, self.environment, self.rows = alias, environment, rows
         self.connection = connections[alias]
+        call_command("migrate", "safemigrate", database="default", verbosity=0)
         self.back()
         with self.connection.cursor() as cursor:
             cursor.execute(SEEDS[self.connection.vendor].format(rows=rows))

@@ -26,7 +26,7 @@ LATER = F("pub_date") + timedelta(days=30)
 NAME = "expires_date"
 
 
-class Ledger:
+class Ledger(backfill.NoLedger):
     """Writes down what it is told, and calls a function after each batch."""
 
     def __init__(self, after_batch: Callable[[backfill.Run], Any] = lambda run: None) -> None:

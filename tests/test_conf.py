@@ -22,6 +22,14 @@ WRONG = {
     "SAFEMIGRATE_RETRIES": [-1, None, 1.5, True],
     "SAFEMIGRATE_MAX_BAD_ROWS": [-1, None, "all"],
     "SAFEMIGRATE_ALLOW_TABLE_COPY": [None, 1, "yes"],
+    "SAFEMIGRATE_THROTTLES": [None, "safemigrate.throttles.Nice", [1]],
+    "SAFEMIGRATE_MAX_REPLICATION_LAG": [0, -1, None, "5s"],
+    "SAFEMIGRATE_REPLICAS": [None, "replica", [None]],
+    "SAFEMIGRATE_BLIND_SECONDS": [0, None],
+    "SAFEMIGRATE_NICE_RATIO": [0, -1, None, "twice"],
+    "SAFEMIGRATE_FILL_HOURS": ["", "22-6", "22:00-24:00", "22:00", "7:00-8:00", "22:00-06:00 ", 22],
+    "SAFEMIGRATE_VACUUM_ROWS": [0, None, 1.5],
+    "SAFEMIGRATE_CHECKS": [None, 0, "no"],
 }
 RIGHT = {
     "SAFEMIGRATE_BATCH_SIZE": [None, 1, 50_000],
@@ -31,6 +39,9 @@ RIGHT = {
     "SAFEMIGRATE_RETRIES": [0, 3],
     "SAFEMIGRATE_MAX_BAD_ROWS": [0, 10**9],
     "SAFEMIGRATE_ALLOW_TABLE_COPY": [True],
+    "SAFEMIGRATE_THROTTLES": [[], ("safemigrate.throttles.Nice",)],
+    "SAFEMIGRATE_FILL_HOURS": ["22:00-06:00", "00:00-23:59"],
+    "SAFEMIGRATE_NICE_RATIO": [0.1, 3],
 }
 
 
@@ -44,7 +55,7 @@ def test_every_setting_is_one_flat_name_and_says_what_it_means() -> None:
     for name, setting in conf.SETTINGS.items():
         assert name.startswith("SAFEMIGRATE_")
         assert setting.valid(setting.default)
-        assert setting.form.startswith(("a number", "True or False"))
+        assert setting.form.startswith(("a number", "True or False", "a list of", "hours as in"))
         assert setting.meaning.endswith(".")
 
 

@@ -38,6 +38,9 @@ class Database:
 
     # Questions
 
+    def has_table(self, model: Any) -> bool:
+        return model._meta.db_table in self.connection.introspection.table_names()
+
     def column(self, model: Any, column: str) -> Column | None:
         """Return the column as it is, or None where the table has none of that name."""
         with self.connection.cursor() as cursor:
@@ -286,8 +289,8 @@ class Database:
         computed = {f.column for f in model._meta.local_concrete_fields if getattr(f, "generated", False)}
         without = computed | {field.column for field in fields}
         with self.connection.cursor() as cursor:
-            infos = self.connection.introspection.get_table_description(cursor, model._meta.db_table)
-        return [info.name for info in infos if info.name not in without]
+            cursor.execute(f"SELECT * FROM {self.quote(model._meta.db_table)} WHERE 1 = 0")
+            return [column[0] for column in cursor.description if column[0] not in without]
 
     def renew_columns(self, model: Any, copy: Any, fields: Sequence[Any]) -> None:
         """Give the table of `copy`, made like the model's, bare columns for `fields`."""

@@ -39,6 +39,10 @@ class PostgreSQL(Database):
 
     gives_defaults_early = True
 
+    def has_table(self, model: Any) -> bool:
+        # Also one in another schema than the first.
+        return self.fetch("SELECT to_regclass(%s) IS NOT NULL", [self._table(model)]) == [(True,)]
+
     def column(self, model: Any, column: str) -> Column | None:
         rows = self.fetch(
             "SELECT attnotnull, atthasdef FROM pg_attribute "
@@ -115,7 +119,8 @@ class PostgreSQL(Database):
         def there() -> bool:
             return self.column(model, field.column) is not None
 
-        others = self.tables(model, field)[1:]
+        # Without its foreign key, which SetNotNull adds, the column has nothing to do with the other table.
+        others = self.tables(model, field)[1:] if self._constraints(model, field.column, kind="f") else ()
         lock = EXCLUSIVE_BOTH if others else EXCLUSIVE
         return [
             self._short(model, f"drop the column {field.column}", sql, needed=there, lock=lock, others=others)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db.backends.utils import split_identifier
 from django.db.models.sql import UpdateQuery
 
 from safemigrate.databases.base import short_name
@@ -46,6 +47,8 @@ class Guards:
 
     def refuse(self, model: Any, sql: str) -> None:
         """Raise NoGuard where the database could not compute this for a row that is just coming in."""
+        if split_identifier(model._meta.db_table)[0]:
+            raise NoGuard("its table is named together with a schema, so a new row cannot stand for it")
         if generated := [field for field in self.read(model, sql) if getattr(field, "generated", False)]:
             raise NoGuard(f"{generated[0].name} is a generated field, not known before the row is stored")
 
@@ -75,7 +78,8 @@ class Guards:
     # For the subclasses
 
     def name(self, model: Any, field: Any, *more: str, limit: int = 63) -> str:
-        return short_name(model._meta.db_table, field.column, suffix="_".join([SUFFIX, *more]), limit=limit)
+        table = split_identifier(model._meta.db_table)[1].strip('"')
+        return short_name(table, field.column, suffix="_".join([SUFFIX, *more]), limit=limit)
 
     def row(self, model: Any, sql: str) -> str:
         """Return `sql` with the columns of NEW in the place of the table's own."""

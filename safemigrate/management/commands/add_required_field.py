@@ -190,12 +190,11 @@ class Command(BaseCommand):
     def _foretell(self, targets: Sequence[Target], options: Mapping[str, Any]) -> None:
         if options["format"] != "text":
             self.verbosity = 0
-        aliases = applying.chosen_aliases(
-            options["database"], every=not options["database"], targets=targets
-        )
+        aliases = applying.chosen_aliases(options["database"], every=not options["database"], targets=targets)
         courses = self._courses(targets, options)
         forecasts = [
-            forecast.make(target, courses[target], alias) for target, alias in forecast.allowed(targets, aliases)
+            forecast.make(target, courses[target], alias)
+            for target, alias in forecast.allowed(targets, aliases)
         ]
         self.stdout.write(reporting.FORMATS[options["format"]](forecasts))
         hurt = [f"{each.label} on {each.alias}" for each in forecasts if each.hurts]
@@ -309,7 +308,7 @@ class Command(BaseCommand):
     def _migrate(self, targets: Sequence[Target], aliases: Sequence[str], options: Mapping[str, Any]) -> None:
         migrate = partial(self._migrate_alias, list(dict.fromkeys(t.app_label for t in targets)), options)
         outcomes = applying.apply(targets, aliases, migrate)
-        self._say("\n" + applying.table(outcomes))
+        self._say("\n" + applying.summary(outcomes))
         failed = [outcome for outcome in outcomes if outcome.error]
         if failed:
             reasons = "\n".join(f"{outcome.alias}: {outcome.error}" for outcome in failed)

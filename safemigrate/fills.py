@@ -1,0 +1,170 @@
+"""From a label to the Populate of its field in the migrations, to be run outside `migrate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import connections, router
+from django.db.migrations.loader import MigrationLoader
+
+from safemigrate.batches import Batches
+from safemigrate.databases import for_connection
+from safemigrate.exceptions import NothingToRun
+from safemigrate.operations import AddNullableField, AddRequiredField, Populate
+from safemigrate.populate import resolve
+from safemigrate.spelling import nearest
+
+
+@dataclass(frozen=True)
+class Job:
+    """A Populate of a field on one alias, with the state of the models before it."""
+
+    operation: Populate
+    app_label: str
+    migration: str
+    alias: str
+    state: Any
+
+    @property
+    def model(self) -> Any:
+        return self.state.apps.get_model(self.app_label, self.operation.model_name)
+
+    @property
+    def label(self) -> str:
+        return f"{self.model._meta.label}.{'+'.join(self.operation.names)}"
+
+    @property
+    def title(self) -> str:
+        return resolve(self.operation.populate, self.operation.names).title
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """The fill as `context` knows it."""
+        return self.app_label, self.operation.model_name.lower(), "+".join(self.operation.names)
+
+    @property
+    def is_allowed(self) -> bool:
+        return bool(router.allow_migrate_model(self.alias, self.model))
+
+    @property
+    def column_is_there(self) -> bool:
+        database = for_connection(connections[self.alias])
+        columns = [self.model._meta.get_field(name).column for name in self.operation.names]
+        return all(database.column(self.model, column) for column in columns)
+
+    def rows_left(self) -> int:
+        """Count the rows that are NULL; reads the table once."""
+        target = self.operation.target(self.model, self.alias, self.state.apps)
+        return Batches(self.model, self.alias, target.marks).todo.count()
+
+    def check_column(self) -> None:
+        """Raise NothingToRun where there is no column yet to be filled."""
+        if self.column_is_there:
+            return
+        raise NothingToRun(
+            f"{self.label} on {self.alias} has no column yet: {self.migration} is to add it, or one before it. Where "
+            "one migration adds, fills and requires, `migrate` does it all, unless SAFEMIGRATE_MAX_ROWS_IN_MIGRATE "
+            "stops it before the fill; or write three, by add_required_field --phases 3, and migrate the first."
+        )
+
+    def run(self, *, batch_size: int | None = None) -> None:
+        """Fill what is NULL, with all the errors that the operation has in `migrate`."""
+        connection, populate = connections[self.alias], self.operation
+        if batch_size:
+            populate = Populate(populate.model_name, populate.name, populate.populate, batch_size=batch_size)
+        with connection.schema_editor(atomic=False) as editor:
+            populate.fill(self.app_label, editor, for_connection(connection), self.state, self.state)
+
+
+def find(label: str, alias: str) -> Job:
+    """Return the newest fill of the field `label` (app.Model.field) on the alias.
+
+    Raises NothingToRun, which says what is missing.
+    """
+    app_label, model_name, name = _parts(label)
+    loader = MigrationLoader(connections[alias])
+    found = None
+    for key in _keys(loader, app_label):
+        for number, operation in enumerate(loader.graph.nodes[key].operations):
+            if _fills(operation, model_name, name):
+                found = (key, number)
+    if found is None:
+        raise NothingToRun(_not_found(loader, app_label, model_name, name))
+    return _fill(loader, *found, alias)
+
+
+def jobs_on(alias: str) -> list[Job]:
+    """Return every fill on the alias whose migration is not applied, and whose column is there."""
+    loader = MigrationLoader(connections[alias])
+    open_ = [
+        _fill(loader, key, number, alias)
+        for key, migration in loader.graph.nodes.items()
+        if key not in loader.applied_migrations
+        for number, operation in enumerate(migration.operations)
+        if isinstance(operation, AddRequiredField | Populate)
+    ]
+    return [job for job in open_ if job.is_allowed and job.column_is_there]
+
+
+def _parts(label: str) -> tuple[str, str, str]:
+    parts = label.split(".")
+    if len(parts) != 3 or not all(parts):
+        raise NothingToRun(f"{label!r} is no field: give app.Model.field, as in polls.Question.expires_date.")
+    return parts[0], parts[1].lower(), parts[2]
+
+
+def _keys(loader: MigrationLoader, app_label: str) -> list[tuple[str, str]]:
+    """Return the app's migrations in the order in which they are applied."""
+    plan: list[tuple[str, str]] = []
+    for leaf in loader.graph.leaf_nodes(app_label):
+        plan += [key for key in loader.graph.forwards_plan(leaf) if key not in plan]
+    return [key for key in plan if key[0] == app_label]
+
+
+def _fills(operation: Any, model_name: str, name: str) -> bool:
+    if isinstance(operation, AddRequiredField):
+        return bool(operation.model_name_lower == model_name and operation.name == name)
+    return (
+        isinstance(operation, Populate)
+        and operation.model_name.lower() == model_name
+        and name in operation.names
+    )
+
+
+def _fill(loader: MigrationLoader, key: tuple[str, str], number: int, alias: str) -> Job:
+    app_label, migration_name = key
+    state = loader.project_state(key, at_end=False)
+    operations = loader.graph.nodes[key].operations
+    for earlier in operations[:number]:
+        earlier.state_forwards(app_label, state)
+    operation = operations[number]
+    if isinstance(operation, AddRequiredField):
+        AddNullableField(operation.model_name, operation.name, operation.field).state_forwards(
+            app_label, state
+        )
+        operation = Populate(
+            operation.model_name, operation.name, operation.populate, batch_size=operation.batch_size
+        )
+    return Job(operation, app_label, f"{app_label}.{migration_name}", alias, state)
+
+
+def _not_found(loader: MigrationLoader, app_label: str, model_name: str, name: str) -> str:
+    known = {
+        f"{key[0]}.{operation.model_name}.{each}"
+        for key, migration in loader.graph.nodes.items()
+        for operation in migration.operations
+        for each in _names(operation)
+    }
+    label = f"{app_label}.{model_name}.{name}"
+    hint = nearest(label, known)
+    return (
+        f"No migration fills {label}: there is no AddRequiredField or Populate of it.{hint} To write one: "
+        f"python manage.py add_required_field {label}"
+    )
+
+
+def _names(operation: Any) -> list[str]:
+    if isinstance(operation, AddRequiredField):
+        return [operation.name]
+    return operation.names if isinstance(operation, Populate) else []

@@ -1,0 +1,202 @@
+"""`manage.py backfill`: the fills outside `migrate`, and the runs that are recorded of all of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+
+from safemigrate import conf, context, fills, reports, runs
+from safemigrate.applying import chosen_aliases
+from safemigrate.exceptions import AlreadyRunning, LimitReached, SafemigrateError
+from safemigrate.limits import Limited, Limits, next_time, seconds
+from safemigrate.statuses import Status
+from safemigrate.tables import table
+from safemigrate.targets import find_all
+
+DESCRIPTION = """\
+Fill required fields outside `migrate`, and see and steer the runs.
+
+Exit codes: 0 done, or stopped by a limit, or another process is at work on it already; 1 an error, or rows
+without a value are left; 2 the command cannot be understood; 130 or 143 stopped by Ctrl-C or SIGTERM."""
+
+
+class Command(BaseCommand):
+    help = DESCRIPTION
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        kwargs.setdefault("formatter_class", RawDescriptionHelpFormatter)
+        return super().create_parser(prog_name, subcommand, **kwargs)
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+        self._add_list(actions.add_parser("list", help="the runs, newest first"))
+        self._add_show(actions.add_parser("show", help="all that is known of a run"))
+        self._add_run(actions.add_parser("run", help="fill a field now, in this process"))
+        for name, meaning in STEERING.items():
+            actions.add_parser(name, help=meaning).add_argument("id", type=int, help="the run's number")
+        verify = actions.add_parser("verify", help="count the rows that have no value; exit code 1 if any")
+        self._add_label(verify)
+
+    @staticmethod
+    def _add_list(parser: ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+        parser.add_argument("--limit", type=_count, default=20, metavar="N", help="no more than N (20)")
+
+    @staticmethod
+    def _add_show(parser: ArgumentParser) -> None:
+        parser.add_argument("id", type=int, help="the run's number")
+        parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+        parser.add_argument("--follow", action="store_true", help="go on showing it until it ends")
+
+    @staticmethod
+    def _add_label(parser: ArgumentParser) -> None:
+        parser.add_argument("label", metavar="app.Model.field", help="the field")
+        parser.add_argument(
+            "--database", action="append", default=[], metavar="ALIAS", help="the database; may be repeated"
+        )
+        parser.add_argument(
+            "--all-databases", action="store_true", help="every database that the model is on"
+        )
+
+    def _add_run(self, parser: ArgumentParser) -> None:
+        self._add_label(parser)
+        parser.add_argument(
+            "--max-time", type=_seconds, metavar="2h", help="stop in good order after this time"
+        )
+        parser.add_argument("--max-rows", type=_count, metavar="N", help="stop after about so many rows")
+        parser.add_argument("--until", type=_time_of_day, metavar="06:00", help="stop at this time of day")
+        parser.add_argument("--batch-size", type=_count, metavar="N", help="rows in a batch")
+        parser.add_argument(
+            "--throttle",
+            action="append",
+            metavar="PATH",
+            help="in place of SAFEMIGRATE_THROTTLES; may be repeated",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="say what would be filled, and fill nothing"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        getattr(self, f"_{options['action']}", partial(self._steer, options["action"]))(options)
+
+    # Looking
+
+    def _list(self, options: Mapping[str, Any]) -> None:
+        found = list(runs.records()[: options["limit"]])
+        if options["json"]:
+            self.stdout.write(json.dumps([reports.as_dict(run) for run in found], indent=2))
+        elif found:
+            self.stdout.write(
+                table(reports.HEADINGS, [reports.row(run) for run in found], right=reports.RIGHT)
+            )
+        else:
+            self.stdout.write("No runs are recorded yet.")
+
+    def _show(self, options: Mapping[str, Any]) -> None:
+        run = runs.find(options["id"])
+        while True:
+            self.stdout.write(
+                json.dumps(reports.as_dict(run, full=True), indent=2)
+                if options["json"]
+                else reports.page(run)
+            )
+            if not options["follow"] or not (run.is_held() or run.status == Status.QUEUED):
+                return
+            time.sleep(1)
+            run = runs.find(options["id"])
+
+    def _verify(self, options: Mapping[str, Any]) -> None:
+        label = options["label"]
+        left = {alias: self._job(label, alias).rows_left() for alias in self._aliases(options)}
+        for alias, rows in left.items():
+            self.stdout.write(f"{label} on {alias}: {rows:,} rows without a value")
+        if any(left.values()):
+            raise CommandError("Not every row has a value.", returncode=1)
+
+    # Steering
+
+    def _steer(self, action: str, options: Mapping[str, Any]) -> None:
+        run = getattr(runs, action)(options["id"], runs.person())
+        self.stdout.write(f"Run {run.pk} ({run}) is {run.get_status_display()}.")
+        if run.status == Status.QUEUED:
+            self.stdout.write(
+                f"The next process takes it: python manage.py backfill run {run.label} --database {run.alias}"
+            )
+
+    # Filling
+
+    def _run(self, options: Mapping[str, Any]) -> None:
+        limit = Limits(time.monotonic(), options["max_time"], options["until"], options["max_rows"])
+        failed = []
+        for alias in self._aliases(options):
+            try:
+                self._fill(alias, limit, options)
+            except (AlreadyRunning, LimitReached) as reason:
+                self.stdout.write(str(reason))
+            except SafemigrateError as error:
+                failed.append(f"{alias}: {error}")
+        if failed:
+            raise CommandError("\n".join(failed))
+
+    def _fill(self, alias: str, limit: Limits, options: Mapping[str, Any]) -> None:
+        job = self._job(options["label"], alias)
+        if options["dry_run"]:
+            rows = f"{job.rows_left():,} rows of {job.label} on {alias}"
+            self.stdout.write(f"Would fill {rows} by {job.title} ({job.migration}).")
+            return
+        with ExitStack() as stack:
+            if options["throttle"] is not None:
+                stack.enter_context(conf.changed(SAFEMIGRATE_THROTTLES=options["throttle"]))
+            stack.enter_context(
+                context.changed(migrations={job.key: job.migration}, ledgers=[partial(Limited, limit)])
+            )
+            job.run(batch_size=options["batch_size"])
+        self.stdout.write(f"{job.label} on {alias}: every row has a value.")
+
+    @staticmethod
+    def _job(label: str, alias: str) -> fills.Job:
+        job = fills.find(label, alias)
+        job.check_column()
+        return job
+
+    @staticmethod
+    def _aliases(options: Mapping[str, Any]) -> Sequence[str]:
+        targets = find_all([options["label"]])
+        return chosen_aliases(options["database"], every=options["all_databases"], targets=targets)
+
+
+STEERING = {
+    "pause": "let a run pause after its batch, until it is resumed",
+    "resume": "let a paused run go on",
+    "cancel": "end a run for good after its batch; what is filled stays filled",
+    "retry": "let the next process take a run that failed, was stopped, or whose process is gone",
+}
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise ArgumentTypeError(f"{text!r} is not a number, 1 or more.")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
+
+
+def _time_of_day(text: str) -> datetime:
+    try:
+        return next_time(text, timezone.localtime())
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error

@@ -1,0 +1,152 @@
+"""The runs, as they are kept: what a fill did, does, and shall do next."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime, timedelta
+
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import models
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from safemigrate.processes import is_gone
+from safemigrate.statuses import HELD, OVER, Status
+
+
+class BackfillRun(models.Model):
+    """One fill of one field (or several in one pass) on one database.
+
+    `open_key` is unique while the run is not over, and NULL afterwards: at most one run of a field on an
+    alias is open. `token` grows with each process that takes the run; only the one that holds the newest
+    may write. It holds it until `lease_until`, which its heartbeat moves on.
+    """
+
+    app_label = models.CharField(_("app"), max_length=100)
+    model_name = models.CharField(_("model"), max_length=100)
+    field_names = models.CharField(_("field"), max_length=500, help_text=_("several are separated by +"))
+    alias = models.CharField(_("database"), max_length=100)
+    migration = models.CharField(_("migration"), max_length=255, blank=True)
+    populate = models.TextField(_("populate"), blank=True)
+    executor = models.CharField(_("executor"), max_length=20, default="inline")
+    status = models.CharField(_("status"), max_length=10, choices=Status.choices, default=Status.QUEUED)
+    open_key = models.CharField(max_length=255, null=True, unique=True, editable=False)  # noqa: DJ001  see above
+
+    cursor = models.JSONField(_("cursor"), null=True, encoder=DjangoJSONEncoder)
+    rows_done = models.BigIntegerField(_("rows done"), default=0)
+    rows_total = models.BigIntegerField(_("rows in all"), default=0)
+    total_is_exact = models.BooleanField(_("counted"), default=False)
+    batch_size = models.PositiveIntegerField(_("batch size"), default=0)
+    bad_rows = models.JSONField(_("bad rows"), default=list, encoder=DjangoJSONEncoder)
+    samples = models.JSONField(default=list, editable=False)
+
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    token = models.PositiveBigIntegerField(default=0, editable=False)
+    lease_until = models.DateTimeField(_("held until"), null=True)
+    host = models.CharField(_("host"), max_length=255, blank=True)
+    process = models.PositiveIntegerField(_("process"), null=True)
+    machine = models.CharField(max_length=200, blank=True, editable=False)
+    started_by = models.CharField(_("started by"), max_length=150, blank=True)
+
+    created = models.DateTimeField(_("created"), default=timezone.now)
+    started = models.DateTimeField(_("started"), null=True)
+    heartbeat = models.DateTimeField(_("heartbeat"), null=True)
+    finished = models.DateTimeField(_("finished"), null=True)
+    seconds_running = models.FloatField(_("seconds at work"), default=0)
+    seconds_waiting = models.FloatField(_("seconds of waiting"), default=0)
+    waiting_for = models.CharField(_("waiting"), max_length=500, blank=True)
+
+    error = models.TextField(_("error"), blank=True)
+    traceback = models.TextField(_("traceback"), blank=True)
+    output = models.TextField(_("last lines of output"), blank=True)
+
+    class Meta:
+        verbose_name = _("run")
+        verbose_name_plural = _("runs")
+        ordering = ["-created", "-pk"]
+        default_permissions = ("view", "delete")
+        permissions = [
+            ("pause_backfillrun", _("Can pause a run")),
+            ("resume_backfillrun", _("Can resume a run")),
+            ("cancel_backfillrun", _("Can cancel a run")),
+            ("retry_backfillrun", _("Can retry a run")),
+        ]
+        indexes = [models.Index(fields=["status", "alias"], name="safemigrate_run_status")]
+
+    def __str__(self) -> str:
+        return f"{self.label} on {self.alias}"
+
+    @property
+    def label(self) -> str:
+        return f"{self.app_label}.{self.model_name}.{self.field_names}"
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in OVER
+
+    def is_held(self, now: datetime | None = None) -> bool:
+        """Does a process hold the run, as far as its heartbeat, and this machine, tell?"""
+        alive = self.lease_until is not None and self.lease_until > (now or timezone.now())
+        return alive and not (self.process and is_gone(self.process, self.machine))
+
+    def is_hung(self, now: datetime | None = None) -> bool:
+        """Should a process be at work on the run, and gives no sign of life?"""
+        return self.status in HELD - {Status.PAUSED} and not self.is_held(now)
+
+    @property
+    def rate(self) -> float:
+        """Rows per second over the last 60 s of work."""
+        return rate(self.samples)
+
+    @property
+    def fraction(self) -> float:
+        if self.status == Status.SUCCEEDED:
+            return 1.0
+        return min(self.rows_done / self.rows_total, 1.0) if self.rows_total else 0.0
+
+    @property
+    def time_left(self) -> timedelta | None:
+        if self.is_over or not self.rate:
+            return None
+        return timedelta(seconds=round(max(self.rows_total - self.rows_done, 0) / self.rate))
+
+    @property
+    def duration(self) -> timedelta | None:
+        if self.started is None:
+            return None
+        return (self.finished or timezone.now()) - self.started
+
+
+class BackfillEvent(models.Model):
+    """What happened to a run: a move between states, a changed setting, an error; when, and by whom."""
+
+    run = models.ForeignKey(BackfillRun, models.CASCADE, related_name="events", verbose_name=_("run"))
+    at = models.DateTimeField(_("at"), default=timezone.now)
+    text = models.TextField(_("event"))
+    who = models.CharField(_("who"), max_length=150, blank=True)
+
+    class Meta:
+        verbose_name = _("event")
+        verbose_name_plural = _("events")
+        ordering = ["at", "pk"]
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def rate(samples: list[list[float]], seconds: float = 60.0) -> float:
+    """Return rows per second over the last `seconds` of (seconds at work, rows done) samples."""
+    if len(samples) < 2:
+        return 0.0
+    last_time, last_rows = samples[-1]
+    first_time, first_rows = next(sample for sample in samples if sample[0] >= last_time - seconds)
+    if first_time == last_time:
+        first_time, first_rows = samples[-2]
+    return max((last_rows - first_rows) / (last_time - first_time), 0.0) if last_time > first_time else 0.0
+
+
+def open_key(label: str, alias: str) -> str:
+    """Return what is unique among the runs that are not over."""
+    key = f"{alias}:{label.lower()}"
+    return key if len(key) <= 255 else hashlib.sha256(key.encode()).hexdigest()

@@ -1,0 +1,328 @@
+"""The ledger that records a run while it is at work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TextIO, cast
+
+from django.db import Error, connections
+from django.dispatch import Signal
+from django.utils import timezone
+
+from safemigrate import context, runs, signals
+from safemigrate.backfill import Run
+from safemigrate.batches import Batches, Target
+from safemigrate.exceptions import LeaseLost, RunCancelled
+from safemigrate.models import BackfillRun
+from safemigrate.processes import machine
+from safemigrate.runs import lease, move, note, records, say_once
+from safemigrate.statuses import Status
+
+logger = logging.getLogger("safemigrate")
+
+HEARTBEAT = 1.0
+#: The record is read no more often than this, in seconds, be the batches as small as they may.
+LOOK = 0.05
+SAMPLES = 240
+
+
+class Recorder:
+    """A ledger that records the run in the database named by SAFEMIGRATE_RUNS_DATABASE.
+
+    Writes about once a second. Where the table is not there, or the database fails, it says so once and the
+    fill goes on without.
+    """
+
+    def __init__(self) -> None:
+        self.recording: Recording | None = None
+
+    def start(self, run: Run) -> None:
+        if run.target is not None and runs.is_kept():
+            self.recording = Recording(run, run.target)
+
+    def advance(self, run: Run) -> None:
+        if self.recording:
+            self.recording.advance()
+
+    def hold(self, run: Run) -> str | None:
+        return self.recording.paused or None if self.recording else None
+
+    def end(self, run: Run, error: BaseException | None) -> None:
+        if self.recording:
+            self.recording.end(error)
+
+
+class Recording:
+    """One process's work on a run."""
+
+    def __init__(self, run: Run, target: Target) -> None:
+        self.run = run
+        self.record = runs.claim(target, details(run, target))
+        self.token = self.record.token
+        self.done, self.worked = self.record.rows_done, self.record.seconds_running
+        self.waited, self.samples = self.record.seconds_waiting, list(self.record.samples)
+        run.resume_after = key_from_json(target.model, self.record.cursor)
+        self.paused, self.batches = "", 0
+        self.looked = self.written = time.monotonic()
+        self.output = Output(run.output)
+        self.heart = Heart(self.record, run, target)
+        self.heart.start()
+        logger.info(
+            "%s: run %s, attempt %s", self.record, self.record.pk, self.record.attempts, extra=self._extra()
+        )
+        self._send(signals.run_started)
+
+    def advance(self) -> None:
+        now = time.monotonic()
+        if now - self.looked >= LOOK:
+            self.looked = now
+            self._safely(self._look)
+        if now - self.written >= HEARTBEAT:
+            self.written = now
+            self._safely(self._write)
+        if self.run.batches > self.batches:
+            self.batches = self.run.batches
+            self._send(signals.batch_done, rows=self.run.filled, seconds=self.run.took)
+
+    def end(self, error: BaseException | None) -> None:
+        self.heart.stop()
+        self.output.close()
+        if not isinstance(error, LeaseLost):
+            self._safely(lambda: self._end(error))
+
+    def _look(self) -> None:
+        """Obey what was asked of the run meanwhile."""
+        found = records().filter(pk=self.record.pk).values_list("token", "status").first()
+        if found is None or found[0] != self.token:
+            raise LeaseLost(self._lost())
+        self.record.status = found[1]
+        if self.record.status == Status.CANCELLING:
+            raise RunCancelled(
+                f"{self.record} was cancelled (run {self.record.pk}). What was filled stays filled."
+            )
+        if self.record.status == Status.PAUSING and move(self.record, Status.PAUSED, ""):
+            self.record.status = Status.PAUSED
+        if self.record.status != Status.PAUSED:
+            self.paused = ""
+        elif not self.paused:
+            self.paused = self._who_paused()
+
+    def _who_paused(self) -> str:
+        event = self.record.events.using(runs.database()).filter(who__gt="").last()
+        by = f" by {event.who}" if event else ""
+        return f"run {self.record.pk} was paused{by}; to go on: python manage.py backfill resume {self.record.pk}"
+
+    def _lost(self) -> str:
+        return (
+            f"{self.record}: another process has taken run {self.record.pk} over, because this one gave no sign of "
+            "life for too long (SAFEMIGRATE_LEASE_SECONDS). This one ends; no row was filled twice."
+        )
+
+    def _write(self) -> None:
+        now = timezone.now()
+        held = records().filter(pk=self.record.pk, token=self.token)
+        if not held.update(**self._progress(), heartbeat=now, lease_until=now + lease()):
+            raise LeaseLost(self._lost())
+
+    def _progress(self) -> dict[str, Any]:
+        run, done = self.run, self.done + self.run.rows
+        working = self.worked + run.working
+        self.samples = thinned([*self.samples, [round(working, 2), done]])
+        progress = {
+            "cursor": key_to_json(run.cursor),
+            "rows_done": done,
+            "rows_total": max(self.done + run.total, done),
+            "total_is_exact": self.heart.counted,
+            "batch_size": run.batch_size,
+            "bad_rows": [[key_to_json(row.key), row.reason] for row in run.bad],
+            "samples": self.samples,
+            "seconds_running": working,
+            "seconds_waiting": self.waited + run.waited,
+            "waiting_for": run.waiting[:500],
+            "output": self.output.text,
+        }
+        for name, value in progress.items():
+            setattr(self.record, name, value)
+        return progress
+
+    def _end(self, error: BaseException | None) -> None:
+        status = outcome(error)
+        text = "" if error is None or status == Status.STOPPED else str(error)
+        trace = "".join(traceback.format_exception(error)) if error and status == Status.FAILED else ""
+        ended = {"lease_until": None, "finished": timezone.now(), "error": text, "traceback": trace}
+        changes = self._progress() | ended | {"waiting_for": ""}
+        record = records().get(pk=self.record.pk)
+        while record.token == self.token and not move(record, status, "", **changes):
+            record = records().get(pk=record.pk)  # Somebody asked for something in the last moment.
+        self.record = records().get(pk=record.pk)
+        if text:
+            note(self.record, text.splitlines()[0])
+        logger.info("%s: run %s %s", self.record, self.record.pk, status, extra=self._extra())
+        self._send(ENDINGS[status], **({"error": error} if status == Status.FAILED else {}))
+
+    def _extra(self) -> dict[str, Any]:
+        return {
+            "run": self.record.pk,
+            "label": self.record.label,
+            "alias": self.record.alias,
+            "status": str(self.record.status),
+            "rows_done": self.record.rows_done,
+            "rows_total": self.record.rows_total,
+        }
+
+    def _send(self, signal: Signal, **arguments: Any) -> None:
+        for receiver, answer in signal.send_robust(BackfillRun, run=self.record, **arguments):
+            if isinstance(answer, Exception):
+                logger.error(
+                    "%r, a receiver of a signal of %s, raised", receiver, self.record, exc_info=answer
+                )
+
+    def _safely(self, do: Callable[[], None]) -> None:
+        """Do it, or say once that the run is not recorded for the moment: it is no reason to stop the fill."""
+        try:
+            do()
+        except Error as error:
+            say_once(f"{self.record} is not recorded for the moment: {str(error).strip()}. The fill goes on.")
+
+
+ENDINGS: dict[str, Signal] = {
+    Status.SUCCEEDED: signals.run_finished,
+    Status.FAILED: signals.run_failed,
+    Status.STOPPED: signals.run_stopped,
+    Status.CANCELLED: signals.run_stopped,
+}
+
+
+def outcome(error: BaseException | None) -> str:
+    """Return the state that a run ends in after this error."""
+    if error is None:
+        return Status.SUCCEEDED
+    if isinstance(error, RunCancelled):
+        return Status.CANCELLED
+    return (
+        Status.STOPPED if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit) else Status.FAILED
+    )
+
+
+class Heart(threading.Thread):
+    """Moves the lease on every second, on a connection of its own, whatever the batch is doing.
+
+    Its first deed is to count the rows that are to be filled, where reading keeps no writer waiting.
+    """
+
+    def __init__(self, record: BackfillRun, run: Run, target: Target) -> None:
+        super().__init__(name=f"safemigrate run {record.pk}", daemon=True)
+        self.record, self.fill, self.target = record, run, target
+        self.ended = threading.Event()
+        self.counted = False
+
+    def run(self) -> None:
+        try:
+            if not self.ended.wait(HEARTBEAT):
+                self._count()
+            while not self.ended.wait(HEARTBEAT):
+                self._beat()
+        finally:
+            connections.close_all()
+
+    def stop(self) -> None:
+        self.ended.set()
+        self.join()
+
+    def _beat(self) -> None:
+        now = timezone.now()
+        held = records().filter(pk=self.record.pk, token=self.record.token)
+        with suppress(Error):  # The next beat may come through; the lease is longer than a few.
+            held.update(heartbeat=now, lease_until=now + lease())
+
+    def _count(self) -> None:
+        target = self.target
+        with suppress(Error):
+            done = self.fill.rows
+            self.fill.total = done + Batches(target.model, target.alias, target.marks).todo.count()
+            self.counted = True
+
+
+class Output:
+    """Stands in for sys.stdout while the run is at work, and keeps the last lines; warnings are kept too."""
+
+    def __init__(self, lines: deque[str]) -> None:
+        self.lines, self.stdout = lines, sys.stdout
+        self.handler = Keeping(self.add)
+        logger.addHandler(self.handler)
+        sys.stdout = cast("TextIO", self)
+
+    def close(self) -> None:
+        logger.removeHandler(self.handler)
+        if sys.stdout is cast("TextIO", self):
+            sys.stdout = self.stdout
+
+    def add(self, text: str) -> None:
+        self.lines.extend(line for line in text.splitlines() if line.strip())
+
+    @property
+    def text(self) -> str:
+        return "\n".join(list(self.lines))
+
+    def write(self, text: str) -> int:
+        self.add(text)
+        return self.stdout.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stdout, name)
+
+
+class Keeping(logging.Handler):
+    """Gives each warning's text to a function."""
+
+    def __init__(self, keep: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.keep = keep
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.keep(record.getMessage())
+
+
+def details(run: Run, target: Target) -> dict[str, Any]:
+    """Return what a record says of the process that takes it."""
+    return {
+        "migration": context.migration_of(target.model, target.names),
+        "populate": run.title,
+        "executor": context.current.executor,
+        "host": socket.gethostname()[:255],
+        "process": os.getpid(),
+        "machine": machine(),
+        "started_by": context.current.person or runs.person(),
+        "batch_size": run.batch_size,
+    }
+
+
+def key_to_json(key: Any) -> Any:
+    """Return a primary key as JSON has it: numbers as they are, all else as text; a composite one as a list."""
+    if isinstance(key, tuple | list):
+        return [key_to_json(part) for part in key]
+    return key if key is None or isinstance(key, int) else str(key)
+
+
+def key_from_json(model: Any, value: Any) -> Any:
+    """Return the key of the model that `key_to_json` wrote."""
+    if value is None:
+        return None
+    fields = getattr(model._meta, "pk_fields", None) or [model._meta.pk]
+    values = value if isinstance(value, list) else [value]
+    parts = [field.to_python(part) for field, part in zip(fields, values, strict=True)]
+    return tuple(parts) if len(fields) > 1 else parts[0]
+
+
+def thinned(samples: list[list[float]]) -> list[list[float]]:
+    """Return the samples, every second one left out where there are too many: a run of days fits in too."""
+    return samples if len(samples) <= SAMPLES else [*samples[:-1:2], samples[-1]]

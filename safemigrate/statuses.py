@@ -1,0 +1,96 @@
+"""The states of a run, and every legal move between them."""
+
+from __future__ import annotations
+
+from django.db.models import TextChoices
+from django.utils.translation import gettext_lazy as _
+
+
+class Status(TextChoices):
+    QUEUED = "queued", _("queued")
+    RUNNING = "running", _("running")
+    PAUSING = "pausing", _("pausing")
+    PAUSED = "paused", _("paused")
+    CANCELLING = "cancelling", _("cancelling")
+    CANCELLED = "cancelled", _("cancelled")
+    STOPPED = "stopped", _("stopped")
+    FAILED = "failed", _("failed")
+    SUCCEEDED = "succeeded", _("succeeded")
+
+
+MOVES: dict[str, frozenset[str]] = {
+    Status.QUEUED: frozenset(
+        {
+            Status.RUNNING,  # a process takes it
+            Status.PAUSED,  # somebody pauses it; no process is there to be asked
+            Status.CANCELLED,  # somebody cancels it, likewise
+        }
+    ),
+    Status.RUNNING: frozenset(
+        {
+            Status.RUNNING,  # another process takes it over: the lease of the first has ended
+            Status.PAUSING,  # somebody asks the process to pause
+            Status.CANCELLING,  # somebody asks the process to end for good
+            Status.PAUSED,  # somebody pauses a run whose process is gone
+            Status.CANCELLED,  # somebody cancels a run whose process is gone
+            Status.QUEUED,  # somebody retries a run whose process is gone
+            Status.STOPPED,  # Ctrl-C, SIGTERM, or a limit of time or rows; it can go on later
+            Status.FAILED,  # an error, or rows that got no value
+            Status.SUCCEEDED,  # no row is NULL
+        }
+    ),
+    Status.PAUSING: frozenset(
+        {
+            Status.PAUSED,  # the process has seen it, or is gone
+            Status.RUNNING,  # resumed before the process saw it
+            Status.CANCELLING,  # somebody wants it ended instead
+            Status.CANCELLED,  # likewise, and the process is gone
+            Status.STOPPED,  # the process was stopped first
+            Status.FAILED,  # the last batch failed
+            Status.SUCCEEDED,  # the last batch was the last one
+        }
+    ),
+    Status.PAUSED: frozenset(
+        {
+            Status.RUNNING,  # resumed; the process that waits goes on
+            Status.QUEUED,  # resumed; no process waits, the next one takes it
+            Status.CANCELLING,  # cancelled while a process waits
+            Status.CANCELLED,  # cancelled, no process waits
+        }
+    ),
+    Status.CANCELLING: frozenset(
+        {
+            Status.CANCELLED,  # the process has seen it, or is gone
+            Status.STOPPED,  # the process was stopped first
+            Status.FAILED,  # the last batch failed
+            Status.SUCCEEDED,  # the last batch was the last one
+        }
+    ),
+    Status.STOPPED: frozenset(
+        {
+            Status.RUNNING,  # the same command is typed again, or cron does it
+            Status.QUEUED,  # somebody asks for another try
+            Status.PAUSED,  # nobody shall start it for now
+            Status.CANCELLED,  # nobody wants it any more
+        }
+    ),
+    Status.FAILED: frozenset(
+        {
+            Status.RUNNING,  # tried again at once
+            Status.QUEUED,  # somebody asks for another try
+            Status.CANCELLED,  # nobody wants it any more
+        }
+    ),
+    Status.CANCELLED: frozenset(),  # the next fill of the field is a new run
+    Status.SUCCEEDED: frozenset(),  # likewise
+}
+
+#: A process works on it, or should.
+HELD = frozenset({Status.RUNNING, Status.PAUSING, Status.PAUSED, Status.CANCELLING})
+#: It is over; the next fill of the field is a new run.
+OVER = frozenset({Status.CANCELLED, Status.SUCCEEDED})
+
+
+def sources(target: str) -> list[str]:
+    """Return the states from which a run may come into the state `target`."""
+    return [status for status, targets in MOVES.items() if target in targets]
