@@ -7,6 +7,7 @@ from typing import Any
 from django.apps import AppConfig
 from django.core.checks import Tags, register
 from django.db.models.signals import pre_migrate
+from django.utils.module_loading import import_string
 
 from safemigrate import backfill, checks, context, progress
 from safemigrate.ledgers import Ledgers
@@ -18,9 +19,9 @@ def note_migrate(verbosity: int = 1, plan: Any = (), **kwargs: Any) -> None:
 
 
 def new_ledger() -> Ledgers:
-    from safemigrate.recorder import Recorder  # Models cannot be imported before the apps are ready.
-
-    return Ledgers([Recorder, *context.current.ledgers, progress.Progress])
+    # Named, not imported: models cannot be imported before the apps are ready.
+    recorder = import_string("safemigrate.recorder.Recorder")
+    return Ledgers([recorder, *context.current.ledgers, progress.Progress])
 
 
 class SafemigrateConfig(AppConfig):

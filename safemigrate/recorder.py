@@ -10,17 +10,18 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
+from django.core.exceptions import ValidationError
 from django.db import Error, connections
 from django.dispatch import Signal
 from django.utils import timezone
 
 from safemigrate import context, runs, signals
 from safemigrate.backfill import Run
-from safemigrate.batches import Batches, Target
+from safemigrate.batches import Batches, Range, Target, keys_of
 from safemigrate.exceptions import LeaseLost, RunCancelled
 from safemigrate.models import BackfillRun
 from safemigrate.processes import machine
@@ -33,6 +34,9 @@ HEARTBEAT = 1.0
 #: The record is read no more often than this, in seconds, be the batches as small as they may.
 LOOK = 0.05
 SAMPLES = 240
+#: The rows of a range that is counted at once, and the characters of a line that are kept.
+COUNTED = 50_000
+WIDTH = 1_000
 
 
 class Recorder:
@@ -47,7 +51,16 @@ class Recorder:
 
     def start(self, run: Run) -> None:
         if run.target is not None and runs.is_kept():
-            self.recording = Recording(run, run.target)
+            self.recording = self._begin(run, run.target)
+
+    @staticmethod
+    def _begin(run: Run, target: Target) -> Recording | None:
+        try:
+            return Recording(run, target, runs.claim(target, details(run, target)))
+        except Error as error:
+            runs.drop_lost_connection()
+            say_once(f"{target.label} is not recorded: {str(error).strip()}. The fill goes on without.")
+            return None
 
     def advance(self, run: Run) -> None:
         if self.recording:
@@ -64,29 +77,28 @@ class Recorder:
 class Recording:
     """One process's work on a run."""
 
-    def __init__(self, run: Run, target: Target) -> None:
-        self.run = run
-        self.record = runs.claim(target, details(run, target))
-        self.token = self.record.token
+    def __init__(self, run: Run, target: Target, record: BackfillRun) -> None:
+        self.run, self.record, self.token = run, record, record.token
         self.done, self.worked = self.record.rows_done, self.record.seconds_running
         self.waited, self.samples = self.record.seconds_waiting, list(self.record.samples)
         run.resume_after = key_from_json(target.model, self.record.cursor)
         self.paused, self.batches = "", 0
-        self.looked = self.written = time.monotonic()
+        self.looked = self.written = self.silent_until = time.monotonic()
         self.output = Output(run.output)
         self.heart = Heart(self.record, run, target)
-        self.heart.start()
         logger.info(
             "%s: run %s, attempt %s", self.record, self.record.pk, self.record.attempts, extra=self._extra()
         )
         self._send(signals.run_started)
+        runs.working.add(self.record.pk)
+        self.heart.start()
 
     def advance(self) -> None:
         now = time.monotonic()
-        if now - self.looked >= LOOK:
+        if now - self.looked >= LOOK and now >= self.silent_until:
             self.looked = now
             self._safely(self._look)
-        if now - self.written >= HEARTBEAT:
+        if now - self.written >= HEARTBEAT and now >= self.silent_until:
             self.written = now
             self._safely(self._write)
         if self.run.batches > self.batches:
@@ -96,6 +108,7 @@ class Recording:
     def end(self, error: BaseException | None) -> None:
         self.heart.stop()
         self.output.close()
+        runs.working.discard(self.record.pk)
         if not isinstance(error, LeaseLost):
             self._safely(lambda: self._end(error))
 
@@ -103,7 +116,7 @@ class Recording:
         """Obey what was asked of the run meanwhile."""
         found = records().filter(pk=self.record.pk).values_list("token", "status").first()
         if found is None or found[0] != self.token:
-            raise LeaseLost(self._lost())
+            raise LeaseLost(self._lost(found))
         self.record.status = found[1]
         if self.record.status == Status.CANCELLING:
             raise RunCancelled(
@@ -121,34 +134,39 @@ class Recording:
         by = f" by {event.who}" if event else ""
         return f"run {self.record.pk} was paused{by}; to go on: python manage.py backfill resume {self.record.pk}"
 
-    def _lost(self) -> str:
+    def _lost(self, found: Any) -> str:
+        if found is None:
+            return (
+                f"{self.record}: run {self.record.pk} was deleted, so nobody can see or steer this process any "
+                "more. It ends; what was filled stays filled, and the same command goes on."
+            )
         return (
-            f"{self.record}: another process has taken run {self.record.pk} over, because this one gave no sign of "
-            "life for too long (SAFEMIGRATE_LEASE_SECONDS). This one ends; no row was filled twice."
+            f"{self.record}: run {self.record.pk} was taken from this process, because it gave no sign of life for "
+            "too long (SAFEMIGRATE_LEASE_SECONDS). It ends; no row was filled twice."
         )
 
     def _write(self) -> None:
         now = timezone.now()
         held = records().filter(pk=self.record.pk, token=self.token)
         if not held.update(**self._progress(), heartbeat=now, lease_until=now + lease()):
-            raise LeaseLost(self._lost())
+            raise LeaseLost(self._lost(records().filter(pk=self.record.pk).first()))
 
     def _progress(self) -> dict[str, Any]:
         run, done = self.run, self.done + self.run.rows
         working = self.worked + run.working
         self.samples = thinned([*self.samples, [round(working, 2), done]])
         progress = {
-            "cursor": key_to_json(run.cursor),
+            "cursor": key_to_json(run.resume_after if run.cursor is None else run.cursor),
             "rows_done": done,
-            "rows_total": max(self.done + run.total, done),
+            "rows_total": max(self.done + run.total if self.heart.counted else run.total, done),
             "total_is_exact": self.heart.counted,
             "batch_size": run.batch_size,
-            "bad_rows": [[key_to_json(row.key), row.reason] for row in run.bad],
+            "bad_rows": [[key_to_json(row.key), storable(row.reason)] for row in run.bad],
             "samples": self.samples,
             "seconds_running": working,
             "seconds_waiting": self.waited + run.waited,
             "waiting_for": run.waiting[:500],
-            "output": self.output.text,
+            "output": storable(self.output.text),
         }
         for name, value in progress.items():
             setattr(self.record, name, value)
@@ -158,14 +176,22 @@ class Recording:
         status = outcome(error)
         text = "" if error is None or status == Status.STOPPED else str(error)
         trace = "".join(traceback.format_exception(error)) if error and status == Status.FAILED else ""
-        ended = {"lease_until": None, "finished": timezone.now(), "error": text, "traceback": trace}
-        changes = self._progress() | ended | {"waiting_for": ""}
-        record = records().get(pk=self.record.pk)
-        while record.token == self.token and not move(record, status, "", **changes):
-            record = records().get(pk=record.pk)  # Somebody asked for something in the last moment.
-        self.record = records().get(pk=record.pk)
+        ended = {"lease_until": None, "finished": timezone.now()}
+        told = {"error": storable(text), "traceback": storable(trace), "waiting_for": ""}
+        changes = self._progress() | ended | told
+        record = self._held()
+        while record and not move(record, end_of(record.status, status), "", **changes):
+            record = self._held()  # Somebody asked for something in the last moment.
+        if record:
+            self._tell_end(records().get(pk=record.pk), text, error)
+
+    def _held(self) -> BackfillRun | None:
+        return records().filter(pk=self.record.pk, token=self.token).first()
+
+    def _tell_end(self, record: BackfillRun, text: str, error: BaseException | None) -> None:
+        self.record, status = record, record.status
         if text:
-            note(self.record, text.splitlines()[0])
+            note(self.record, storable(text).splitlines()[0])
         logger.info("%s: run %s %s", self.record, self.record.pk, status, extra=self._extra())
         self._send(ENDINGS[status], **({"error": error} if status == Status.FAILED else {}))
 
@@ -188,9 +214,14 @@ class Recording:
 
     def _safely(self, do: Callable[[], None]) -> None:
         """Do it, or say once that the run is not recorded for the moment: it is no reason to stop the fill."""
+        began = time.monotonic()
         try:
             do()
         except Error as error:
+            runs.drop_lost_connection()
+            # A server that is gone may be slow to say so: it shall not slow the fill down.
+            ended = time.monotonic()
+            self.silent_until = ended + max(HEARTBEAT, 9 * (ended - began))
             say_once(f"{self.record} is not recorded for the moment: {str(error).strip()}. The fill goes on.")
 
 
@@ -198,6 +229,7 @@ ENDINGS: dict[str, Signal] = {
     Status.SUCCEEDED: signals.run_finished,
     Status.FAILED: signals.run_failed,
     Status.STOPPED: signals.run_stopped,
+    Status.PAUSED: signals.run_stopped,
     Status.CANCELLED: signals.run_stopped,
 }
 
@@ -213,24 +245,34 @@ def outcome(error: BaseException | None) -> str:
     )
 
 
+def end_of(asked: str, status: str) -> str:
+    """Return the state that a run ends in, where it was stopped before it saw what was asked of it."""
+    if status != Status.STOPPED:
+        return status
+    waits = {Status.PAUSING: Status.PAUSED, Status.PAUSED: Status.PAUSED, Status.CANCELLING: Status.CANCELLED}
+    return waits.get(Status(asked), Status.STOPPED)
+
+
 class Heart(threading.Thread):
     """Moves the lease on every second, on a connection of its own, whatever the batch is doing.
 
-    Its first deed is to count the rows that are to be filled, where reading keeps no writer waiting.
+    Its first deed is to count the rows that are to be filled: range after range, so that the count keeps
+    neither the lease nor the end of the run waiting.
     """
 
     def __init__(self, record: BackfillRun, run: Run, target: Target) -> None:
         super().__init__(name=f"safemigrate run {record.pk}", daemon=True)
-        self.record, self.fill, self.target = record, run, target
+        self.record, self.fill = record, run
+        self.batches = Batches(target.model, target.alias, target.marks)
         self.ended = threading.Event()
         self.counted = False
 
     def run(self) -> None:
         try:
-            if not self.ended.wait(HEARTBEAT):
-                self._count()
-            while not self.ended.wait(HEARTBEAT):
+            counting, spent = self._counting(), 0.0
+            while not self.ended.wait(HEARTBEAT - spent):
                 self._beat()
+                spent = self._count(counting)
         finally:
             connections.close_all()
 
@@ -241,22 +283,46 @@ class Heart(threading.Thread):
     def _beat(self) -> None:
         now = timezone.now()
         held = records().filter(pk=self.record.pk, token=self.record.token)
-        with suppress(Error):  # The next beat may come through; the lease is longer than a few.
+        try:
             held.update(heartbeat=now, lease_until=now + lease())
+        except Error:  # The next beat may come through; the lease is longer than a few.
+            runs.drop_lost_connection()
 
-    def _count(self) -> None:
-        target = self.target
+    def _count(self, counting: Iterator[None]) -> float:
+        """Count on for a part of the time to the next beat; return the seconds it took."""
+        began = time.monotonic()
         with suppress(Error):
-            done = self.fill.rows
-            self.fill.total = done + Batches(target.model, target.alias, target.marks).todo.count()
-            self.counted = True
+            for _ in counting:
+                if self.ended.is_set() or time.monotonic() - began >= HEARTBEAT / 2:
+                    break
+        return time.monotonic() - began
+
+    def _counting(self) -> Iterator[None]:
+        """Count first what the fill has not come to, and faster than it comes there; then what it left out."""
+        place, done, left = self.fill.cursor, self.fill.rows, 0
+        for batch in self._ranges(place):
+            left += self.batches.todo.filter(batch.condition).count()
+            yield
+        self.fill.total, self.counted = done + left, True
+
+    def _ranges(self, place: Any) -> Iterator[Range]:
+        first = next(iter(keys_of(self.batches.rows.order_by("pk")[:1])), None)
+        last = self.batches.last()
+        if first is None:
+            return
+        parts = [(first, last, True)] if place is None else [(place, last, False), (first, place, True)]
+        for after, end, inclusive in parts:
+            batch = self.batches.next(after, end, COUNTED, inclusive=inclusive)
+            while batch is not None:
+                yield batch
+                batch = self.batches.next(batch.last, end, COUNTED)
 
 
 class Output:
     """Stands in for sys.stdout while the run is at work, and keeps the last lines; warnings are kept too."""
 
     def __init__(self, lines: deque[str]) -> None:
-        self.lines, self.stdout = lines, sys.stdout
+        self.lines, self.part, self.stdout = lines, "", sys.stdout
         self.handler = Keeping(self.add)
         logger.addHandler(self.handler)
         sys.stdout = cast("TextIO", self)
@@ -267,14 +333,17 @@ class Output:
             sys.stdout = self.stdout
 
     def add(self, text: str) -> None:
-        self.lines.extend(line for line in text.splitlines() if line.strip())
+        self.lines.extend(line[:WIDTH] for line in text.splitlines() if line.strip())
 
     @property
     def text(self) -> str:
-        return "\n".join(list(self.lines))
+        return "\n".join(list(self.lines) + [self.part] * bool(self.part.strip()))
 
     def write(self, text: str) -> int:
-        self.add(text)
+        # A line comes in parts: print() writes each of its arguments by itself.
+        whole, _, self.part = (self.part + text).rpartition("\n")
+        self.add(whole)
+        self.part = self.part[:WIDTH]
         return self.stdout.write(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -319,8 +388,16 @@ def key_from_json(model: Any, value: Any) -> Any:
         return None
     fields = getattr(model._meta, "pk_fields", None) or [model._meta.pk]
     values = value if isinstance(value, list) else [value]
-    parts = [field.to_python(part) for field, part in zip(fields, values, strict=True)]
+    try:
+        parts = [field.to_python(part) for field, part in zip(fields, values, strict=True)]
+    except (ValidationError, ValueError):
+        return None  # The table has another primary key by now: the search for the first row finds the place.
     return tuple(parts) if len(fields) > 1 else parts[0]
+
+
+def storable(text: str) -> str:
+    """Return the text without what a database may refuse: the null character, and half characters."""
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def thinned(samples: list[list[float]]) -> list[list[float]]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import getpass
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -21,9 +23,14 @@ from safemigrate.batches import Target
 from safemigrate.conf import get
 from safemigrate.exceptions import AlreadyRunning, IllegalMove, NothingToRun, RunPaused
 from safemigrate.models import BackfillEvent, BackfillRun, open_key
+from safemigrate.processes import machine
 from safemigrate.statuses import OVER, Status, sources
 
 logger = logging.getLogger("safemigrate")
+
+
+#: The runs that this process is at work on.
+working: set[int] = set()
 
 
 def database() -> str:
@@ -47,68 +54,86 @@ def find(key: int) -> BackfillRun:
 # Steering: what a person asks of a run
 
 
+@dataclass(frozen=True)
+class Steering:
+    """Where it leads: a run that a process holds (None: it is refused), and one that none holds."""
+
+    held: str | None
+    free: str
+    only_from: frozenset[str] = frozenset(Status)
+
+    def target(self, record: BackfillRun) -> str | None:
+        """Return the state that the run would come into, None where that is no legal move now."""
+        to = self.held if record.is_held() else self.free
+        legal = to is not None and record.status in self.only_from and record.status in sources(to)
+        return to if legal else None
+
+
+STEERINGS = {
+    "pause": Steering(Status.PAUSING, Status.PAUSED, frozenset(Status) - {Status.PAUSED}),
+    "resume": Steering(Status.RUNNING, Status.QUEUED, frozenset({Status.PAUSING, Status.PAUSED})),
+    "cancel": Steering(Status.CANCELLING, Status.CANCELLED),
+    "retry": Steering(None, Status.QUEUED, frozenset({Status.FAILED, Status.STOPPED, Status.RUNNING})),
+}
+
+
 def pause(key: int, who: str) -> BackfillRun:
     """Ask the run to pause after its batch. Raises IllegalMove."""
-    return _steer(key, who, lambda record: Status.PAUSING if record.is_held() else Status.PAUSED)
+    return _steer(key, who, STEERINGS["pause"])
 
 
 def resume(key: int, who: str) -> BackfillRun:
     """Let a paused run go on: the process that waits, or else the next one that is started."""
-    waits = (Status.PAUSING, Status.PAUSED)
-    return _steer(
-        key,
-        who,
-        lambda record: Status.RUNNING if record.is_held() else Status.QUEUED,
-        only_from=waits,
-    )
+    return _steer(key, who, STEERINGS["resume"])
 
 
 def cancel(key: int, who: str) -> BackfillRun:
     """End the run for good, after its batch. What is filled stays filled."""
-    return _steer(key, who, lambda record: Status.CANCELLING if record.is_held() else Status.CANCELLED)
+    return _steer(key, who, STEERINGS["cancel"])
 
 
 def retry(key: int, who: str) -> BackfillRun:
     """Let the next process that is started take the run: it failed, was stopped, or its process is gone."""
-    return _steer(
-        key,
-        who,
-        lambda record: Status.QUEUED,
-        only_from=(Status.FAILED, Status.STOPPED, Status.RUNNING),
-        unless_held=True,
-    )
+    return _steer(key, who, STEERINGS["retry"])
 
 
-def _steer(
-    key: int,
-    who: str,
-    target: Callable[[BackfillRun], str],
-    *,
-    only_from: Sequence[str] = tuple(Status),
-    unless_held: bool = False,
-) -> BackfillRun:
+def _steer(key: int, who: str, steering: Steering) -> BackfillRun:
     for _ in range(10):
         record = find(key)
-        to = target(record)
-        held = unless_held and record.is_held()
-        if held or record.status not in only_from or record.status not in sources(to):
-            raise IllegalMove(_illegal(record, to, held=held))
-        if move(record, to, who):
+        to = steering.target(record)
+        if to is None:
+            raise IllegalMove(_illegal(record, steering))
+        if move(record, to, who, **_taken_away(to)):
             return records().get(pk=key)
     raise IllegalMove(f"Run {key} is moved by somebody else at this moment. Look at it, and try again.")
 
 
-def _illegal(record: BackfillRun, to: str, *, held: bool) -> str:
-    if held:
+def _taken_away(to: str) -> dict[str, Any]:
+    """Return what keeps a process that only seemed to be gone from going on when it wakes up."""
+    return {"token": F("token") + 1} if to in (Status.QUEUED, Status.CANCELLED) else {}
+
+
+def _illegal(record: BackfillRun, steering: Steering) -> str:
+    to = steering.held if record.is_held() else steering.free
+    if to is None:
         return (
             f"Run {record.pk} ({record}) is at work: process {record.process} on {record.host}. "
             "Pause or cancel it instead."
         )
+    return _no_such_move(record, to)
+
+
+def _no_such_move(record: BackfillRun, to: str) -> str:
     return f"Run {record.pk} ({record}) is {record.status}, so it cannot become {Status(to).value}."
 
 
 def move(record: BackfillRun, to: str, who: str, **changes: Any) -> bool:
-    """Move the run from the state in which it was read; return False where somebody was quicker."""
+    """Move the run from the state in which it was read; return False where somebody was quicker.
+
+    Raises IllegalMove for what is not in the table of moves.
+    """
+    if record.status not in sources(to):
+        raise IllegalMove(_no_such_move(record, to))
     if to in OVER:
         changes |= {"open_key": None, "finished": timezone.now()}
     unchanged = records().filter(pk=record.pk, status=record.status, token=record.token)
@@ -144,6 +169,17 @@ def claim(target: Target, details: dict[str, Any]) -> BackfillRun:
     )
 
 
+def settle(alias: str, applied: Iterable[str]) -> None:
+    """Close the runs on the alias that nobody holds, and whose migrations are applied: nothing is NULL any more.
+
+    Their process died after its last batch, or the rows got their values otherwise: by the site, or by hand.
+    """
+    left = records().filter(alias=alias, migration__in=applied).exclude(status__in=OVER)
+    for record in left:
+        if not record.is_held():
+            move(record, Status.SUCCEEDED, "", error="", traceback="", waiting_for="", lease_until=None)
+
+
 def lease() -> timedelta:
     return timedelta(seconds=get("SAFEMIGRATE_LEASE_SECONDS"))
 
@@ -176,7 +212,7 @@ def _taken(record: BackfillRun) -> dict[str, Any]:
 
 
 def _refuse(record: BackfillRun) -> None:
-    if record.is_held():
+    if record.is_held() and not _is_left_over(record):
         raise AlreadyRunning(
             f"{record} is being filled already: run {record.pk}, by process {record.process} on {record.host}, "
             f"started by {record.started_by or 'somebody'}; {record.rows_done:,} rows so far."
@@ -186,6 +222,12 @@ def _refuse(record: BackfillRun) -> None:
             f"{record} is paused (run {record.pk}), so it was not started. "
             f"To go on: python manage.py backfill resume {record.pk}"
         )
+
+
+def _is_left_over(record: BackfillRun) -> bool:
+    """Is it a run of this very process that it could not write the end of?"""
+    here = record.process == os.getpid() and record.machine == machine() != ""
+    return here and record.pk not in working
 
 
 def is_kept() -> bool:
@@ -202,6 +244,13 @@ def is_kept() -> bool:
             f"To have it: python manage.py migrate safemigrate --database {database()}"
         )
     return kept
+
+
+def drop_lost_connection() -> None:
+    """Close this thread's connection to the runs where it is lost, so that the next use makes a new one."""
+    connection = connections[database()]
+    if connection.connection is not None and not connection.in_atomic_block and not connection.is_usable():
+        connection.close()
 
 
 _said: set[str] = set()

@@ -24,6 +24,7 @@ MOVES: dict[str, frozenset[str]] = {
             Status.RUNNING,  # a process takes it
             Status.PAUSED,  # somebody pauses it; no process is there to be asked
             Status.CANCELLED,  # somebody cancels it, likewise
+            Status.SUCCEEDED,  # the migration is applied: the rows got their values otherwise
         }
     ),
     Status.RUNNING: frozenset(
@@ -36,16 +37,16 @@ MOVES: dict[str, frozenset[str]] = {
             Status.QUEUED,  # somebody retries a run whose process is gone
             Status.STOPPED,  # Ctrl-C, SIGTERM, or a limit of time or rows; it can go on later
             Status.FAILED,  # an error, or rows that got no value
-            Status.SUCCEEDED,  # no row is NULL
+            Status.SUCCEEDED,  # no row is NULL; or the process died after its last batch, and all is applied
         }
     ),
     Status.PAUSING: frozenset(
         {
             Status.PAUSED,  # the process has seen it, or is gone
             Status.RUNNING,  # resumed before the process saw it
+            Status.QUEUED,  # resumed, and the process is gone
             Status.CANCELLING,  # somebody wants it ended instead
             Status.CANCELLED,  # likewise, and the process is gone
-            Status.STOPPED,  # the process was stopped first
             Status.FAILED,  # the last batch failed
             Status.SUCCEEDED,  # the last batch was the last one
         }
@@ -53,15 +54,17 @@ MOVES: dict[str, frozenset[str]] = {
     Status.PAUSED: frozenset(
         {
             Status.RUNNING,  # resumed; the process that waits goes on
+            Status.PAUSED,  # the process that waits is stopped; the pause outlives it
             Status.QUEUED,  # resumed; no process waits, the next one takes it
             Status.CANCELLING,  # cancelled while a process waits
             Status.CANCELLED,  # cancelled, no process waits
+            Status.FAILED,  # an error after the batch at which it paused, before it began to wait
+            Status.SUCCEEDED,  # that batch was the last one; or the migration is applied
         }
     ),
     Status.CANCELLING: frozenset(
         {
-            Status.CANCELLED,  # the process has seen it, or is gone
-            Status.STOPPED,  # the process was stopped first
+            Status.CANCELLED,  # the process has seen it, was stopped first, or is gone
             Status.FAILED,  # the last batch failed
             Status.SUCCEEDED,  # the last batch was the last one
         }
@@ -72,6 +75,7 @@ MOVES: dict[str, frozenset[str]] = {
             Status.QUEUED,  # somebody asks for another try
             Status.PAUSED,  # nobody shall start it for now
             Status.CANCELLED,  # nobody wants it any more
+            Status.SUCCEEDED,  # the migration is applied: the rows got their values otherwise
         }
     ),
     Status.FAILED: frozenset(
@@ -79,6 +83,7 @@ MOVES: dict[str, frozenset[str]] = {
             Status.RUNNING,  # tried again at once
             Status.QUEUED,  # somebody asks for another try
             Status.CANCELLED,  # nobody wants it any more
+            Status.SUCCEEDED,  # the migration is applied: the bad rows were corrected by hand
         }
     ),
     Status.CANCELLED: frozenset(),  # the next fill of the field is a new run

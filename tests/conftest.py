@@ -102,6 +102,7 @@ def cleaned(*aliases: str) -> Generator[None, None, None]:
         for inventory in before.values():
             inventory.restore()
         apps.get_model("safemigrate", "BackfillRun").objects.all().delete()
+        connections["default"].close()  # The test may have given it another file.
 
 
 class Inventory:

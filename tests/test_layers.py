@@ -42,7 +42,7 @@ def modules() -> dict[str, ast.Module]:
     found = {}
     for path in PACKAGE.rglob("*.py"):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
-        if name and path.read_text().strip():
+        if name and "migrations" not in path.parts and path.read_text().strip():
             found[name] = ast.parse(path.read_text())
     return found
 
@@ -83,4 +83,12 @@ def test_only_the_databases_ask_which_database_it_is(module: str) -> None:
 
 
 def test_an_old_migration_loads_without_the_app_being_installed() -> None:
-    assert "models" not in MODULES
+    """The operations need no model of ours, whose import would fail then."""
+    reached, todo = set(), ["operations", "populate"]
+    while todo:
+        module = todo.pop()
+        if module not in reached:
+            reached.add(module)
+            todo += imported(MODULES[module]) if module in MODULES else []
+    assert "models" not in reached
+    assert "backfill" in reached

@@ -86,7 +86,11 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        getattr(self, f"_{options['action']}", partial(self._steer, options["action"]))(options)
+        act = getattr(self, f"_{options['action']}", partial(self._steer, options["action"]))
+        try:
+            act(options)
+        except SafemigrateError as error:
+            raise CommandError(str(error)) from error
 
     # Looking
 
