@@ -481,7 +481,7 @@ class Nowhere:
         return False
 
 
-@pytest.mark.parametrize("code", set(TRAPS))
+@pytest.mark.parametrize("code", sorted(TRAPS))
 @sqlite
 def test_nothing_is_said_where_the_routers_keep_the_model_away(full: Traps, code: str, settings: Any) -> None:
     full.trap(code)

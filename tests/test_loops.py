@@ -102,7 +102,7 @@ LOOPS = [
 ]
 
 
-@pytest.mark.parametrize("code", LOOPS, ids=str)
+@pytest.mark.parametrize("code", LOOPS, ids=lambda code: getattr(code, "__name__", "partial"))
 def test_a_loop_that_writes_is_found_with_its_model(code: Callable[..., Any]) -> None:
     found = loops.find(code)
     assert found is not None
@@ -175,7 +175,7 @@ def save_files(apps, schema_editor):
         print,
         eval("lambda apps, schema_editor: [row.save() for row in apps]"),
     ],
-    ids=str,
+    ids=lambda code: getattr(code, "__qualname__", "partial"),
 )
 def test_what_writes_once_or_what_the_source_lists_is_no_such_loop(code: Callable[..., Any]) -> None:
     assert loops.find(code) is None
