@@ -5,6 +5,7 @@
 #   make lint     ruff and mypy
 #   make docs     the documentation, in docs/_build
 #   make matrix   the tests on every Python, Django, driver and PostgreSQL that is reachable
+#   make bench-traffic   what a site's users notice of each way; ROWS=100000 RUNS=1 for a quick one
 #   make clean    remove what the others made
 #
 # PYTHON=python3.11  DJANGO='django==5.2.*'  VENV=.venv-5.2   another Python or Django, in a place of its own
@@ -12,10 +13,12 @@
 VENV ?= .venv
 DJANGO ?=
 ARGS ?=
+ROWS ?=
+RUNS ?=
 python = $(VENV)/bin/python
 constraints = $(VENV)/constraints.txt
 
-.PHONY: demo test lint docs matrix clean
+.PHONY: demo test lint docs matrix bench-traffic clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -35,8 +38,11 @@ docs: $(VENV)/.docs
 matrix: $(python)
 	$(python) -m tools.matrix $(ARGS)
 
+bench-traffic: $(VENV)/.bench
+	$(python) -m benchmarks.traffic --page $(if $(ROWS),--rows $(ROWS)) $(if $(RUNS),--runs $(RUNS)) $(ARGS)
+
 clean:
-	rm -rf .venv* .matrix docs/_build .*_cache .hypothesis
+	rm -rf .venv* .matrix .bench docs/_build .*_cache .hypothesis
 
 # One stamp for each extra of pyproject.toml: there when it is installed.
 $(VENV)/.%: pyproject.toml $(constraints)

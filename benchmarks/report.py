@@ -1,0 +1,115 @@
+"""The figures of runs as tables, on the terminal's page and in the documentation."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import statistics
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import django
+
+from benchmarks.runs import Run
+from benchmarks.scenarios import SCENARIOS
+from benchmarks.sites import connect
+from tools.demo import ROOT
+
+PAGE = ROOT / "docs/explanation/traffic.md"
+HEADER = (
+    "migration",
+    "it ends",
+    "statements",
+    "failed",
+    "over 1 s",
+    "worst wait",
+    "p99",
+    "median",
+)
+
+
+def summary(runs: Sequence[Run]) -> dict[str, float]:
+    """Return the median of each figure; of what must never happen, the highest."""
+    figures = [run.figures() for run in runs]
+    highest = ("failed", "over a second")
+    return {
+        name: (max if name in highest else statistics.median)(each[name] for each in figures)
+        for name in figures[0]
+    }
+
+
+def row(runs: Sequence[Run], rows: int) -> list[str]:
+    found = summary(runs)
+    title = SCENARIOS[runs[0].scenario].title
+    fewer = f" ({runs[0].rows:,} rows)" if runs[0].rows != rows else ""
+    errors = [run.error for run in runs if run.error]
+    end = (
+        f"in {found['seconds']:.1f} s" if not errors else f"{len(errors)} of {len(runs)}: {_kind(errors[0])}"
+    )
+    waits = [_milliseconds(found[name]) for name in ("worst", "p99", "median")]
+    counts = [f"{found[name]:,.0f}" for name in ("statements", "failed", "over a second")]
+    return [title + fewer, end, *counts, *waits]
+
+
+def _kind(error: str) -> str:
+    return f"`{error.partition(':')[0].rpartition('.')[2]}`"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:,.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
+
+
+def table(runs: Sequence[Sequence[Run]], rows: int) -> str:
+    lines = [HEADER, ["---"] * 2 + ["---:"] * (len(HEADER) - 2), *(row(each, rows) for each in runs)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def facts(server: str) -> dict[str, Any]:
+    """Return on what the figures were taken."""
+    connection = connect(server)
+    version = ".".join(map(str, connection.get_database_version()))
+    driver = connection.Database
+    found = {
+        "database": f"{'MariaDB' if connection.vendor == 'mysql' else 'PostgreSQL'} {version}",
+        "driver": f"{driver.__name__} {driver.__version__.split()[0]}",
+        "django": django.get_version(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+    connection.close()
+    return found
+
+
+def section(runs: Sequence[Sequence[Run]], rows: int, facts: dict[str, Any], command: str) -> str:
+    times = len(runs[0])
+    told = (
+        f"{facts['database']} (durable), {rows:,} rows, {times} runs of each; {facts['cores']} cores, "
+        f"{facts['system']}, Python {facts['python']}, Django {facts['django']}, {facts['driver']}; "
+        f"load of the machine before the first run {facts['load']}; {facts['date']}; `{command}`."
+    )
+    return f"{told}\n\n{table(runs, rows)}\n\n{failures(runs)}"
+
+
+def failures(runs: Sequence[Sequence[Run]]) -> str:
+    """Tell, for each scenario, the commonest errors of the migration and of the requests."""
+    lines = []
+    for each in runs:
+        texts = [f"the migration: `{run.error}`" for run in each if run.error][:1]
+        found = sum((run.failures for run in each), start=each[0].failures.__class__())
+        texts += [f"a request: `{error}`" for error, _ in found.most_common(1)]
+        if texts:
+            lines.append(f"- {SCENARIOS[each[0].scenario].title}: {'; '.join(texts)}")
+    return "\n".join(["What failed:", "", *lines]) if lines else "Nothing failed."
+
+
+def write_page(vendor: str, text: str, page: Path = PAGE) -> None:
+    """Put the text between the marks that the page has for this database."""
+    marked = re.compile(rf"(<!-- figures: {vendor} -->\n).*?(<!-- end -->)", re.DOTALL)
+    before = page.read_text(encoding="utf-8")
+    page.write_text(marked.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", before), encoding="utf-8")

@@ -1,0 +1,130 @@
+"""The example as a site in the middle of a deploy: a full table, the code of before the field, and the new code."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.db.utils import ConnectionHandler
+
+from tools.demo import CHANGED, EXAMPLE, OURS, ROOT, copy_project_before
+
+TABLE = "polls_question"
+BEFORE = "0002_alter_question_pub_date"
+
+# 120 bytes a row on PostgreSQL, dates in no order, and one secondary index.
+SEEDS = {
+    "postgresql": (
+        (
+            "INSERT INTO polls_question (question_text, pub_date) SELECT rpad('Question ' || n || '?', 76, '.'), "
+            "timestamptz '2024-01-01 12:00+00' + n::bigint * 7919 % 1000003 * interval '1 minute' "
+            "FROM generate_series(1, {rows}) AS n"
+        ),
+        "CREATE INDEX polls_question_pub_date ON polls_question (pub_date)",
+        "VACUUM ANALYZE polls_question",
+        "CHECKPOINT",
+    ),
+    "mysql": (
+        (
+            "INSERT INTO polls_question (question_text, pub_date) SELECT rpad(concat('Question ', seq, '?'), 76, '.'), "
+            "timestamp '2024-01-01 12:00' + INTERVAL seq * 7919 % 1000003 MINUTE FROM seq_1_to_{rows}"
+        ),
+        "CREATE INDEX polls_question_pub_date ON polls_question (pub_date)",
+        "ANALYZE TABLE polls_question",
+    ),
+}
+WRONG = {
+    "postgresql": "expires_date IS DISTINCT FROM pub_date + interval '30 days'",
+    "mysql": "NOT expires_date <=> pub_date + INTERVAL 30 DAY",
+}
+
+
+class Site:
+    """Two copies of the example in a folder, both on one database."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.url = url
+        self.old, self.new = folder / "old", folder / "new"
+        copy_project_before(self.old)
+        copy_project_before(self.new)
+        for name in CHANGED:
+            shutil.copy(EXAMPLE / name, self.new / name)
+
+    def fill(self, rows: int) -> None:
+        """Make the table as it is before the field, with this many rows."""
+        self.must(self.old, "migrate", "-v", "0")
+        connection = connect(self.url)
+        with connection.cursor() as cursor:
+            for statement in SEEDS[connection.vendor]:
+                cursor.execute(statement.format(rows=rows))
+        connection.close()
+
+    def write_migration(self, name: str, text: str) -> None:
+        (self.new / f"polls/migrations/{name}.py").write_text(text)
+
+    def manage(self, project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            check=False,
+            cwd=project,
+            env=self.environment(project),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+
+    def must(self, project: Path, *arguments: str) -> str:
+        done = self.manage(project, *arguments)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def environment(self, project: Path) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if name not in OURS}
+        paths = [str(project), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return inherited | {
+            "DATABASE_URL": self.url,
+            "DJANGO_DEBUG": "false",  # else Django keeps every query in memory
+            "DJANGO_SETTINGS_MODULE": "mysite.settings",
+            "PYTHONPATH": os.pathsep.join(paths),
+        }
+
+    def wrong_rows(self) -> int:
+        """Return how many rows have not the value that the field's populate gives them."""
+        connection = connect(self.url)
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT COUNT(*) FROM {TABLE} WHERE {WRONG[connection.vendor]}")
+            (rows,) = cursor.fetchone()
+        connection.close()
+        return int(rows)
+
+
+def connect(url: str) -> Any:
+    """Return a connection for the calling thread, which none of the settings' aliases shares."""
+    if str(EXAMPLE) not in sys.path:
+        sys.path.append(str(EXAMPLE))
+    parse = import_module("mysite.database_urls").parse
+    return ConnectionHandler({"default": parse(url)})["default"]
+
+
+@contextmanager
+def database(server: str, name: str) -> Iterator[str]:
+    """Make a database on the server with this URL, and yield its own; drop it at the end."""
+    connection = connect(server)
+    force = " WITH (FORCE)" if connection.vendor == "postgresql" else ""
+    quoted = connection.ops.quote_name(name)
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {quoted}")
+        try:
+            yield urlsplit(server)._replace(path=f"/{name}").geturl()
+        finally:
+            cursor.execute(f"DROP DATABASE {quoted}{force}")
+            connection.close()
