@@ -266,9 +266,7 @@ class _Look:
         made = fill.statement()
         if made is None:
             return ()
-        sql, params = made
-        editor = self.database.editor()
-        return (f"{sql % tuple(map(editor.quote_value, params))} AND <the primary key is in the range>",)
+        return (f"{self.database.with_values(*made)} AND <the primary key is in the range>",)
 
     def _situation(self, actions: Sequence[Action]) -> Situation:
         operations = [operation for course in self.courses for operation in course.migration.operations]

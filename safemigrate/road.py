@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from safemigrate.batches import Batches, Target
+from safemigrate.databases import for_connection
 from safemigrate.populate import InDatabase, Source
 from safemigrate.steps import Step
 from safemigrate.work import ComputedInDatabase
@@ -54,9 +55,7 @@ def _write_fill(schema_editor: Any, fill: Fill) -> None:
     if statement is None:
         _comment(schema_editor, f"Python computes the values for {fill.target.label}: no SQL can be shown")
         return
-    sql, params = statement
-    schema_editor.connection.ensure_connection()
-    text = sql % tuple(map(schema_editor.quote_value, params))
+    text = for_connection(schema_editor.connection).with_values(*statement)
     _comment(schema_editor, f"{text} AND <the primary key is in the range>;")
 
 

@@ -19,7 +19,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
 from django.db.models import QuerySet
 
-from safemigrate import fills, limits, reports, runs
+from safemigrate import fills, limits, runs
 from safemigrate.exceptions import NothingToRun, TooManyRows
 from safemigrate.models import BackfillRun
 from safemigrate.statuses import Status

@@ -30,6 +30,10 @@ WRONG = {
     "SAFEMIGRATE_FILL_HOURS": ["", "22-6", "22:00-24:00", "22:00", "7:00-8:00", "22:00-06:00 ", 22],
     "SAFEMIGRATE_VACUUM_ROWS": [0, None, 1.5],
     "SAFEMIGRATE_CHECKS": [None, 0, "no"],
+    "SAFEMIGRATE_RUNS_DATABASE": [None, "nowhere"],
+    "SAFEMIGRATE_LEASE_SECONDS": [0, 2.9, None],
+    "SAFEMIGRATE_MAX_ROWS_IN_MIGRATE": [-1, 1.5, "many"],
+    "SAFEMIGRATE_NOTIFY": [None, "ops@example.com", [None]],
 }
 RIGHT = {
     "SAFEMIGRATE_BATCH_SIZE": [None, 1, 50_000],
@@ -42,6 +46,10 @@ RIGHT = {
     "SAFEMIGRATE_THROTTLES": [[], ("safemigrate.throttles.Nice",)],
     "SAFEMIGRATE_FILL_HOURS": ["22:00-06:00", "00:00-23:59"],
     "SAFEMIGRATE_NICE_RATIO": [0.1, 3],
+    "SAFEMIGRATE_RUNS_DATABASE": ["archive"],
+    "SAFEMIGRATE_LEASE_SECONDS": [3, 60.5],
+    "SAFEMIGRATE_MAX_ROWS_IN_MIGRATE": [None, 0, 10**9],
+    "SAFEMIGRATE_NOTIFY": [[], ["ops@example.com"]],
 }
 
 
@@ -55,7 +63,7 @@ def test_every_setting_is_one_flat_name_and_says_what_it_means() -> None:
     for name, setting in conf.SETTINGS.items():
         assert name.startswith("SAFEMIGRATE_")
         assert setting.valid(setting.default)
-        assert setting.form.startswith(("a number", "True or False", "a list of", "hours as in"))
+        assert setting.form.startswith(("a number", "True or False", "a list of", "hours as in", "an alias"))
         assert setting.meaning.endswith(".")
 
 

@@ -329,6 +329,11 @@ class Database:
             cursor.execute(sql, params)
             return list(cursor.fetchall())
 
+    def with_values(self, sql: str, params: Sequence[Any]) -> str:
+        """Return the SQL with its parameters written in, for what cannot have any: DDL, and what is shown."""
+        self.connection.ensure_connection()
+        return sql % tuple(map(self.editor().quote_value, params))
+
     def editor(self) -> Any:
         """Return a schema editor that writes SQL down and runs none."""
         self.connection.ensure_connection()

@@ -76,6 +76,14 @@ class MySQL(Database):
         plain = unicodedata.normalize("NFKD", value).casefold().rstrip()
         return "".join(letter for letter in plain if not unicodedata.combining(letter))
 
+    def with_values(self, sql: str, params: Sequence[Any]) -> str:
+        self.connection.ensure_connection()
+        quote = self.editor().quote_value
+        # Bytes in quotes would be taken for text of the connection's character set.
+        return sql % tuple(
+            f"X'{p.hex()}'" if isinstance(p, bytes | bytearray | memoryview) else quote(p) for p in params
+        )
+
     def add_column(self, model: Any, field: Any) -> list[Step]:
         steps = [
             replace(step, statements=self._with(step.statements, f", {INSTANT}"))

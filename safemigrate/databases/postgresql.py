@@ -343,6 +343,10 @@ class PostgreSQL(Database):
             needed=lambda: self._index_valid(model, name) is not None,
         )
 
+    def with_values(self, sql: str, params: Sequence[Any]) -> str:
+        self.connection.ensure_connection()
+        return str(self.connection.ops.compose_sql(sql, params))
+
     # How a step is run
 
     @contextmanager

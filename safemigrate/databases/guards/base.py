@@ -42,8 +42,7 @@ class Guards:
         if not sql.startswith(beginning):
             raise NoGuard(f"Django compiles it to an UPDATE of an unexpected form: {sql}")
         self.refuse(model, sql)
-        editor = self.database.editor()
-        return str(sql.removeprefix(beginning) % tuple(map(editor.quote_value, params)))
+        return str(self.database.with_values(sql.removeprefix(beginning), params))
 
     def refuse(self, model: Any, sql: str) -> None:
         """Raise NoGuard where the database could not compute this for a row that is just coming in."""

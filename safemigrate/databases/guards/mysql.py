@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db.models import UUIDField
+from django.db.models import BinaryField, UUIDField
 
 from safemigrate.databases.guards.base import Guards
 from safemigrate.databases.mysql import INSTANT, METADATA, create_trigger, drop_trigger
@@ -42,6 +42,9 @@ class MySQLGuards(Guards):
             )
 
     def constant(self, model: Any, field: Any, sql: str) -> list[Step]:
+        if isinstance(field, BinaryField):
+            # Its default could not be read back, to be kept when the column is made required.
+            return self.expression(model, field, sql)
         return self.default_steps(model, field, f"({sql})", f", {INSTANT}")
 
     def expression(self, model: Any, field: Any, sql: str) -> list[Step]:
