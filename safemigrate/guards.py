@@ -51,5 +51,10 @@ def down(database: Database, model: Any, field: Any) -> list[Step]:
     return for_database(database).down(model, field)
 
 
+def random_uuid(database: Database, field: Any) -> str | None:
+    """Return the SQL of a uuid as uuid.uuid4 makes it, in the form of the field's column; None without any."""
+    return for_database(database).random_uuid(field)
+
+
 def _is_random_uuid(source: Source) -> bool:
     return getattr(source, "function", None) is uuid.uuid4

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from uuid import uuid4
 
 from django.core.exceptions import FieldError
 from django.db import DatabaseError, Error, connections
-from django.db.models import F, Model
+from django.db.models import F, Model, UUIDField
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce
 from django.db.models.sql import UpdateQuery
 from django.db.transaction import atomic
 
+from safemigrate import guards
 from safemigrate.batches import Batches, Range, Target, keys_of
 from safemigrate.databases import Database
 from safemigrate.exceptions import BadRow, InvalidPopulate, SafemigrateError
@@ -24,9 +27,23 @@ Work = Callable[[Batches, Range], Result]
 
 def work_for(target: Target, source: InDatabase | InPython, database: Database) -> Work:
     """Return what is to be called with each batch."""
+    if isinstance(source, InPython):
+        source = _by_the_server(source, target, database) or source
     if isinstance(source, InDatabase):
         return ComputedInDatabase(source, target)
     return ComputedInPython(source, target, database)
+
+
+def _by_the_server(source: InPython, target: Target, database: Database) -> InDatabase | None:
+    """Return the UPDATE that makes what uuid.uuid4 would make, where the server can: no row has to come here."""
+    field = target.model._meta.get_field(target.names[0])
+    sql = (
+        guards.random_uuid(database, field) if source.function is uuid4 and type(field) is UUIDField else None
+    )
+    if sql is None:
+        return None
+    made = RawSQL(sql, [], output_field=field)  # noqa: S611  the SQL is the database module's own
+    return InDatabase({field.name: made}, source.title)
 
 
 class ComputedInDatabase:

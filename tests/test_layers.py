@@ -13,9 +13,9 @@ PACKAGE = Path(safemigrate.__file__).parent
 
 #: Low to high. A module imports only from rows above its own in this list, and none is hidden in a function.
 ROWS = [
-    ["context", "exceptions", "pacing", "processes", "signals", "spelling", "statuses", "steps", "tables"],
+    ["charts", "context", "exceptions", "pacing", "processes", "signals", "spelling", "statuses", "steps", "tables"],
     ["conf", "fields", "models", "populate"],
-    ["databases.base", "databases.vitals.base", "columns", "names"],
+    ["databases.arrays", "databases.base", "databases.vitals.base", "columns", "names"],
     ["databases.blockers.postgresql", "databases.blockers.mysql"],
     ["databases.postgresql", "databases.mysql", "databases.sqlite"],
     ["databases.vitals.postgresql", "databases.vitals.mysql", "databases.vitals.sqlite"],
@@ -26,14 +26,15 @@ ROWS = [
     ["batches", "guards", "locks", "throttles", "uniqueness"],
     ["proofs", "work"],
     ["backfill", "requiring", "road", "runs", "sampling"],
-    ["ledgers", "limits", "operations", "progress", "recorder"],
+    ["ledgers", "limits", "notify", "operations", "progress", "recorder"],
     ["fills"],
     ["expressions", "targets"],
     ["loops", "marks", "pending", "risks", "rollout", "upcoming"],
     ["forecast", "planning"],
     ["writing", "applying", "reporting"],
-    ["checks", "reports"],
-    ["apps", "management.commands.backfill", "management.commands.add_required_field"],
+    ["checks", "pages", "reports"],
+    ["apps", "filters", "management.commands.backfill", "management.commands.add_required_field"],
+    ["admin"],
 ]
 ROW = {module: number for number, row in enumerate(ROWS) for module in row}
 

@@ -14,6 +14,7 @@ from django.db.models import NOT_PROVIDED, Q
 from django.db.transaction import atomic
 
 from safemigrate import fields
+from safemigrate.databases.arrays import array
 from safemigrate.databases.base import Column, Database, error_code, key_columns, short_name
 from safemigrate.databases.blockers import postgresql as blockers
 from safemigrate.steps import Blocked, Lock, Requirement, Step
@@ -410,7 +411,8 @@ class PostgreSQL(Database):
         columns = {name: self.quote(model._meta.get_field(name).column) for name in {*names, *marks}}
         targets = [*keys, *(model._meta.get_field(name) for name in names)]
         aliases = [f"k{n}" for n in range(len(keys))] + [f"v{n}" for n in range(len(names))]
-        row = "(" + ", ".join(f"(%s)::{self._cast(field)}" for field in targets) + ")"
+        values = [[*self.key_params(keys, key), *made] for key, *made in rows]
+        source, params = self._source([self._cast(field) for field in targets], aliases, values)
         assignments = ", ".join(
             f"{columns[name]} = " + self._assigned(f"t.{columns[name]}", f"n.v{number}", name, names, kept)
             for number, name in enumerate(names)
@@ -418,16 +420,27 @@ class PostgreSQL(Database):
         joined = " AND ".join(f"t.{self.quote(key.column)} = n.k{number}" for number, key in enumerate(keys))
         todo = " OR ".join(f"t.{columns[name]} IS NULL" for name in marks)
         sql = (
-            f"UPDATE {self._table(model)} AS t SET {assignments} "
-            f"FROM (VALUES {', '.join([row] * len(rows))}) AS n ({', '.join(aliases)}) "
+            f"UPDATE {self._table(model)} AS t SET {assignments} FROM {source} "
             # Bounded on both sides of the join, or the planner reads the whole table for every batch.
             f"WHERE {joined} AND t.{self.quote(keys[0].column)} BETWEEN %s AND %s AND ({todo})"
         )
-        params = [part for key, *values in rows for part in [*self.key_params(keys, key), *values]]
-        bounds = [self.key_params(keys, rows[edge][0])[0] for edge in (0, -1)]
         with self.connection.cursor() as cursor:
-            cursor.execute(sql, [*params, *bounds])
+            cursor.execute(sql, [*params, values[0][0], values[-1][0]])
             return int(cursor.rowcount)
+
+    @staticmethod
+    def _source(
+        casts: Sequence[str], aliases: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> tuple[str, list[Any]]:
+        """Return the rows as something to update FROM: arrays of text where that will do, else each value."""
+        arrays = [array(column) for column in zip(*rows, strict=True)]
+        if None not in arrays:
+            made = ", ".join(f"{name}::{cast} AS {name}" for name, cast in zip(aliases, casts, strict=True))
+            texts = ", ".join(["%s::text[]"] * len(arrays))
+            return f"(SELECT {made} FROM unnest({texts}) AS u ({', '.join(aliases)})) AS n", arrays
+        row = "(" + ", ".join(f"(%s)::{cast}" for cast in casts) + ")"
+        params = [value for each in rows for value in each]
+        return f"(VALUES {', '.join([row] * len(rows))}) AS n ({', '.join(aliases)})", params
 
     def _cast(self, field: Any) -> str:
         # An explicit cast to varchar(5) would cut a longer text off instead of refusing it, and a bare
