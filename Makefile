@@ -6,6 +6,7 @@
 #   make docs     the documentation, in docs/_build
 #   make matrix   the tests on every Python, Django, driver and PostgreSQL that is reachable
 #   make bench-traffic   what a site's users notice of each way; ROWS=100000 RUNS=1 for a quick one
+#   make screenshots   the pictures of the admin in docs/images
 #   make clean    remove what the others made
 #
 # PYTHON=python3.11  DJANGO='django==5.2.*'  VENV=.venv-5.2   another Python or Django, in a place of its own
@@ -18,7 +19,7 @@ RUNS ?=
 python = $(VENV)/bin/python
 constraints = $(VENV)/constraints.txt
 
-.PHONY: demo test lint docs matrix bench-traffic clean
+.PHONY: demo test lint docs matrix bench-traffic screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -40,6 +41,9 @@ matrix: $(python)
 
 bench-traffic: $(VENV)/.bench
 	$(python) -m benchmarks.traffic --page $(if $(ROWS),--rows $(ROWS)) $(if $(RUNS),--runs $(RUNS)) $(ARGS)
+
+screenshots: $(VENV)/.test
+	$(python) -m tools.screenshots
 
 clean:
 	rm -rf .venv* .matrix .bench docs/_build .*_cache .hypothesis

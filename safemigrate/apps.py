@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from django.apps import AppConfig
 from django.core.checks import Tags, register
-from django.db.models.signals import pre_migrate
+from django.db import Error
+from django.db.models.signals import post_migrate, pre_migrate
 from django.utils.module_loading import import_string
 
 from safemigrate import backfill, checks, context, progress
@@ -16,6 +18,13 @@ from safemigrate.ledgers import Ledgers
 def note_migrate(verbosity: int = 1, plan: Any = (), **kwargs: Any) -> None:
     progress.use_verbosity(verbosity)
     context.note_plan(plan)
+
+
+def settle_runs(using: str, plan: Any = None, **kwargs: Any) -> None:
+    if plan is None:
+        return  # `flush`, which each test of a TransactionTestCase ends with.
+    with suppress(Error):  # The runs' database may be away: `migrate` itself is done.
+        import_string("safemigrate.runs.settle")(using, set(context.current.migrations.values()))
 
 
 def new_ledger() -> Ledgers:
@@ -31,4 +40,6 @@ class SafemigrateConfig(AppConfig):
     def ready(self) -> None:
         backfill.use_ledger(new_ledger)
         pre_migrate.connect(note_migrate, dispatch_uid="safemigrate.migrate")
+        post_migrate.connect(settle_runs, sender=self, dispatch_uid="safemigrate.settle")
         register(checks.check_migrations, Tags.database)
+        import_string("safemigrate.notify.connect")()

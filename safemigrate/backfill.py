@@ -224,7 +224,8 @@ class Filling:
         self.state.took = took
         self.state.batch_size = self.pace.next_size(size, took)
         self._note(bad)
-        logger.debug("%s: %s rows in %.3f s", self.target.label, filled, took)
+        extra = {"label": self.target.label, "alias": self.target.alias, "rows": filled, "seconds": took}
+        logger.debug("%s: %s rows in %.3f s", self.target.label, filled, took, extra=extra)
 
     def _split(self, batch: Range, error: Exception) -> None:
         """Halve a batch that the database refuses until the one row at fault stands alone."""
@@ -271,7 +272,9 @@ class Filling:
                 f"with: {error}. {self.state.rows:,} rows were filled and stay so; run the same command again "
                 "to carry on."
             ) from error
-        logger.warning("%s: trying the batch again after: %s", self.target.label, str(error).strip())
+        extra = {"label": self.target.label, "alias": self.target.alias, "rows": self.state.rows}
+        text = "%s: trying the batch again after: %s"
+        logger.warning(text, self.target.label, str(error).strip(), extra=extra)
         if self.connection.connection is not None and not self.connection.is_usable():
             self.connection.close()
         time.sleep(random.uniform(0.5, 1) * min(0.1 * 2**attempt, 5))

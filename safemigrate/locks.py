@@ -36,7 +36,7 @@ def run(database: Database, steps: Sequence[Step]) -> None:
 
 
 def _run(database: Database, step: Step) -> None:
-    logger.debug("%s", step.title)
+    logger.debug("%s", step.title, extra={"alias": database.connection.alias})
     try:
         _with_short_lock(database, step)
         if step.online:
@@ -97,7 +97,8 @@ class _Tries:
         self.in_the_way = self.database.blockers(self.step.tables, blocks) or self.in_the_way
         if self.left <= 0:
             raise LockNotAcquired(self._message(waited)) from error
-        logger.info("%s: waiting for the lock; in the way: %s", self.step.title, self._who())
+        extra = {"alias": self.database.connection.alias, "in_the_way": self.in_the_way}
+        logger.info("%s: waiting for the lock; in the way: %s", self.step.title, self._who(), extra=extra)
         pause = get("SAFEMIGRATE_LOCK_PAUSE")
         time.sleep(random.uniform(pause, 2 * pause))
 

@@ -103,7 +103,8 @@ class Progress:
 
     def _say(self, run: Run, text: str) -> None:
         run.output.append(text)
-        logger.info(text)
+        extra = {"label": run.label, "alias": run.alias, "rows": run.rows, "seconds": round(run.seconds, 3)}
+        logger.info(text, extra=extra)
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
         else:

@@ -85,6 +85,8 @@ class Recording:
         self.paused, self.batches = "", 0
         self.looked = self.written = self.silent_until = time.monotonic()
         self.output = Output(run.output)
+        self.naming = Naming(record)
+        logger.addFilter(self.naming)
         self.heart = Heart(self.record, run, target)
         logger.info(
             "%s: run %s, attempt %s", self.record, self.record.pk, self.record.attempts, extra=self._extra()
@@ -108,6 +110,7 @@ class Recording:
     def end(self, error: BaseException | None) -> None:
         self.heart.stop()
         self.output.close()
+        logger.removeFilter(self.naming)
         runs.working.discard(self.record.pk)
         if not isinstance(error, LeaseLost):
             self._safely(lambda: self._end(error))
@@ -201,8 +204,9 @@ class Recording:
             "label": self.record.label,
             "alias": self.record.alias,
             "status": str(self.record.status),
-            "rows_done": self.record.rows_done,
+            "rows": self.record.rows_done,
             "rows_total": self.record.rows_total,
+            "seconds": round(self.record.seconds_running, 3),
         }
 
     def _send(self, signal: Signal, **arguments: Any) -> None:
@@ -322,15 +326,17 @@ class Output:
     """Stands in for sys.stdout while the run is at work, and keeps the last lines; warnings are kept too."""
 
     def __init__(self, lines: deque[str]) -> None:
-        self.lines, self.part, self.stdout = lines, "", sys.stdout
+        self.lines, self.part, self.stdout, self.is_closed = lines, "", sys.stdout, False
         self.handler = Keeping(self.add)
         logger.addHandler(self.handler)
         sys.stdout = cast("TextIO", self)
 
     def close(self) -> None:
         logger.removeHandler(self.handler)
-        if sys.stdout is cast("TextIO", self):
-            sys.stdout = self.stdout
+        self.is_closed = True
+        # Those of two runs in two threads may end in any order.
+        while isinstance(sys.stdout, Output) and sys.stdout.is_closed:
+            sys.stdout = sys.stdout.stdout
 
     def add(self, text: str) -> None:
         self.lines.extend(line[:WIDTH] for line in text.splitlines() if line.strip())
@@ -348,6 +354,20 @@ class Output:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stdout, name)
+
+
+class Naming(logging.Filter):
+    """Tells each line that the thread at work logs which run it belongs to."""
+
+    def __init__(self, record: BackfillRun) -> None:
+        super().__init__()
+        self.named = {"run": record.pk, "label": record.label, "alias": record.alias}
+        self.thread = threading.get_ident()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.thread == self.thread:
+            vars(record).update(self.named)
+        return True
 
 
 class Keeping(logging.Handler):

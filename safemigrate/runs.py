@@ -9,13 +9,14 @@ from __future__ import annotations
 import getpass
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db import Error, connections
+from django.db import Error, connections, transaction
+from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import F, QuerySet
 from django.utils import timezone
 
@@ -137,9 +138,10 @@ def move(record: BackfillRun, to: str, who: str, **changes: Any) -> bool:
     if to in OVER:
         changes |= {"open_key": None, "finished": timezone.now()}
     unchanged = records().filter(pk=record.pk, status=record.status, token=record.token)
-    if not unchanged.update(status=to, **changes):
-        return False
-    note(record, f"{record.status} → {to}", who)
+    with transaction.atomic(using=database()):  # Whoever sees the move sees also who made it.
+        if not unchanged.update(status=to, **changes):
+            return False
+        note(record, f"{record.status} → {to}", who)
     return True
 
 
@@ -169,13 +171,18 @@ def claim(target: Target, details: dict[str, Any]) -> BackfillRun:
     )
 
 
-def settle(alias: str, applied: Iterable[str]) -> None:
-    """Close the runs on the alias that nobody holds, and whose migrations are applied: nothing is NULL any more.
+def settle(alias: str, migrations: Collection[str]) -> None:
+    """Close the runs of these migrations that nobody holds and that are applied: nothing is NULL any more.
 
     Their process died after its last batch, or the rows got their values otherwise: by the site, or by hand.
     """
-    left = records().filter(alias=alias, migration__in=applied).exclude(status__in=OVER)
-    for record in left:
+    if not migrations or not _has_table():
+        return
+    open_ = records().filter(alias=alias, migration__in=migrations).exclude(status__in=OVER)
+    applied = MigrationRecorder(connections[alias]).applied_migrations()
+    for record in open_:
+        if tuple(record.migration.split(".")) not in applied:
+            continue
         if not record.is_held():
             move(record, Status.SUCCEEDED, "", error="", traceback="", waiting_for="", lease_until=None)
 
@@ -233,8 +240,7 @@ def _is_left_over(record: BackfillRun) -> bool:
 def is_kept() -> bool:
     """Can runs be recorded: is their table there?"""
     try:
-        connection = connections[database()]
-        kept = BackfillRun._meta.db_table in connection.introspection.table_names()
+        kept = _has_table()
     except Error as error:
         say_once(f"Runs are not recorded: {str(error).strip()}. The fill goes on without.")
         return False
@@ -244,6 +250,10 @@ def is_kept() -> bool:
             f"To have it: python manage.py migrate safemigrate --database {database()}"
         )
     return kept
+
+
+def _has_table() -> bool:
+    return BackfillRun._meta.db_table in connections[database()].introspection.table_names()
 
 
 def drop_lost_connection() -> None:
