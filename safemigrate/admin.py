@@ -194,7 +194,7 @@ class BackfillRunAdmin(ModelAdmin):
             "facts": pages.facts(run),
             "is_moving": pages.is_moving(run),
             "advice": pages.advice(run),
-            "command": pages.command(run),
+            "command": run.command,
             "buttons": self._buttons(request, run),
             "chart": rate_chart(run.samples),
             "bad_rows": self._bad_rows(request, run),

@@ -81,6 +81,12 @@ class BackfillRun(models.Model):
         return f"{self.app_label}.{self.model_name}.{self.field_names}"
 
     @property
+    def command(self) -> str:
+        """The line to type that goes on with it."""
+        first = self.field_names.partition("+")[0]
+        return f"python manage.py backfill run {self.app_label}.{self.model_name}.{first} --database {self.alias}"
+
+    @property
     def is_over(self) -> bool:
         return self.status in OVER
 

@@ -67,7 +67,7 @@ def _next(run: BackfillRun) -> list[str]:
     return [
         "What is filled stays filled. To see it all, and to go on when the cause is gone:",
         f"    {_show(run)}",
-        f"    python manage.py backfill run {run.label} --database {run.alias}",
+        f"    {run.command}",
     ]
 
 

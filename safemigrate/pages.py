@@ -153,12 +153,6 @@ def is_moving(run: BackfillRun) -> bool:
     return run.status in HELD | {Status.QUEUED}
 
 
-def command(run: BackfillRun) -> str:
-    """Return the line to type that lets a run go on."""
-    label = f"{run.app_label}.{run.model_name}.{run.field_names.split('+')[0]}"
-    return f"python manage.py backfill run {label} --database {run.alias}"
-
-
 def advice(run: BackfillRun) -> str:
     """Return what to do before typing the command; empty where a process is at work, or none is needed."""
     if run.is_hung():

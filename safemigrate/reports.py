@@ -101,7 +101,7 @@ def _advice(run: BackfillRun) -> list[str]:
     return [
         "",
         "Its process gives no sign of life. Look on its host whether it is there; then go on where it ended:",
-        f"    python manage.py backfill run {run.label} --database {run.alias}",
+        f"    {run.command}",
     ]
 
 

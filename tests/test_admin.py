@@ -398,7 +398,7 @@ def test_whatever_it_was_about_to_do_it_hangs(status: str) -> None:
 
 
 def test_several_fields_are_run_again_by_the_first() -> None:
-    assert "polls.Question.a --database" in pages.command(a_run(field_names="a+b"))
+    assert "polls.Question.a --database" in a_run(field_names="a+b").command
 
 
 @pytest.mark.parametrize("status", list(Status))

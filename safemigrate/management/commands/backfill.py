@@ -132,9 +132,7 @@ class Command(BaseCommand):
         run = getattr(runs, action)(options["id"], runs.person())
         self.stdout.write(f"Run {run.pk} ({run}) is {run.get_status_display()}.")
         if run.status == Status.QUEUED:
-            self.stdout.write(
-                f"The next process takes it: python manage.py backfill run {run.label} --database {run.alias}"
-            )
+            self.stdout.write(f"The next process takes it: {run.command}")
 
     # Filling
 
