@@ -14,3 +14,6 @@ exclude_patterns = ["_build"]
 myst_heading_anchors = 4
 html_theme = "furo"
 html_title = f"safemigrate {release}"
+
+# The lexer of SQL does not know the $...$ around the body of a PostgreSQL function, and takes the block as it can.
+suppress_warnings = ["misc.highlighting_failure"]

@@ -80,7 +80,7 @@ class Recording:
     def __init__(self, run: Run, target: Target, record: BackfillRun) -> None:
         self.run, self.record, self.token = run, record, record.token
         self.done, self.worked = self.record.rows_done, self.record.seconds_running
-        self.waited, self.samples = self.record.seconds_waiting, list(self.record.samples)
+        self.waited, self.samples = self.record.seconds_waiting, list(self.record.samples) or [[0.0, 0]]
         run.resume_after = key_from_json(target.model, self.record.cursor)
         self.paused, self.batches = "", 0
         self.looked = self.written = self.silent_until = time.monotonic()
@@ -182,6 +182,8 @@ class Recording:
         ended = {"lease_until": None, "finished": timezone.now()}
         told = {"error": storable(text), "traceback": storable(trace), "waiting_for": ""}
         changes = self._progress() | ended | told
+        if status == Status.SUCCEEDED:
+            changes |= {"rows_total": changes["rows_done"], "total_is_exact": True}
         record = self._held()
         while record and not move(record, end_of(record.status, status), "", **changes):
             record = self._held()  # Somebody asked for something in the last moment.
