@@ -62,7 +62,10 @@ def measured(alias: str, rows: int) -> str:
 
 
 def table(alias: str, rows: int) -> ProjectState:
-    fields = [("id", models.BigAutoField(primary_key=True)), ("question_text", TITLE)]
+    fields: list[tuple[str, models.Field[Any, Any]]] = [
+        ("id", models.BigAutoField(primary_key=True)),
+        ("question_text", TITLE),
+    ]
     state = applied(alias, ProjectState(), CreateModel("Question", fields))
     state = applied(alias, state, AddNullableField("question", "title", TITLE))
     model = state.apps.get_model("bench", "Question")
@@ -84,11 +87,18 @@ def filled(alias: str, state: ProjectState, ledger: Callable[[], Any]) -> float:
     return time.monotonic() - started
 
 
+class Committed(Migration):
+    """Not in one transaction, as every migration with our operations."""
+
+    atomic = False
+
+
 def applied(alias: str, state: ProjectState, operation: Any) -> ProjectState:
-    migration = Migration("0001_bench", "bench")
-    migration.operations, migration.atomic = [operation], False
+    migration: Any = Committed("0001_bench", "bench")
+    migration.operations = [operation]
     with connections[alias].schema_editor(atomic=False) as editor:
-        return migration.apply(state.clone(), editor)
+        after: ProjectState = migration.apply(state.clone(), editor)
+    return after
 
 
 if __name__ == "__main__":
