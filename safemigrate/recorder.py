@@ -16,6 +16,7 @@ from typing import Any, TextIO, cast
 
 from django.core.exceptions import ValidationError
 from django.db import Error, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import Signal
 from django.utils import timezone
 
@@ -85,8 +86,8 @@ class Recording:
         self.paused, self.batches = "", 0
         self.looked = self.written = self.silent_until = time.monotonic()
         self.output = Output(run.output)
-        self.naming = Naming(record)
-        logger.addFilter(self.naming)
+        self.lines = Lines(record, self.output.add)
+        logger.addFilter(self.lines)
         self.heart = Heart(self.record, run, target)
         logger.info(
             "%s: run %s, attempt %s", self.record, self.record.pk, self.record.attempts, extra=self._extra()
@@ -110,7 +111,7 @@ class Recording:
     def end(self, error: BaseException | None) -> None:
         self.heart.stop()
         self.output.close()
-        logger.removeFilter(self.naming)
+        logger.removeFilter(self.lines)
         runs.working.discard(self.record.pk)
         if not isinstance(error, LeaseLost):
             self._safely(lambda: self._end(error))
@@ -214,9 +215,8 @@ class Recording:
     def _send(self, signal: Signal, **arguments: Any) -> None:
         for receiver, answer in signal.send_robust(BackfillRun, run=self.record, **arguments):
             if isinstance(answer, Exception):
-                logger.error(
-                    "%r, a receiver of a signal of %s, raised", receiver, self.record, exc_info=answer
-                )
+                # Django has logged the traceback; this says which run it was.
+                logger.error("%r, a receiver of a signal of %s, raised %r", receiver, self.record, answer)
 
     def _safely(self, do: Callable[[], None]) -> None:
         """Do it, or say once that the run is not recorded for the moment: it is no reason to stop the fill."""
@@ -280,7 +280,9 @@ class Heart(threading.Thread):
                 self._beat()
                 spent = self._count(counting)
         finally:
-            connections.close_all()
+            for connection in connections.all(initialized_only=True):
+                # SQLite's own close() leaves a database in memory open, as if nobody else had it open.
+                BaseDatabaseWrapper.close(connection)
 
     def stop(self) -> None:
         self.ended.set()
@@ -325,16 +327,13 @@ class Heart(threading.Thread):
 
 
 class Output:
-    """Stands in for sys.stdout while the run is at work, and keeps the last lines; warnings are kept too."""
+    """Stands in for sys.stdout while the run is at work, and keeps the last lines."""
 
     def __init__(self, lines: deque[str]) -> None:
         self.lines, self.part, self.stdout, self.is_closed = lines, "", sys.stdout, False
-        self.handler = Keeping(self.add)
-        logger.addHandler(self.handler)
         sys.stdout = cast("TextIO", self)
 
     def close(self) -> None:
-        logger.removeHandler(self.handler)
         self.is_closed = True
         # Those of two runs in two threads may end in any order.
         while isinstance(sys.stdout, Output) and sys.stdout.is_closed:
@@ -358,29 +357,23 @@ class Output:
         return getattr(self.stdout, name)
 
 
-class Naming(logging.Filter):
-    """Tells each line that the thread at work logs which run it belongs to."""
+class Lines(logging.Filter):
+    """Tells each line that the thread at work logs which run it belongs to, and keeps the warnings.
 
-    def __init__(self, record: BackfillRun) -> None:
+    No handler: where a project has none, one of ours would keep Python from showing warnings on standard error.
+    """
+
+    def __init__(self, run: BackfillRun, keep: Callable[[str], None]) -> None:
         super().__init__()
-        self.named = {"run": record.pk, "label": record.label, "alias": record.alias}
-        self.thread = threading.get_ident()
+        self.named = {"run": run.pk, "label": run.label, "alias": run.alias}
+        self.thread, self.keep = threading.get_ident(), keep
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.thread == self.thread:
             vars(record).update(self.named)
+            if record.levelno >= logging.WARNING:
+                self.keep(record.getMessage())
         return True
-
-
-class Keeping(logging.Handler):
-    """Gives each warning's text to a function."""
-
-    def __init__(self, keep: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self.keep = keep
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.keep(record.getMessage())
 
 
 def details(run: Run, target: Target) -> dict[str, Any]:
