@@ -8,7 +8,7 @@ from typing import Any
 from django.db import connections, router
 from django.db.migrations.loader import MigrationLoader
 
-from safemigrate.batches import Batches
+from safemigrate.batches import Batches, Target
 from safemigrate.databases import for_connection
 from safemigrate.exceptions import NothingToRun
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate
@@ -53,10 +53,13 @@ class Job:
         columns = [self.model._meta.get_field(name).column for name in self.operation.names]
         return all(database.column(self.model, column) for column in columns)
 
+    @property
+    def target(self) -> Target:
+        return self.operation.target(self.model, self.alias, self.state.apps)
+
     def rows_left(self) -> int:
         """Count the rows that are NULL; reads the table once."""
-        target = self.operation.target(self.model, self.alias, self.state.apps)
-        return Batches(self.model, self.alias, target.marks).todo.count()
+        return Batches(self.model, self.alias, self.target.marks).todo.count()
 
     def check_column(self) -> None:
         """Raise NothingToRun where there is no column yet to be filled."""

@@ -33,5 +33,5 @@ class Ledgers:
 
     def end(self, run: Run, error: BaseException | None) -> None:
         with ExitStack() as stack:  # Each is told, whatever another one raises.
-            for ledger in reversed(self.started):
+            for ledger in self.started:  # The last one first: what it says then is still recorded.
                 stack.callback(ledger.end, run, error)

@@ -320,16 +320,14 @@ def _resolve_mapping(populate: Mapping[str, Any], names: Sequence[str]) -> Sourc
 
 def _mixed(parts: Mapping[str, Source], title: str) -> InPython:
     """Compute some values in Python and read the others, computed by the database, along with the row."""
-    annotations = {
-        f"safemigrate_{name}": part.values[name]
-        for name, part in parts.items()
-        if isinstance(part, InDatabase)
-    }
+    given = {name: part.values[name] for name, part in parts.items() if isinstance(part, InDatabase)}
+    constants = {name: value for name, value in given.items() if not _is_computed(value)}
+    annotations = {f"safemigrate_{name}": value for name, value in given.items() if name not in constants}
 
     def one(row: Any) -> dict[str, Any]:
-        values = {}
+        values = dict(constants)
         for name, part in parts.items():
-            if isinstance(part, InDatabase):
+            if f"safemigrate_{name}" in annotations:
                 values[name] = getattr(row, f"safemigrate_{name}")
             elif isinstance(part, InPython):
                 (result,) = part.compute([row], None)
@@ -364,6 +362,10 @@ def _expression(value: Any, model: Any, apps: Any) -> Any:
 
 def _is_expression(populate: Any) -> bool:
     return hasattr(populate, "resolve_expression") and not isinstance(populate, type)
+
+
+def _is_computed(value: Any) -> bool:
+    return _is_expression(value) or isinstance(value, FromRelated | FromApps)
 
 
 def _check_value(populate: Any) -> None:

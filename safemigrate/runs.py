@@ -171,6 +171,19 @@ def claim(target: Target, details: dict[str, Any]) -> BackfillRun:
     )
 
 
+def close(target: Target) -> None:
+    """Close the run of a fill that found nothing NULL, if it was left open: its process died after its last batch."""
+    if not _has_table():
+        return
+    record = records().filter(open_key=open_key(target.label, target.alias)).first()
+    if record and not record.is_held():
+        _succeed(record)
+
+
+def _succeed(record: BackfillRun) -> None:
+    move(record, Status.SUCCEEDED, "", error="", traceback="", waiting_for="", lease_until=None)
+
+
 def settle(alias: str, migrations: Collection[str]) -> None:
     """Close the runs of these migrations that nobody holds and that are applied: nothing is NULL any more.
 
@@ -184,7 +197,7 @@ def settle(alias: str, migrations: Collection[str]) -> None:
         if tuple(record.migration.split(".")) not in applied:
             continue
         if not record.is_held():
-            move(record, Status.SUCCEEDED, "", error="", traceback="", waiting_for="", lease_until=None)
+            _succeed(record)
 
 
 def lease() -> timedelta:

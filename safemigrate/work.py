@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from django.core.exceptions import FieldError
 from django.db import DatabaseError, Error, connections
-from django.db.models import F, Model, UUIDField
+from django.db.models import F, Model, UUIDField, Value
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce
 from django.db.models.sql import UpdateQuery
@@ -81,7 +81,10 @@ class ComputedInDatabase:
         return dict(sorted(values.items(), key=lambda item: item[0] not in kept))
 
     def _or_own(self, name: str, value: Any) -> Any:
-        return Coalesce(F(name), value, output_field=self.model._meta.get_field(name))
+        field = self.model._meta.get_field(name)
+        # A bare text would be taken for the name of a column.
+        given = value if hasattr(value, "resolve_expression") else Value(value, output_field=field)
+        return Coalesce(F(name), given, output_field=field)
 
 
 class ComputedInPython:

@@ -264,6 +264,15 @@ def test_a_hung_run_is_shown_with_what_to_do(polls: Polls) -> None:
     assert "is queued" in backfill("retry", str(newest().pk))
 
 
+@pytest.mark.parametrize("alias", ["sqlite", "postgresql"], indirect=True)
+def test_a_run_that_died_after_its_last_batch_is_closed_by_the_next_call(polls: Polls) -> None:
+    backfill("run", LABEL, "--database", polls.alias, "--max-rows", "100")
+    polls.questions().filter(expires_date=None).update(expires_date="2027-01-01T00:00:00Z")
+    assert newest().status == Status.STOPPED
+    backfill("run", LABEL, "--database", polls.alias)
+    assert newest().status == Status.SUCCEEDED
+
+
 # Everywhere
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.db import IntegrityError, OperationalError, connections, models
+from django.db.models import F
 
 from safemigrate import backfill, proofs
 from safemigrate.databases import for_connection
@@ -247,3 +248,17 @@ def test_a_column_left_by_another_field_is_not_taken_over(alias: str) -> None:
             road.run(AddRequiredField("question", "code", kind, 1))
     road.run(AddRequiredField("question", "code", kinds[0], "short"))
     assert road.values("code") == ["short", "short"]
+
+
+@pytest.mark.parametrize("other", [F("question_text"), lambda row: row.question_text], ids=["SQL", "Python"])
+def test_a_text_for_one_of_several_fields_is_that_text_and_no_column(alias: str, other: Any) -> None:
+    road = Road(alias)
+    road.fill(2)
+    text = models.CharField(max_length=200)
+    road.run(
+        AddNullableField("question", "state", text),
+        AddNullableField("question", "title", text),
+        Populate("question", ["state", "title"], {"state": "question_text", "title": other}),
+    )
+    assert road.values("state") == ["question_text", "question_text"]
+    assert road.values("title") == ["Question 1?", "Question 2?"]

@@ -13,7 +13,18 @@ PACKAGE = Path(safemigrate.__file__).parent
 
 #: Low to high. A module imports only from rows above its own in this list, and none is hidden in a function.
 ROWS = [
-    ["charts", "context", "exceptions", "pacing", "processes", "signals", "spelling", "statuses", "steps", "tables"],
+    [
+        "charts",
+        "context",
+        "exceptions",
+        "pacing",
+        "processes",
+        "signals",
+        "spelling",
+        "statuses",
+        "steps",
+        "tables",
+    ],
     ["conf", "fields", "models", "populate"],
     ["databases.arrays", "databases.base", "databases.vitals.base", "columns", "names"],
     ["databases.blockers.postgresql", "databases.blockers.mysql"],

@@ -162,6 +162,7 @@ class Command(BaseCommand):
                 context.changed(migrations={job.key: job.migration}, ledgers=[partial(Limited, limit)])
             )
             job.run(batch_size=options["batch_size"])
+        runs.close(job.target)
         self.stdout.write(f"{job.label} on {alias}: every row has a value.")
 
     @staticmethod
