@@ -100,22 +100,27 @@ def use_ledger(factory: Callable[[], Ledger]) -> None:
     new_ledger = factory
 
 
-def fill(target: Target, source: InDatabase | InPython, *, batch_size: int | None = None) -> Run:
+def fill(
+    target: Target, source: InDatabase | InPython, *, batch_size: int | None = None, at_once: bool = False
+) -> Run:
     """Fill every row in which a mark is NULL, in committed batches, and return what was done.
 
     Holds no lock across batches; in a batch, only those of the rows that it writes. Run twice, or after a
     crash, it does what is left. Rows that get no value are passed over, and raise BadRows at the end, or
     when there are more than SAFEMIGRATE_MAX_BAD_ROWS. Errors that pass (a deadlock, a lost connection)
-    are tried again, SAFEMIGRATE_RETRIES times, and raise TooManyRetries then.
+    are tried again, SAFEMIGRATE_RETRIES times, and raise TooManyRetries then. `at_once` is for the few rows
+    that came in at the end, while new ones without a value are refused: no throttle and no ledger may hold it.
     """
-    return Filling(target, source, batch_size).run()
+    return Filling(target, source, batch_size, at_once=at_once).run()
 
 
 class Filling:
     """One run of the engine."""
 
-    def __init__(self, target: Target, source: InDatabase | InPython, batch_size: int | None) -> None:
-        self.target, self.source = target, source
+    def __init__(
+        self, target: Target, source: InDatabase | InPython, batch_size: int | None, *, at_once: bool = False
+    ) -> None:
+        self.target, self.source, self.at_once = target, source, at_once
         self.connection = connections[target.alias]
         self.database = for_connection(self.connection)
         self.batches = Batches(target.model, target.alias, target.marks)
@@ -132,7 +137,7 @@ class Filling:
         self.throttles = Throttles(self.target.model, self.target.alias)
         self.work = work_for(self.target, self.source, self.database)
         self.state.total = self.database.estimated_rows(self.target.model)
-        ledger, error = new_ledger(), None
+        ledger, error = NoLedger() if self.at_once else new_ledger(), None
         ledger.start(self.state)
         try:
             self._fill_all(ledger)
@@ -196,6 +201,8 @@ class Filling:
 
     def _wait(self, ledger: Ledger) -> None:
         """Wait as long as a throttle says so. Nothing is locked meanwhile, and no pace sees it."""
+        if self.at_once:
+            return
         state, started, before = self.state, time.monotonic(), self.state.waited
         while reason := ledger.hold(state) or self._again(lambda: self.throttles.reason(state)):
             waited = time.monotonic() - started

@@ -12,7 +12,15 @@ from django.apps import apps
 from django.core.checks import Warning as Caution
 from django.core.exceptions import FieldDoesNotExist
 from django.db import connections, router
-from django.db.migrations import AddField, AlterField, Migration, RenameField, RenameModel, RunPython
+from django.db.migrations import (
+    AddField,
+    AlterField,
+    Migration,
+    RemoveField,
+    RenameField,
+    RenameModel,
+    RunPython,
+)
 from django.db.migrations.writer import MigrationWriter
 from django.db.models import NOT_PROVIDED
 
@@ -89,6 +97,10 @@ def _looked_at(coming: Coming, upcoming: Upcoming) -> Iterator[Caution]:
         yield from _made_required(coming)
     elif isinstance(operation, RunPython):
         yield from _row_by_row(coming, upcoming)
+    elif isinstance(operation, RemoveField):
+        yield from _still_guarded(coming, operation.name, "removed")
+    elif isinstance(operation, RenameField):
+        yield from _still_guarded(coming, operation.old_name, "renamed")
 
 
 def _caution(number: int, migration: Migration, text: str, hint: str) -> Caution:
@@ -279,6 +291,21 @@ def _in_transaction(coming: Coming) -> Iterator[Caution]:
         "The operations of safemigrate are refused inside a transaction, and this migration is atomic: every lock "
         "would be held until the end.",
         "Add this line to the Migration class: atomic = False",
+    )
+
+
+def _still_guarded(coming: Coming, name: str, done: str) -> Iterator[Caution]:
+    model_name = coming.operation.model_name
+    field = _state_field(coming, model_name, name)
+    if getattr(field, "safemigrate_guard", None) is None or coming.model(model_name) is None:
+        return
+    yield _caution(
+        8,
+        coming.migration,
+        f"{coming.app_label}.{model_name}.{name} is {done} while its write guard is up: the guard names the column, so "
+        "that from then on each insert may fail, or the column cannot be dropped.",
+        "Add this to a migration before it, with atomic = False: "
+        f'UnguardWrites(model_name="{model_name}", name="{name}") from safemigrate.operations',
     )
 
 

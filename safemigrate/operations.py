@@ -231,11 +231,13 @@ class Populate(_FieldStep, Operation):
         from_state: Any,
         to_state: Any,
         once: Sequence[str] | None = None,
+        *,
+        at_once: bool = False,
     ) -> None:
         """Fill all rows that still need it, or raise BadRows. Imports a dotted path only for that.
 
         `once`, where the fill was done before and only late rows are left, names the fields that were NULL
-        then. A function of (apps, schema_editor) is not run another time for them.
+        then. A function of (apps, schema_editor) is not run another time for them. `at_once` as in `backfill.fill`.
         """
         model = to_state.apps.get_model(app_label, self.model_name)
         target = self.target(model, schema_editor.connection.alias, to_state.apps, once or ())
@@ -251,7 +253,7 @@ class Populate(_FieldStep, Operation):
             return
         if isinstance(source, InPython) and source.unique:
             self._index_early(database, schema_editor, model)
-        backfill.fill(target, source, batch_size=self.batch_size)
+        backfill.fill(target, source, batch_size=self.batch_size, at_once=at_once)
 
     def _index_early(self, database: Database, schema_editor: Any, model: Any) -> None:
         field = model._meta.get_field(self.names[0])
@@ -327,14 +329,16 @@ class SetNotNull(_FieldStep, AlterField):
             return
         noted = self._populate(app_label, from_state)
 
-        def catch_up() -> None:
+        def catch_up(*, at_once: bool = False) -> None:
             if noted is None:
                 refuse_nulls(
                     Batches(from_model, database.connection.alias, [self.name]), self._label(app_label)
                 )
             else:
                 populate, once = noted
-                populate.fill(app_label, schema_editor, database, from_state, from_state, once)
+                populate.fill(
+                    app_label, schema_editor, database, from_state, from_state, once, at_once=at_once
+                )
 
         Requiring(database, from_model, model, field, catch_up).run()
 
@@ -345,7 +349,13 @@ class SetNotNull(_FieldStep, AlterField):
 
     def _populate(self, app_label: str, state: Any) -> tuple[Populate, list[str]] | None:
         field = state.models[app_label, self.model_name_lower].fields[self.name]
-        return getattr(field, "safemigrate_populate", None)
+        noted = getattr(field, "safemigrate_populate", None)
+        if noted is None or not isinstance(noted[0].name, str):
+            return noted
+        populate, marks = noted
+        # The field, or its model, may have got another name since.
+        renamed = Populate(self.model_name, self.name, populate.populate, batch_size=populate.batch_size)
+        return renamed, [self.name] * len(marks)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
@@ -435,6 +445,9 @@ class GuardWrites(_FieldStep, Operation):
 
     def _steps(self, app_label: str, database: Database, state: Any) -> list[Step]:
         model = state.apps.get_model(app_label, self.model_name)
+        Populate(self.model_name, self.name, self.populate).rehearse(
+            app_label, database.connection.alias, state
+        )
         source = resolve(self.populate, [self.name])
         return guards.up(database, model, model._meta.get_field(self.name), source, state.apps)
 
@@ -466,7 +479,7 @@ class UnguardWrites(_FieldStep, Operation):
     """
 
     reversible = True
-    elidable = True
+    # Not elidable: an AddRequiredField(keep_guard=True) that is squashed puts the guard up.
     category = OperationCategory.SQL
 
     def __init__(self, model_name: str, name: str) -> None:
@@ -484,10 +497,14 @@ class UnguardWrites(_FieldStep, Operation):
     def take_down(self, app_label: str, schema_editor: Any, state: Any) -> None:
         model = state.apps.get_model(app_label, self.model_name)
         if self.allow_migrate_model(schema_editor.connection.alias, model):
-            database = self._database(schema_editor, type(self).__name__)
-            self._run(database, schema_editor, self.road(app_label, database, state, state))
+            database = for_connection(schema_editor.connection)
+            steps = self.road(app_label, database, state, state)
+            if schema_editor.collect_sql or any(step.needed() for step in steps):
+                # A squashed migration that makes the table has nothing to take away, and may be atomic.
+                self._database(schema_editor, type(self).__name__)
+                self._run(database, schema_editor, steps)
 
-    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
+    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Any]:
         model = to_state.apps.get_model(app_label, self.model_name)
         return [*guards.down(database, model, model._meta.get_field(self.name))]
 

@@ -414,11 +414,7 @@ def _name(function: Any) -> str:
 
 
 def _title(populate: Any) -> str:
-    return (
-        str(populate)
-        if _is_expression(populate) or isinstance(populate, FromRelated | FromApps)
-        else repr(populate)
-    )
+    return str(populate) if _is_computed(populate) else repr(populate)
 
 
 __all__ = ["FromApps", "FromRelated", "PerBatch", "PerRow", "Suffix"]

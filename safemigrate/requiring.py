@@ -21,10 +21,13 @@ TRIES = 10
 
 
 class Requiring:
-    """The column's last part of the road. `catch_up` fills what is NULL, or raises."""
+    """The column's last part of the road.
+
+    `catch_up` fills what is NULL, or raises; with `at_once` it waits for nobody, because writers do for it.
+    """
 
     def __init__(
-        self, database: Database, from_model: Any, model: Any, field: Any, catch_up: Callable[[], None]
+        self, database: Database, from_model: Any, model: Any, field: Any, catch_up: Callable[..., None]
     ) -> None:
         self.database, self.from_model, self.model = database, from_model, model
         self.field, self.catch_up = field, catch_up
@@ -58,7 +61,7 @@ class Requiring:
         """Set NOT NULL; return False where a row came in as NULL in the last moment."""
         try:
             self._close()
-            self.catch_up()
+            self.catch_up(at_once=True)
             locks.run(self.database, self._steps().settle)
         except BaseException as error:
             self._reopen()

@@ -356,13 +356,16 @@ def key_columns(model: Any) -> list[Any]:
 
 
 def short_name(*parts: str, suffix: str, limit: int = 63) -> str:
-    """Return a deterministic name of at most `limit` bytes: the parts and the suffix, hashed when too long."""
-    name = "_".join([*parts, suffix])
+    """Return a deterministic name of at most `limit` bytes: the parts and the suffix, hashed when too long.
+
+    Two underscores keep the parts apart: a_b with c is not a with b_c, and a database has one such name.
+    """
+    name = f"{'__'.join(parts)}_{suffix}"
     if len(name.encode()) <= limit:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     room = limit - len(suffix) - len(digest) - 2
-    kept = "_".join(parts).encode()[:room].decode(errors="ignore")
+    kept = "__".join(parts).encode()[:room].decode(errors="ignore")
     return f"{kept}_{digest}_{suffix}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.backends.utils import split_identifier
+from django.db.models.expressions import RawSQL
 from django.db.models.sql import UpdateQuery
 
 from safemigrate.databases.base import short_name
@@ -42,7 +43,13 @@ class Guards:
         if not sql.startswith(beginning):
             raise NoGuard(f"Django compiles it to an UPDATE of an unexpected form: {sql}")
         self.refuse(model, sql)
+        self.refuse_raw(value)
         return str(self.database.with_values(sql.removeprefix(beginning), params))
+
+    def refuse_raw(self, value: Any) -> None:
+        """Raise NoGuard for raw SQL: its columns are not named with their table, for which the new row stands."""
+        if any(isinstance(part, RawSQL) for part in getattr(value, "flatten", list)()):
+            raise NoGuard("it is raw SQL, in which the columns of the new row cannot be told")
 
     def refuse(self, model: Any, sql: str) -> None:
         """Raise NoGuard where the database could not compute this for a row that is just coming in."""

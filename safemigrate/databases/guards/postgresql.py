@@ -38,7 +38,8 @@ class PostgreSQLGuards(Guards):
         tag = self._tag(body)
         create_function = (
             f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql "
-            f"SET search_path FROM CURRENT AS {tag}{body}{tag}"
+            # A text made of a moment, or its day, depends on the zone: that of the fill, whoever inserts.
+            f"SET search_path FROM CURRENT SET timezone FROM CURRENT AS {tag}{body}{tag}"
         )
         create_trigger = (
             f"CREATE OR REPLACE TRIGGER {trigger} BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW "

@@ -29,6 +29,9 @@ class SQLiteGuards(Guards):
     def refuse(self, model: Any, sql: str) -> None:
         """The row is stored when the trigger runs: nothing of it is unknown then."""
 
+    def refuse_raw(self, value: Any) -> None:
+        """The trigger is an UPDATE of the table, in which raw SQL means what it means in the fill."""
+
     def expression(self, model: Any, field: Any, sql: str) -> list[Step]:
         table, column = self.quote(model._meta.db_table), self.quote(field.column)
         key = " AND ".join(

@@ -6,12 +6,13 @@ import json
 import time
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error
 from django.utils import timezone
 
 from safemigrate import conf, context, fills, reports, runs
@@ -144,8 +145,8 @@ class Command(BaseCommand):
                 self._fill(alias, limit, options)
             except (AlreadyRunning, LimitReached) as reason:
                 self.stdout.write(str(reason))
-            except SafemigrateError as error:
-                failed.append(f"{alias}: {error}")
+            except (SafemigrateError, Error) as error:  # The next database gets its turn.
+                failed.append(f"{alias}: {str(error).strip()}")
         if failed:
             raise CommandError("\n".join(failed))
 
@@ -162,7 +163,8 @@ class Command(BaseCommand):
                 context.changed(migrations={job.key: job.migration}, ledgers=[partial(Limited, limit)])
             )
             job.run(batch_size=options["batch_size"])
-        runs.close(job.target)
+        with suppress(Error):  # The runs' database may be away: the rows are filled.
+            runs.close(job.target)
         self.stdout.write(f"{job.label} on {alias}: every row has a value.")
 
     @staticmethod
