@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from django.db import DatabaseError, IntegrityError, connections, migrations, models
+from django.db.migrations.optimizer import MigrationOptimizer
 from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Subquery, Value, When
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Cast, Coalesce, Concat, ExtractYear, Length, Lower, Substr, Upper
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -474,3 +476,72 @@ def test_a_path_is_not_imported_for_an_empty_table_and_its_guard_is_found_for_a_
             AddRequiredField("question", "code", CODE, "tests.sample_populates.from_text", keep_guard=True)
         )
     road.run(AddRequiredField("question", "code", CODE, "tests.sample_populates.from_text"))
+
+
+# What must not meet, or differ
+
+
+def test_the_guards_of_two_tables_with_names_alike_do_not_meet(alias: str) -> None:
+    def table(name: str, db_table: str) -> migrations.CreateModel:
+        fields: list[Any] = [
+            ("id", models.BigAutoField(primary_key=True)),
+            ("text", models.CharField(max_length=9)),
+        ]
+        return migrations.CreateModel(name, fields, {"db_table": db_table})
+
+    road = Road(alias, table("Order", "shop_order"), table("Item", "shop_order_item"))
+    orders, items = road.model("Order"), road.model("Item")
+    road.run(
+        AddNullableField("order", "item_code", CODE),
+        GuardWrites("order", "item_code", Lower("text")),
+        AddNullableField("item", "code", CODE),
+        GuardWrites("item", "code", Upper("text")),
+    )
+    for model in (orders, items):
+        QuerySet(model, using=alias).create(text="AbC")
+    assert (road.values("item_code", "Order"), road.values("code", "Item")) == (["abc"], ["ABC"])
+
+
+@pytest.mark.parametrize("alias", SERVERS, indirect=True)
+def test_a_kept_guard_that_is_squashed_with_its_end_is_gone(alias: str) -> None:
+    road = Road(alias)
+    operations = [
+        AddRequiredField("question", "title", CODE, Lower("question_text"), keep_guard=True),
+        UnguardWrites("question", "title"),
+    ]
+    road.run(*MigrationOptimizer().optimize(operations, APP))
+    assert triggers(alias) == []
+
+
+@pytest.mark.parametrize("alias", SERVERS, indirect=True)
+def test_raw_sql_is_not_guarded_and_said_so(alias: str, caplog: pytest.LogCaptureFixture) -> None:
+    road = Road(alias)
+    road.fill(2)
+    raw = RawSQL("upper(question_text)", [])
+    road.run(AddRequiredField("question", "title", CODE, raw, keep_guard=True))
+    assert "it is raw SQL" in caplog.text
+    assert triggers(alias) == []
+    assert road.values("title") == ["QUESTION 1?", "QUESTION 2?"]
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
+def test_the_time_zone_is_that_of_the_fill_whoever_inserts(alias: str) -> None:
+    road = Road(alias)
+    day = Cast("pub_date", CODE)
+    road.run(AddNullableField("question", "day", CODE), GuardWrites("question", "day", day))
+    with road.connection.cursor() as cursor:
+        cursor.execute("BEGIN; SET LOCAL timezone TO 'Asia/Tokyo'")
+        cursor.execute("INSERT INTO roads_question (question_text, pub_date) VALUES ('Late?', %s)", [START])
+        cursor.execute("COMMIT")
+    guarded = road.values("day")
+    road.run(UnguardWrites("question", "day"))
+    road.rows().update(day=None)
+    road.run(Populate("question", "day", day))
+    assert road.values("day") == guarded
+
+
+def test_a_path_to_another_table_is_refused_in_words(alias: str) -> None:
+    road = full_road(alias)
+    road.run(AddNullableField("question", "title", CODE))
+    with pytest.raises(InvalidPopulate, match="FromRelated"):
+        road.run(GuardWrites("question", "title", F("page__title")))
