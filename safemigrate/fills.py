@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import connections, router
+from django.db import connections
 from django.db.migrations.loader import MigrationLoader
 
 from safemigrate.batches import Batches, Target
@@ -32,7 +32,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        return f"{self.model._meta.label}.{'+'.join(self.operation.names)}"
+        return self.target.label
 
     @property
     def title(self) -> str:
@@ -42,10 +42,6 @@ class Job:
     def key(self) -> tuple[str, str, str]:
         """The fill as `context` knows it."""
         return self.app_label, self.operation.model_name.lower(), "+".join(self.operation.names)
-
-    @property
-    def is_allowed(self) -> bool:
-        return bool(router.allow_migrate_model(self.alias, self.model))
 
     @property
     def column_is_there(self) -> bool:
@@ -95,19 +91,6 @@ def find(label: str, alias: str) -> Job:
     if found is None:
         raise NothingToRun(_not_found(loader, app_label, model_name, name))
     return _fill(loader, *found, alias)
-
-
-def jobs_on(alias: str) -> list[Job]:
-    """Return every fill on the alias whose migration is not applied, and whose column is there."""
-    loader = MigrationLoader(connections[alias])
-    open_ = [
-        _fill(loader, key, number, alias)
-        for key, migration in loader.graph.nodes.items()
-        if key not in loader.applied_migrations
-        for number, operation in enumerate(migration.operations)
-        if isinstance(operation, AddRequiredField | Populate)
-    ]
-    return [job for job in open_ if job.is_allowed and job.column_is_there]
 
 
 def _parts(label: str) -> tuple[str, str, str]:

@@ -14,8 +14,8 @@ from safemigrate.populate import InDatabase, Source
 from safemigrate.steps import Step
 
 
-def why_not(source: Source, field: Any) -> str | None:
-    """Return why no database could guard the field by this populate, None where most can."""
+def why_not(source: Source) -> str | None:
+    """Return why no database could guard a field by this populate, None where most can."""
     if isinstance(source, InDatabase) or _is_random_uuid(source):
         return None
     return f"{source.title} is computed in Python, and a database cannot run that when old code inserts a row"
@@ -28,7 +28,7 @@ def up(database: Database, model: Any, field: Any, source: Source, apps: Any) ->
     database's own (db_default) is guarded by that. Raises NoGuard where this database cannot.
     """
     guards = for_database(database)
-    reason = why_not(source, field)
+    reason = why_not(source)
     if field.has_db_default():
         source = InDatabase({field.name: field.db_default}, "its db_default")
         if database.gives_defaults_early:

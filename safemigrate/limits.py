@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from django.utils import timezone
 
 from safemigrate.backfill import Run
 from safemigrate.exceptions import LimitReached
-
-logger = logging.getLogger("safemigrate")
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

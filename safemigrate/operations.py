@@ -399,7 +399,7 @@ class GuardWrites(_FieldStep, Operation):
             self.refuse_python(resolve(populate, [name]))
 
     def refuse_python(self, source: Source) -> None:
-        if reason := guards.why_not(source, None):
+        if reason := guards.why_not(source):
             raise InvalidPopulate(
                 f"GuardWrites on {self.model_name}.{self.name}: {reason}. Leave the operation out: SetNotNull "
                 "fills what came in meanwhile. Or populate by an expression."
@@ -571,7 +571,7 @@ class AddRequiredField(_FieldStep, AddField):
     def steps(self) -> list[Any]:
         """Return the operations that this one runs, in order."""
         # What a path leads to is not imported for a table without rows.
-        guarded = is_dotted_path(self.populate) or guards.why_not(resolve(self.populate), self.field) is None
+        guarded = is_dotted_path(self.populate) or guards.why_not(resolve(self.populate)) is None
         return [
             AddNullableField(self.model_name, self.name, self.field),
             *([GuardWrites(self.model_name, self.name, self.populate)] if guarded else []),

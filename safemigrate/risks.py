@@ -205,7 +205,7 @@ def _old_code(situation: Situation) -> Iterator[Risk]:
 
 def _no_guard(situation: Situation, fill: Fill) -> str | None:
     field = fill.target.model._meta.get_field(situation.target.name)
-    if reason := guards.why_not(fill.source, field):
+    if reason := guards.why_not(fill.source):
         return reason
     try:
         guards.up(situation.database, fill.target.model, field, fill.source, fill.target.apps)

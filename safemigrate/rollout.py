@@ -97,4 +97,4 @@ def _labels(targets: Iterable[Target]) -> str:
 
 
 def _why_not(target: Target, populate: Any) -> str | None:
-    return guards.why_not(resolve(populate, [target.name]), target.field)
+    return guards.why_not(resolve(populate, [target.name]))
