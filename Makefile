@@ -5,6 +5,8 @@
 #   make lint     ruff and mypy
 #   make docs     the documentation, in docs/_build
 #   make matrix   the tests on every Python, Django, driver and PostgreSQL that is reachable
+#   make bench    how fast each way to fill a column is, on each database; ROWS=20000 RUNS=1 for a quick one
+#   make bench-scale     what a row costs as the table grows; ROWS=1000000 leaves out the largest
 #   make bench-traffic   what a site's users notice of each way; ROWS=100000 RUNS=1 for a quick one
 #   make screenshots   the pictures of the admin in docs/images
 #   make clean    remove what the others made
@@ -18,8 +20,10 @@ ROWS ?=
 RUNS ?=
 python = $(VENV)/bin/python
 constraints = $(VENV)/constraints.txt
+bench = --page $(if $(ROWS),--rows $(ROWS)) $(if $(RUNS),--runs $(RUNS)) $(ARGS)
 
-.PHONY: demo test lint docs matrix bench-traffic screenshots clean
+.PHONY: demo test lint docs matrix bench bench-scale bench-traffic measured-bench measured-bench-scale \
+	measured-bench-traffic screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -39,8 +43,18 @@ docs: $(VENV)/.docs
 matrix: $(python)
 	$(python) -m tools.matrix $(ARGS)
 
-bench-traffic: $(VENV)/.bench
-	$(python) -m benchmarks.traffic --page $(if $(ROWS),--rows $(ROWS)) $(if $(RUNS),--runs $(RUNS)) $(ARGS)
+# Both drivers of PostgreSQL and other packages, in a place of their own: the tests would take psycopg 3.
+bench bench-scale bench-traffic:
+	@$(MAKE) --no-print-directory VENV=$(VENV)-bench measured-$@
+
+measured-bench: $(VENV)/.bench
+	$(python) -m benchmarks.speed $(bench)
+
+measured-bench-scale: $(VENV)/.bench
+	$(python) -m benchmarks.scale $(bench)
+
+measured-bench-traffic: $(VENV)/.bench
+	$(python) -m benchmarks.traffic $(bench)
 
 screenshots: $(VENV)/.test
 	$(python) -m tools.screenshots

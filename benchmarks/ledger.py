@@ -18,10 +18,11 @@ import django
 from django.conf import settings
 from django.core.management import call_command
 from django.db import connections, models
-from django.db.migrations import CreateModel, Migration
+from django.db.migrations import CreateModel
 from django.db.migrations.state import ProjectState
 from django.db.models import F, QuerySet
 
+from benchmarks.applying import applied
 from safemigrate import apps, backfill
 from safemigrate.operations import AddNullableField, Populate
 from tools.demo import EXAMPLE
@@ -66,8 +67,8 @@ def table(alias: str, rows: int) -> ProjectState:
         ("id", models.BigAutoField(primary_key=True)),
         ("question_text", TITLE),
     ]
-    state = applied(alias, ProjectState(), CreateModel("Question", fields))
-    state = applied(alias, state, AddNullableField("question", "title", TITLE))
+    state = applied(alias, ProjectState(), CreateModel("Question", fields), app="bench")
+    state = applied(alias, state, AddNullableField("question", "title", TITLE), app="bench")
     model = state.apps.get_model("bench", "Question")
     made = (
         model(question_text=f"What about number {number}, and what comes after it?") for number in range(rows)
@@ -83,22 +84,8 @@ def filled(alias: str, state: ProjectState, ledger: Callable[[], Any]) -> float:
     with connections[alias].cursor() as cursor:
         cursor.execute("VACUUM")
     started = time.monotonic()
-    applied(alias, state, Populate("question", "title", F("question_text")))
+    applied(alias, state, Populate("question", "title", F("question_text")), app="bench")
     return time.monotonic() - started
-
-
-class Committed(Migration):
-    """Not in one transaction, as every migration with our operations."""
-
-    atomic = False
-
-
-def applied(alias: str, state: ProjectState, operation: Any) -> ProjectState:
-    migration: Any = Committed("0001_bench", "bench")
-    migration.operations = [operation]
-    with connections[alias].schema_editor(atomic=False) as editor:
-        after: ProjectState = migration.apply(state.clone(), editor)
-    return after
 
 
 if __name__ == "__main__":

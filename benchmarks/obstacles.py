@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from benchmarks.sites import TABLE, Site, connect
+from benchmarks.seeds import TABLE
+from benchmarks.sites import Site, connect
 
 READER_SECONDS = 5
 PATIENCE = 60

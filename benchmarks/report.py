@@ -8,6 +8,7 @@ import re
 import statistics
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +64,22 @@ def _milliseconds(seconds: float) -> str:
 
 
 def table(runs: Sequence[Sequence[Run]], rows: int) -> str:
-    lines = [HEADER, ["---"] * 2 + ["---:"] * (len(HEADER) - 2), *(row(each, rows) for each in runs)]
+    return markdown(HEADER, [row(each, rows) for each in runs], texts=2)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """Return a table, of which the first columns are texts and the others numbers."""
+    lines = [header, ["---"] * texts + ["---:"] * (len(header) - texts), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def facts(server: str) -> dict[str, Any]:
-    """Return on what the figures were taken."""
-    connection = connect(server)
+def facts(url: str, driver: str = "") -> dict[str, Any]:
+    """Return on what the figures were taken; `driver` names the module where it was not Django's choice."""
+    connection = connect(url)
     version = ".".join(map(str, connection.get_database_version()))
-    driver = connection.Database
     found = {
-        "database": f"{'MariaDB' if connection.vendor == 'mysql' else 'PostgreSQL'} {version}",
-        "driver": f"{driver.__name__} {driver.__version__.split()[0]}",
+        "database": f"{connection.display_name} {version}",
+        "driver": _with_version(driver or connection.Database.__name__),
         "django": django.get_version(),
         "python": platform.python_version(),
         "system": platform.system(),
@@ -86,14 +91,25 @@ def facts(server: str) -> dict[str, Any]:
     return found
 
 
+def _with_version(module: str) -> str:
+    """Return a driver's name and version; PyMySQL gives itself out for another."""
+    packages = metadata.packages_distributions().get(module, [])
+    return f"{module} {metadata.version(packages[0])}" if packages else module.partition(".")[0]
+
+
 def section(runs: Sequence[Sequence[Run]], rows: int, facts: dict[str, Any], command: str) -> str:
     times = len(runs[0])
     told = (
-        f"{facts['database']} (durable), {rows:,} rows, {times} runs of each; {facts['cores']} cores, "
-        f"{facts['system']}, Python {facts['python']}, Django {facts['django']}, {facts['driver']}; "
-        f"load of the machine before the first run {facts['load']}; {facts['date']}; `{command}`."
+        f"{facts['database']} (durable), {rows:,} rows, {times} runs of each; {on_what(facts)}; `{command}`."
     )
     return f"{told}\n\n{table(runs, rows)}\n\n{failures(runs)}"
+
+
+def on_what(facts: dict[str, Any]) -> str:
+    return (
+        f"{facts['cores']} cores, {facts['system']}, Python {facts['python']}, Django {facts['django']}, "
+        f"{facts['driver']}; load of the machine before the first run {facts['load']}; {facts['date']}"
+    )
 
 
 def failures(runs: Sequence[Sequence[Run]]) -> str:

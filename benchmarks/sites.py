@@ -15,35 +15,15 @@ from urllib.parse import urlsplit
 
 from django.db.utils import ConnectionHandler
 
+from benchmarks.seeds import TABLE, seed
 from tools.demo import CHANGED, EXAMPLE, OURS, ROOT, copy_project_before
 
-TABLE = "polls_question"
 BEFORE = "0002_alter_question_pub_date"
 
-# 120 bytes a row on PostgreSQL, dates in no order, and one secondary index.
-SEEDS = {
-    "postgresql": (
-        (
-            "INSERT INTO polls_question (question_text, pub_date) SELECT rpad('Question ' || n || '?', 76, '.'), "
-            "timestamptz '2024-01-01 12:00+00' + n::bigint * 7919 % 1000003 * interval '1 minute' "
-            "FROM generate_series(1, {rows}) AS n"
-        ),
-        "CREATE INDEX polls_question_pub_date ON polls_question (pub_date)",
-        "VACUUM ANALYZE polls_question",
-        "CHECKPOINT",
-    ),
-    "mysql": (
-        (
-            "INSERT INTO polls_question (question_text, pub_date) SELECT rpad(concat('Question ', seq, '?'), 76, '.'), "
-            "timestamp '2024-01-01 12:00' + INTERVAL seq * 7919 % 1000003 MINUTE FROM seq_1_to_{rows}"
-        ),
-        "CREATE INDEX polls_question_pub_date ON polls_question (pub_date)",
-        "ANALYZE TABLE polls_question",
-    ),
-}
 WRONG = {
     "postgresql": "expires_date IS DISTINCT FROM pub_date + interval '30 days'",
     "mysql": "NOT expires_date <=> pub_date + INTERVAL 30 DAY",
+    "sqlite": "expires_date IS NOT datetime(pub_date, '+30 days')",
 }
 
 
@@ -63,8 +43,8 @@ class Site:
         self.must(self.old, "migrate", "-v", "0")
         connection = connect(self.url)
         with connection.cursor() as cursor:
-            for statement in SEEDS[connection.vendor]:
-                cursor.execute(statement.format(rows=rows))
+            for statement in seed(connection.vendor, rows):
+                cursor.execute(statement)
         connection.close()
 
     def write_migration(self, name: str, text: str) -> None:

@@ -13,17 +13,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from django.db import DataError, Error, IntegrityError, connections
 
-from safemigrate import conf
+from safemigrate import conf, context
 from safemigrate.batches import Batches, Range, Target
 from safemigrate.databases import for_connection
 from safemigrate.exceptions import BadRow, BadRows, TooManyRetries
 from safemigrate.populate import InDatabase, InPython
 from safemigrate.throttles import Throttles
 from safemigrate.work import BatchFailed, reason, work_for
+from safemigrate.workers import Alone, Done, Workers, chosen
 
 logger = logging.getLogger("safemigrate")
 
@@ -31,8 +33,12 @@ EXAMPLES = 10
 LINES = 50
 STRAGGLERS = 10_000
 SWEEPS = 20
+#: The batches after which it pays to have others work too.
+ALONE = 3
 #: The longest sleep between two questions to the throttles, in seconds.
 SLEEP = 0.1
+#: The seconds of waiting after which rows that were read before are read again.
+LONG = 1.0
 
 Result = TypeVar("Result")
 
@@ -45,7 +51,6 @@ class Run:
     alias: str
     total: int
     rows: int = 0
-    seen: int = 0
     cursor: Any = None
     resume_after: Any = None  # where a ledger knows that all before it was seen to; it saves the search
     batch_size: int = 0
@@ -101,7 +106,11 @@ def use_ledger(factory: Callable[[], Ledger]) -> None:
 
 
 def fill(
-    target: Target, source: InDatabase | InPython, *, batch_size: int | None = None, at_once: bool = False
+    target: Target,
+    source: InDatabase | InPython,
+    *,
+    batch_size: int | None = None,
+    at_once: bool = False,
 ) -> Run:
     """Fill every row in which a mark is NULL, in committed batches, and return what was done.
 
@@ -110,6 +119,7 @@ def fill(
     when there are more than SAFEMIGRATE_MAX_BAD_ROWS. Errors that pass (a deadlock, a lost connection)
     are tried again, SAFEMIGRATE_RETRIES times, and raise TooManyRetries then. `at_once` is for the few rows
     that came in at the end, while new ones without a value are refused: no throttle and no ledger may hold it.
+    Several batches may be under way at once, each on a connection of its own, as `workers.chosen` says.
     """
     return Filling(target, source, batch_size, at_once=at_once).run()
 
@@ -118,9 +128,15 @@ class Filling:
     """One run of the engine."""
 
     def __init__(
-        self, target: Target, source: InDatabase | InPython, batch_size: int | None, *, at_once: bool = False
+        self,
+        target: Target,
+        source: InDatabase | InPython,
+        batch_size: int | None,
+        *,
+        at_once: bool = False,
     ) -> None:
         self.target, self.source, self.at_once = target, source, at_once
+        self.workers: Workers = Alone()
         self.connection = connections[target.alias]
         self.database = for_connection(self.connection)
         self.batches = Batches(target.model, target.alias, target.marks)
@@ -143,8 +159,10 @@ class Filling:
             self._fill_all(ledger)
         except BaseException as raised:
             error = raised
+            self._gather()
             raise
         finally:
+            self.workers.close()
             ledger.end(self.state, error)
         return self.state
 
@@ -171,10 +189,30 @@ class Filling:
         last = self._again(self.batches.last)
         batch = None if last is None else self._first(last)
         while batch is not None:
-            self._wait(ledger)
-            self._fill(batch)
-            self._advance(ledger, batch)
+            for each, done in self.workers.take(batch, partial(self._wait, ledger)):
+                self._settle(ledger, each, done)
             batch = self._next(batch.last, last)
+            self._hire()
+        for each, done in self.workers.rest():
+            self._settle(ledger, each, done)
+
+    def _hire(self) -> None:
+        """Let others work too, once there was work enough for it to pay."""
+        if self.state.batches == ALONE and not self.at_once and isinstance(self.workers, Alone):
+            number, recipe = conf.get("SAFEMIGRATE_WORKERS"), context.current.recipe
+            self.workers = chosen(self.work, self.batches, number, recipe)
+
+    def _settle(self, ledger: Ledger, batch: Range, done: Done | None) -> None:
+        if done is None:
+            self._fill(batch)
+        else:
+            self._note_done(batch, *done)
+        self._advance(ledger, batch)
+
+    def _gather(self) -> None:
+        """Count what others had under way when an error ended the run: it is committed."""
+        for _, done in self.workers.rest():
+            self.state.rows += done[0] if done else 0
 
     def _first(self, last: Any) -> Range | None:
         if self.state.resume_after is not None:
@@ -194,15 +232,18 @@ class Filling:
         size = self.state.batch_size
         for start in range(0, len(keys), size):
             chunk = keys[start : start + size]
-            batch = Range(chunk[0], chunk[-1])
+            batch = Range(chunk[0], chunk[-1], size=size if len(chunk) == size else 0)
             self._wait(ledger)
             self._fill(batch)
             self._advance(ledger, batch)
 
-    def _wait(self, ledger: Ledger) -> None:
-        """Wait as long as a throttle says so. Nothing is locked meanwhile, and no pace sees it."""
+    def _wait(self, ledger: Ledger) -> bool:
+        """Wait as long as a throttle says so, and return whether it was long.
+
+        Nothing is locked meanwhile, and no pace sees it.
+        """
         if self.at_once:
-            return
+            return False
         state, started, before = self.state, time.monotonic(), self.state.waited
         while reason := ledger.hold(state) or self._again(lambda: self.throttles.reason(state)):
             waited = time.monotonic() - started
@@ -210,7 +251,9 @@ class Filling:
             ledger.advance(state)
             # In proportion, so that a short pause is no longer than it is meant to be.
             time.sleep(min(max(waited / 4, SLEEP / 50), SLEEP))
-        state.waiting, state.waited = "", before + time.monotonic() - started
+        waited = time.monotonic() - started
+        state.waiting, state.waited = "", before + waited
+        return waited > LONG
 
     def _advance(self, ledger: Ledger, batch: Range) -> None:
         self.state.cursor = batch.last
@@ -218,18 +261,20 @@ class Filling:
         ledger.advance(self.state)
 
     def _fill(self, batch: Range) -> None:
-        size = self.state.batch_size
         try:
-            filled, bad, took = self._try(batch)
+            done = self._try(batch)
         except (DataError, IntegrityError, BatchFailed) as error:
             self._split(batch, error)
-            return
+        else:
+            self._note_done(batch, *done)
+
+    def _note_done(self, batch: Range, filled: int, bad: Sequence[BadRow], took: float) -> None:
         self.state.rows += filled
         self.state.filled = filled
-        self.state.seen += size
         self.state.batches += 1
         self.state.took = took
-        self.state.batch_size = self.pace.next_size(size, took)
+        if batch.size:
+            self.state.batch_size = self.pace.next_size(batch.size, took)
         self._note(bad)
         extra = {"label": self.target.label, "alias": self.target.alias, "rows": filled, "seconds": took}
         logger.debug("%s: %s rows in %.3f s", self.target.label, filled, took, extra=extra)
@@ -241,19 +286,17 @@ class Filling:
             self._note([BadRow(halves[0].first, reason(error))])
             return
         for half in halves:
-            size = self.state.batch_size
             self._fill(half)
-            self.state.batch_size = size
 
     def _note(self, bad: Sequence[BadRow]) -> None:
         self.bad.update({row.key: row for row in bad})
         if len(self.bad) > self.max_bad:
             raise self._bad_rows(list(self.bad), more=True)
 
-    def _try(self, batch: Range) -> tuple[int, list[BadRow], float]:
+    def _try(self, batch: Range) -> Done:
         """Fill one batch; return rows, bad rows, and the time of the last try."""
 
-        def once() -> tuple[int, list[BadRow], float]:
+        def once() -> Done:
             started = time.monotonic()
             filled, bad = self.work(self.batches, batch)
             return filled, bad, time.monotonic() - started

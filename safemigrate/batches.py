@@ -11,11 +11,15 @@ from django.db.models import Q, QuerySet
 
 @dataclass(frozen=True)
 class Range:
-    """The rows with first <= key <= last, or first < key where `after` is set."""
+    """The rows with first <= key <= last, or first < key where `after` is set.
+
+    `size` is how many keys were asked for; 0 where the range was made otherwise, and tells nothing of the pace.
+    """
 
     first: Any
     last: Any
     after: bool = False
+    size: int = 0
 
     @property
     def condition(self) -> Q:
@@ -90,8 +94,8 @@ class Batches:
         rest = self.rows.filter(**{"pk__gte" if inclusive else "pk__gt": after}, pk__lte=last)
         end = self._key(rest.order_by("pk")[size - 1 : size])
         if end is not None:
-            return Range(after, end, not inclusive)
-        return Range(after, last, not inclusive) if inclusive or after != last else None
+            return Range(after, end, not inclusive, size)
+        return Range(after, last, not inclusive, size) if inclusive or after != last else None
 
     def stragglers(self, limit: int) -> list[Any]:
         """Return up to `limit` keys of rows to fill, in order, found by reading the table once."""

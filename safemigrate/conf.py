@@ -81,6 +81,19 @@ SETTINGS: dict[str, Setting] = {
     "SAFEMIGRATE_MAX_BAD_ROWS": Setting(
         100, _count, "a number of rows", "How many rows may fail before the fill stops looking for more."
     ),
+    "SAFEMIGRATE_WRITER_THREAD": Setting(
+        True,
+        lambda value: isinstance(value, bool),
+        "True or False",
+        "Whether values that Python makes are written by a thread, with a connection of its own, while the next "
+        "batch is read and computed.",
+    ),
+    "SAFEMIGRATE_WORKERS": Setting(
+        1,
+        _rows,
+        "a number, 1 or more",
+        "How many connections fill at once: threads for an expression, processes for a function in `backfill run`.",
+    ),
     "SAFEMIGRATE_ALLOW_TABLE_COPY": Setting(
         False,
         lambda value: isinstance(value, bool),

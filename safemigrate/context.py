@@ -10,12 +10,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Context:
-    """`migrations` gives the migration of a fill by (app, model, its fields); `ledgers` makes more of them."""
+    """`migrations` gives the migration of a fill by (app, model, its fields); `ledgers` makes more of them.
+
+    `recipe` leads another process to the work of the fill that is run: see `workers.chosen`.
+    """
 
     person: str = ""
     executor: str = "inline"
     migrations: dict[tuple[str, str, str], str] = field(default_factory=dict)
     ledgers: Sequence[Callable[[], Any]] = ()
+    recipe: Sequence[str] = ()
 
 
 current = Context()

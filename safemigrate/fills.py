@@ -8,12 +8,14 @@ from typing import Any
 from django.db import connections
 from django.db.migrations.loader import MigrationLoader
 
+from safemigrate import context
 from safemigrate.batches import Batches, Target
 from safemigrate.databases import for_connection
 from safemigrate.exceptions import NothingToRun
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate
-from safemigrate.populate import resolve
+from safemigrate.populate import AsWritten, resolve
 from safemigrate.spelling import nearest
+from safemigrate.work import Work, work_for
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ class Job:
         connection, populate = connections[self.alias], self.operation
         if batch_size:
             populate = Populate(populate.model_name, populate.name, populate.populate, batch_size=batch_size)
-        with connection.schema_editor(atomic=False) as editor:
+        field = f"{self.app_label}.{populate.model_name}.{populate.names[0]}"
+        known = {"migrations": {self.key: self.migration}, "recipe": (f"{__name__}.work", field, self.alias)}
+        with context.changed(**known), connection.schema_editor(atomic=False) as editor:
             populate.fill(self.app_label, editor, for_connection(connection), self.state, self.state)
 
 
@@ -91,6 +95,16 @@ def find(label: str, alias: str) -> Job:
     if found is None:
         raise NothingToRun(_not_found(loader, app_label, model_name, name))
     return _fill(loader, *found, alias)
+
+
+def work(label: str, alias: str) -> tuple[Work, Batches]:
+    """Return what is to be called with each batch of the newest fill of the field, and the batches."""
+    target, populate = (job := find(label, alias)).target, job.operation
+    source = resolve(populate.populate, populate.names)
+    if isinstance(source, AsWritten):
+        raise NothingToRun(f"{label} is filled by {source.title}, in one go.")
+    database = for_connection(connections[alias])
+    return work_for(target, source, database), Batches(target.model, alias, target.marks)
 
 
 def _parts(label: str) -> tuple[str, str, str]:

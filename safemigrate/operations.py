@@ -23,6 +23,7 @@ from safemigrate.populate import AsWritten, InPython, Source, check, is_dotted_p
 from safemigrate.proofs import refuse_nulls
 from safemigrate.requiring import Requiring
 from safemigrate.road import Fill, write_down
+from safemigrate.shortcuts import Shortcut
 from safemigrate.steps import Step
 
 __all__ = ["AddNullableField", "AddRequiredField", "GuardWrites", "Populate", "SetNotNull", "UnguardWrites"]
@@ -532,8 +533,9 @@ class AddRequiredField(_FieldStep, AddField):
     While it runs the field is guarded, where the populate can be said in SQL (GuardWrites): rows that old
     code inserts meanwhile have their value. With `keep_guard` they go on having it afterwards, until an
     UnguardWrites in a later migration; on SQLite, whose triggers run too late for that, it cannot be kept.
-    Run again after it was stopped at any statement, it carries on and ends the same. Its reverse is one
-    DROP COLUMN. For locks and errors see the three steps.
+    On an empty table it is all one step; on SQLite it is so too where the copy that NOT NULL needs can compute
+    the values in about the time of the copying. Run again after it was stopped at any statement, it carries
+    on and ends the same. Its reverse is one DROP COLUMN. For locks and errors see the three steps.
     """
 
     def __init__(
@@ -595,14 +597,25 @@ class AddRequiredField(_FieldStep, AddField):
         return [part for step, *states in stages for part in step.road(app_label, database, *states)]
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        alias = schema_editor.connection.alias
-        if not self.allow_migrate_model(alias, to_state.apps.get_model(app_label, self.model_name)):
+        model = to_state.apps.get_model(app_label, self.model_name)
+        if not self.allow_migrate_model(schema_editor.connection.alias, model):
             return
         database = self._database(schema_editor, type(self).__name__)
-        stages = self._stages(app_label, from_state)
         if schema_editor.collect_sql:
             write_down(schema_editor, self.road(app_label, database, from_state, to_state))
-            return
+        elif self.keep_guard or not self._shortcut(app_label, database, from_state, to_state).take():
+            self._walk(app_label, schema_editor, database, from_state, to_state)
+
+    def _shortcut(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> Shortcut:
+        before, model = (state.apps.get_model(app_label, self.model_name) for state in (from_state, to_state))
+        target = Target(model, [self.name], [self.name], database.connection.alias, to_state.apps)
+        return Shortcut(database, before, target, self.populate, self.batch_size)
+
+    def _walk(
+        self, app_label: str, schema_editor: Any, database: Database, from_state: Any, to_state: Any
+    ) -> None:
+        """Go the long road: step by step, each of which looks first whether it is still needed."""
+        alias, stages = database.connection.alias, self._stages(app_label, from_state)
         full = Batches(from_state.apps.get_model(app_label, self.model_name), alias, []).rows.exists()
         if full:
             self._rehearse(app_label, alias, stages)

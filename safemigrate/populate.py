@@ -159,8 +159,8 @@ class InDatabase:
 class InPython:
     """Values that Python computes.
 
-    `compute(rows, prepared)` returns, for each row, a dict of values by field, or the exception that it
-    raised. Rows are instances, or keys alone where `keys_only`; then `function`, of no arguments, makes them.
+    `compute(rows, prepared)` returns, for each row, its values in the order of the fields, or the exception
+    that it raised. Rows are instances, or keys alone where `keys_only`; then `function`, of no arguments, makes them.
     """
 
     compute: Callable[[Sequence[Any], Any], list[Any]]
@@ -243,10 +243,10 @@ def _imported(path: str) -> Any:
 
 
 def _resolve_function(function: Callable[..., Any], names: Sequence[str]) -> Source:
-    arity = _arity(function)
+    arity, in_order = _arity(function), _in_order(names)
     if arity == 0:
         return InPython(
-            lambda keys, prepared: _each(lambda key: _by_field(function(), names), keys),
+            lambda keys, prepared: _each(lambda key: in_order(function()), keys),
             f"{_name(function)}(), once per row",
             keys_only=True,
             function=function,
@@ -265,22 +265,19 @@ def _per_row(kind: PerRow, names: Sequence[str]) -> InPython:
             "unique=Suffix(...) works on one field at a time. Populate that field by itself."
         )
 
-    def call(*arguments: Any) -> Any:
-        return kind.function(*arguments)
-
-    def one(row: Any, prepared: Any) -> dict[str, Any]:
-        return _by_field(call(row, prepared) if kind.prepare else call(row), names)
+    function, in_order = kind.function, _in_order(names)
 
     def many(rows: Sequence[Any], prepared: Any) -> list[Any]:
+        more = (prepared,) if kind.prepare else ()
         if not isinstance(kind, PerBatch):
-            return _each(lambda row: one(row, prepared), rows)
-        values = list(call(rows, prepared) if kind.prepare else call(rows))
+            return _each(lambda row: in_order(function(row, *more)), rows)
+        values = list(function(rows, *more))
         if len(values) != len(rows):
             raise InvalidPopulate(
                 f"{_name(kind.function)} got {len(rows)} rows and returned {len(values)} values. PerBatch needs "
                 "one value for each row, in the same order."
             )
-        return _each(lambda value: _by_field(value, names), values)
+        return _each(in_order, values)
 
     return InPython(
         many,
@@ -292,12 +289,17 @@ def _per_row(kind: PerRow, names: Sequence[str]) -> InPython:
     )
 
 
-def _by_field(value: Any, names: Sequence[str]) -> dict[str, Any]:
+def _in_order(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """Return what puts a function's result into the order of the fields."""
     if len(names) == 1:
-        return {names[0]: value}
-    if not isinstance(value, Mapping) or set(value) != set(names):
-        raise ValueError(f"returned {value!r}, not a dict of {', '.join(names)}")
-    return dict(value)
+        return lambda value: (value,)
+
+    def ordered(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, Mapping) or set(value) != set(names):
+            raise ValueError(f"returned {value!r}, not a dict of {', '.join(names)}")
+        return tuple(value[name] for name in names)
+
+    return ordered
 
 
 def _resolve_mapping(populate: Mapping[str, Any], names: Sequence[str]) -> Source:
@@ -306,7 +308,7 @@ def _resolve_mapping(populate: Mapping[str, Any], names: Sequence[str]) -> Sourc
             f"The dict has {', '.join(map(repr, populate)) or 'nothing'}, the operation fills "
             f"{', '.join(map(repr, names))}: they must be the same."
         )
-    parts = {name: resolve(value, [name]) for name, value in populate.items()}
+    parts = {name: resolve(populate[name], [name]) for name in names}
     for name, part in parts.items():
         if isinstance(part, AsWritten) or (isinstance(part, InPython) and (part.prepare or part.unique)):
             raise InvalidPopulate(
@@ -324,17 +326,18 @@ def _mixed(parts: Mapping[str, Source], title: str) -> InPython:
     constants = {name: value for name, value in given.items() if not _is_computed(value)}
     annotations = {f"safemigrate_{name}": value for name, value in given.items() if name not in constants}
 
-    def one(row: Any) -> dict[str, Any]:
-        values = dict(constants)
-        for name, part in parts.items():
-            if f"safemigrate_{name}" in annotations:
-                values[name] = getattr(row, f"safemigrate_{name}")
-            elif isinstance(part, InPython):
-                (result,) = part.compute([row], None)
-                if isinstance(result, Exception):
-                    raise result
-                values[name] = result[name]
-        return values
+    def value_of(row: Any, name: str, part: Source) -> Any:
+        if name in constants:
+            return constants[name]
+        if not isinstance(part, InPython):
+            return getattr(row, f"safemigrate_{name}")
+        (result,) = part.compute([row], None)
+        if isinstance(result, Exception):
+            raise result
+        return result[0]
+
+    def one(row: Any) -> tuple[Any, ...]:
+        return tuple(value_of(row, name, part) for name, part in parts.items())
 
     return InPython(lambda rows, prepared: _each(one, rows), title, annotations=annotations)
 

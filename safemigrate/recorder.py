@@ -27,7 +27,7 @@ from safemigrate.exceptions import LeaseLost, RunCancelled
 from safemigrate.models import BackfillRun
 from safemigrate.processes import machine
 from safemigrate.runs import lease, move, note, records, say_once
-from safemigrate.statuses import Status
+from safemigrate.statuses import OVER, Status
 
 logger = logging.getLogger("safemigrate")
 
@@ -119,7 +119,7 @@ class Recording:
     def _look(self) -> None:
         """Obey what was asked of the run meanwhile."""
         found = records().filter(pk=self.record.pk).values_list("token", "status").first()
-        if found is None or found[0] != self.token:
+        if found is None or found[0] != self.token or found[1] in OVER:
             raise LeaseLost(self._lost(found))
         self.record.status = found[1]
         if self.record.status == Status.CANCELLING:

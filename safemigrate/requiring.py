@@ -37,18 +37,19 @@ class Requiring:
             # A run that ended after NOT NULL has only what follows it to do.
             locks.run(self.database, self._steps().in_order())
             return
+        steps = self._steps()
         # A run that was killed may have left the door shut.
-        locks.run(self.database, self._steps().reopen)
+        locks.run(self.database, steps.reopen)
         self.catch_up()
         self._prove()
-        locks.run(self.database, self._steps().before)
+        locks.run(self.database, steps.before)
         for tries_left in reversed(range(TRIES)):
             if self._settle(last=not tries_left):
                 break
-        locks.run(self.database, self._steps().after)
+        locks.run(self.database, steps.after)
 
     def _steps(self) -> Requirement:
-        # Made anew each time: they depend on what the table is by then.
+        # Made anew for each part: they depend on what the table is by then.
         return self.database.require(self.from_model, self.model, self.field)
 
     def _prove(self) -> None:
@@ -60,9 +61,10 @@ class Requiring:
     def _settle(self, *, last: bool) -> bool:
         """Set NOT NULL; return False where a row came in as NULL in the last moment."""
         try:
-            self._close()
+            steps = self._steps()
+            self._close(steps)
             self.catch_up(at_once=True)
-            locks.run(self.database, self._steps().settle)
+            locks.run(self.database, steps.settle)
         except BaseException as error:
             self._reopen()
             if last or not isinstance(error, DatabaseError) or not self.database.is_null_refused(error):
@@ -70,10 +72,10 @@ class Requiring:
             return False
         return True
 
-    def _close(self) -> None:
+    def _close(self, steps: Requirement) -> None:
         """Let no new NULL in, if we may: it only makes the end come sooner."""
         try:
-            locks.run(self.database, self._steps().close)
+            locks.run(self.database, steps.close)
         except DatabaseError as error:
             if not self.database.is_denied(error):
                 raise

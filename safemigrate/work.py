@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from operator import attrgetter
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from django.core.exceptions import FieldError
-from django.db import DatabaseError, Error, connections
-from django.db.models import F, Model, UUIDField, Value
+from django.db import DatabaseError, Error, ProgrammingError, connections
+from django.db.models import F, Model, QuerySet, UUIDField, Value
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce
 from django.db.models.sql import UpdateQuery
@@ -16,7 +21,8 @@ from django.db.transaction import atomic
 
 from safemigrate import guards
 from safemigrate.batches import Batches, Range, Target, keys_of
-from safemigrate.databases import Database
+from safemigrate.databases import Database, writes
+from safemigrate.databases.writes import Write
 from safemigrate.exceptions import BadRow, InvalidPopulate, SafemigrateError
 from safemigrate.populate import InDatabase, InPython
 from safemigrate.uniqueness import Deduplicator
@@ -87,6 +93,15 @@ class ComputedInDatabase:
         return Coalesce(F(name), given, output_field=field)
 
 
+@dataclass(frozen=True)
+class Made:
+    """What Python made of a batch: keys, a column of values for each field, and the rows without a value."""
+
+    keys: Sequence[Any]
+    columns: Sequence[Sequence[Any]]
+    bad: list[BadRow]
+
+
 class ComputedInPython:
     """Rows read between the two keys, values computed and adapted as `save()` does it, and written back."""
 
@@ -95,6 +110,9 @@ class ComputedInPython:
         self.fields = [target.model._meta.get_field(name) for name in target.names]
         self.prepared = source.prepare(target.apps, target.alias) if source.prepare else None
         self.unique = self._deduplicator()
+        # Django's own `pk` looks the field up in each row.
+        self.key = attrgetter(target.model._meta.pk.attname or "pk")
+        self.write = writes.for_target(database, target)
 
     def _deduplicator(self) -> Deduplicator | None:
         if self.source.unique is None:
@@ -102,27 +120,45 @@ class ComputedInPython:
         rows = Batches(self.target.model, self.target.alias, self.target.marks).rows
         return Deduplicator(rows, self.fields[0], self.source.unique, self.database.same_text)
 
+    @property
+    def rewrites(self) -> bool:
+        """Is a column written that has a value, which must not change between its reading and its writing?"""
+        return set(self.target.names) != set(self.target.kept)
+
+    @property
+    def may_be_apart(self) -> bool:
+        """May a batch be read before the one before it is written, and written on another connection?"""
+        return self.database.writes_at_once and not self.rewrites and self.unique is None
+
     def __call__(self, batches: Batches, batch: Range) -> Result:
-        if set(self.target.names) == set(self.target.kept):
+        if not self.rewrites:
             return self._fill(batches, batch)
-        # A column that is rewritten must not change between its reading and its writing.
         with atomic(batches.alias):
             return self._fill(batches, batch, lock=True)
 
     def _fill(self, batches: Batches, batch: Range, *, lock: bool = False) -> Result:
+        made = self.made(batches, batch, lock=lock)
+        return written(self.write, made), made.bad
+
+    def made(self, batches: Batches, batch: Range, *, lock: bool = False) -> Made:
+        """Read and compute a batch, and write nothing yet."""
         rows = batches.todo.filter(batch.condition).order_by("pk")
         features = connections[batches.alias].features
         if lock and features.has_select_for_update:
             rows = rows.select_for_update(of=("self",) if features.has_select_for_update_of else ())
-        read = keys_of(rows) if self.source.keys_only else list(self.source.read(rows, self.target.apps))
-        results = self._computed(read)
-        keys = read if self.source.keys_only else [row.pk for row in read]
-        good, bad = self._sort(keys, results)
-        return self._write(good) if good else 0, bad
+        read = keys_of(rows) if self.source.keys_only else self._read(rows)
+        keys = read if self.source.keys_only else list(map(self.key, read))
+        return self._sorted(keys, self._computed(read))
 
-    def _write(self, rows: Sequence[Any]) -> int:
-        target = self.target
-        return self.database.write(target.model, target.names, target.marks, target.kept, rows)
+    def _read(self, rows: QuerySet[Any]) -> list[Any]:
+        # The garbage collector would go through the rows again and again, all of which are still needed.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return list(self.source.read(rows, self.target.apps))
+        finally:
+            if collects:
+                gc.enable()
 
     def _computed(self, rows: Sequence[Any]) -> list[Any]:
         try:
@@ -132,43 +168,62 @@ class ComputedInPython:
         except Exception as error:
             raise BatchFailed(reason(error)) from error
 
-    def _sort(self, keys: Sequence[Any], results: Sequence[Any]) -> tuple[list[Any], list[BadRow]]:
-        """Return the rows to write, values adapted for the database, and those that have no value."""
-        good, bad = [], []
+    def _sorted(self, keys: Sequence[Any], results: Sequence[Any]) -> Made:
+        """Part the rows that have values, adapted for the database, from those that have none."""
+        good, rows, bad = [], [], []
+        ready = self._plain if self.unique else self._adapted
         for key, result in zip(keys, results, strict=True):
             try:
-                values = self._values(result)
-                good.append((key, *(values if self.unique else self._adapted(values))))
+                rows.append(ready(result))
+                good.append(key)
             except DatabaseError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a value or a field makes of it, it is one bad row
                 bad.append(BadRow(key, reason(error)))
         if self.unique:
-            unique = self.unique.unique([value for _, value in good])
-            good = [(key, *self._adapted([value])) for (key, _), value in zip(good, unique, strict=True)]
-        return good, bad
+            rows = [self._adapted([value]) for value in self.unique.unique([value for (value,) in rows])]
+        return Made(good, list(zip(*rows, strict=True)), bad)
 
-    def _values(self, result: Any) -> list[Any]:
+    def _adapted(self, result: Any) -> list[Any]:
         if isinstance(result, Exception):
             raise result
-        return [self._value(field, result[field.name]) for field in self.fields]
-
-    @staticmethod
-    def _value(field: Any, value: Any) -> Any:
-        if value is None:
-            raise NoValue("the function returned None")
-        if isinstance(value, Model):
-            return getattr(value, field.target_field.attname if field.remote_field else "pk")
-        if hasattr(value, "resolve_expression"):
-            raise NoValue("the function returned an expression; give the expression itself as populate")
-        return value
-
-    def _adapted(self, values: Sequence[Any]) -> list[Any]:
         connection = self.database.connection
         return [
-            field.get_db_prep_save(value, connection)
-            for field, value in zip(self.fields, values, strict=True)
+            field.get_db_prep_save(value if type(value) in PLAIN else plain(field, value), connection)
+            for field, value in zip(self.fields, result)  # noqa: B905  a check for each row would cost too much
         ]
+
+    def _plain(self, result: Any) -> list[Any]:
+        if isinstance(result, Exception):
+            raise result
+        return [plain(field, value) for field, value in zip(self.fields, result, strict=True)]
+
+
+def written(write: Write, made: Made) -> int:
+    try:
+        return write(made.keys, made.columns) if made.keys else 0
+    except ProgrammingError as error:
+        raise BatchFailed(reason(error)) from error
+    except Error:
+        raise
+    except Exception as error:
+        # The driver's own word on a value: a NUL, half a character, a number that is too large, NaN.
+        raise BatchFailed(reason(error)) from error
+
+
+#: Values that are what they are, told at a glance.
+PLAIN = {bool, int, float, str, bytes, date, datetime, time, timedelta, Decimal, UUID}
+
+
+def plain(field: Any, value: Any) -> Any:
+    """Return what of a function's result is to be stored. Raises NoValue."""
+    if value is None:
+        raise NoValue("the function returned None")
+    if isinstance(value, Model):
+        return getattr(value, field.target_field.attname if field.remote_field else "pk")
+    if hasattr(value, "resolve_expression"):
+        raise NoValue("the function returned an expression; give the expression itself as populate")
+    return value
 
 
 class NoValue(ValueError):

@@ -28,6 +28,20 @@ def another(alias: str) -> Iterator[Any]:
         connection.close()
 
 
+@contextmanager
+def lock_plugin(alias: str, *, there: bool = True) -> Iterator[None]:
+    """MariaDB's own view of who holds which metadata lock, or none: one test at a time, for all share the server."""
+    with another(alias) as admin:
+        run(admin, "SELECT GET_LOCK('safemigrate_plugin', 600)")  # Given back with the connection.
+        if there:
+            run(admin, "INSTALL SONAME 'metadata_lock_info'")
+        try:
+            yield
+        finally:
+            if there:
+                run(admin, "UNINSTALL SONAME 'metadata_lock_info'")
+
+
 def run(connection: Any, sql: str) -> list[Any]:
     with connection.cursor() as cursor:
         cursor.execute(sql)

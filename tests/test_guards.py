@@ -278,7 +278,7 @@ def test_a_guard_stands_while_rows_are_filled(alias: str) -> None:
     road.fill(3)
     seen: list[Any] = []
     with connections[alias].execute_wrapper(Seeing(lambda: seen.extend(triggers(alias)))):
-        road.run(AddRequiredField("question", "title", CODE, Lower("question_text")))
+        road.run(AddRequiredField("question", "title", CODE, Lower("question_text"), batch_size=2))
     assert seen
 
 
@@ -467,7 +467,7 @@ def test_a_path_is_not_imported_for_an_empty_table_and_its_guard_is_found_for_a_
     road.fill(2)
     seen: list[Any] = []
     path = "tests.sample_populates.AN_EXPRESSION"
-    add = AddRequiredField("question", "title", models.CharField(max_length=400), path)
+    add = AddRequiredField("question", "title", models.CharField(max_length=400), path, batch_size=2)
     with connections[alias].execute_wrapper(Seeing(lambda: seen.extend(triggers(alias)))):
         road.run(add)
     assert seen

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from safemigrate import backfill, locks
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from safemigrate.steps import Step
 from tests.roads import MONTH, Road
-from tests.sessions import another, run
+from tests.sessions import another, lock_plugin, run
 
 TABLE, PARENT = "roads_question", "roads_site"
 # What readers and writers hold themselves.
@@ -174,16 +174,8 @@ class Between(backfill.NoLedger):
 
 @pytest.fixture(autouse=True)
 def plugin(alias: str) -> Iterator[None]:
-    """MariaDB's own view of who holds which metadata lock."""
-    if alias != "mariadb":
+    with lock_plugin(alias) if alias == "mariadb" else nullcontext():
         yield
-        return
-    with another(alias) as admin:
-        run(admin, "INSTALL SONAME 'metadata_lock_info'")
-        try:
-            yield
-        finally:
-            run(admin, "UNINSTALL SONAME 'metadata_lock_info'")
 
 
 @contextmanager

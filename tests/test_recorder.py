@@ -27,6 +27,7 @@ from django.db.models import F, QuerySet, Value
 from django.utils import timezone
 
 from safemigrate import apps, backfill, context, recorder, runs, signals
+from safemigrate.databases import for_connection
 from safemigrate.exceptions import BadRows, LeaseLost, LimitReached, RunCancelled
 from safemigrate.limits import Limited, Limits
 from safemigrate.models import BackfillEvent, BackfillRun
@@ -168,7 +169,12 @@ def test_the_total_is_estimated_at_once_and_counted_then(road: Road, monkeypatch
     with heard(signals.batch_done, lambda run, **_: totals.append((run.total_is_exact, run.rows_total))):
         road.run(add_expires(slowly(0.004), batch_size=10))
     assert totals[0][0] is False
-    assert totals[-1] == (True, 300)
+    counted, total = totals[-1]
+    assert counted
+    assert total in (
+        290,
+        300,
+    )  # Where a thread writes, the batch that it had under way may be missing until the end.
     assert (the_run().rows_done, the_run().rows_total, the_run().total_is_exact) == (300, 300, True)
 
 
@@ -293,7 +299,8 @@ def test_threads_and_connections_are_closed(road: Road, monkeypatch: pytest.Monk
     during: list[int] = []
     with heard(signals.batch_done, lambda **_: during.append(len(set(threading.enumerate()) - before))):
         road.run(add_expires(slowly(0.005), batch_size=10))
-    assert during == [1] * 10
+    writer = for_connection(road.connection).writes_at_once  # from the fourth batch on
+    assert during == [1] * 3 + [1 + writer] * 7
     assert set(threading.enumerate()) == before
     wait_until(lambda: open_connections(road.alias) == counted)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.db import IntegrityError, connections, migrations, models, transaction
+from django.db.backends.signals import connection_created
 from django.db.models import F, Value
 from django.db.models.functions import Lower
 
@@ -30,9 +31,19 @@ def add(populate: Any, model: str = "question", **options: Any) -> AddRequiredFi
 
 
 def updates(road: Road, operation: Any) -> list[str]:
+    """Run it, and return the UPDATEs of all connections: a thread writes what Python made."""
     statements = Statements()
-    with connections[road.alias].execute_wrapper(statements):
-        road.run(operation)
+
+    def opened(connection: Any, **kwargs: Any) -> None:
+        if statements not in connection.execute_wrappers:
+            connection.execute_wrappers.append(statements)
+
+    connection_created.connect(opened)
+    try:
+        with connections[road.alias].execute_wrapper(statements):
+            road.run(operation)
+    finally:
+        connection_created.disconnect(opened)
     return statements.like("UPDATE")
 
 

@@ -114,8 +114,14 @@ class Database:
     #: Does `add_column` give new rows the default of the database's own (db_default) already?
     gives_defaults_early = False
 
+    #: May several connections write at the same time?
+    writes_at_once = False
+
     #: Does a write guard fill a row before the database looks whether the column is NULL in it?
     guards_before_not_null = True
+
+    #: Can `add_required` compute the value of the rows that are there?
+    fills_at_once = False
 
     @property
     def can_roll_back(self) -> bool:
@@ -180,6 +186,14 @@ class Database:
         )
         return [alter]
 
+    def add_required(self, from_model: Any, model: Any, field: Any, value: str = "NULL") -> Step | None:
+        """Return the one step that adds the column as it shall be in the end, None where there is none.
+
+        `from_model` has no such field. It is for a table without rows, and fails where one has come in; where
+        the database fills at once, for any: `value` is the SQL of each row's value, over the columns of the table.
+        """
+        return None
+
     def tables(self, model: Any, field: Any) -> tuple[str, ...]:
         """Return the model's table, and the one that the field's foreign key refers to, quoted."""
         models = [model, field.remote_field.model] if field.remote_field and field.db_constraint else [model]
@@ -211,50 +225,6 @@ class Database:
     def run_online(self, statements: Sequence[str]) -> None:
         """Run statements that block nobody and may take long, each by itself."""
         self.execute(*statements)
-
-    # Writing values that Python made
-
-    def write(
-        self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str], rows: Sequence[Any]
-    ) -> int:
-        """Write (key, value, ...) rows into the fields `names` where one of the `marks` is still NULL.
-
-        Values are as `get_db_prep_save` gave them; rows are in the order of their keys. A field that is in
-        `kept` keeps what it has where it is not NULL. Returns how many rows were written. Runs in one
-        transaction.
-        """
-        sql = self._update_by_key(model, names, marks, kept)
-        key_fields = key_columns(model)
-        with atomic(self.connection.alias), self.connection.cursor() as cursor:
-            written = 0
-            for key, *values in rows:
-                cursor.execute(sql, [*values, *self.key_params(key_fields, key)])
-                written += cursor.rowcount
-        return written
-
-    def _update_by_key(
-        self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str]
-    ) -> str:
-        columns = {name: self.quote(model._meta.get_field(name).column) for name in {*names, *marks}}
-        assignments = ", ".join(
-            f"{columns[name]} = {self._assigned(columns[name], '%s', name, names, kept)}" for name in names
-        )
-        todo = " OR ".join(f"{columns[name]} IS NULL" for name in marks)
-        keys = " AND ".join(f"{self.quote(field.column)} = %s" for field in key_columns(model))
-        table = self.quote(model._meta.db_table)
-        return f"UPDATE {table} SET {assignments} WHERE {keys} AND ({todo})"
-
-    @staticmethod
-    def _assigned(column: str, value: str, name: str, names: Sequence[str], kept: Sequence[str]) -> str:
-        # A single field is written only where it is NULL; of several, one may have its value already.
-        return f"COALESCE({column}, {value})" if name in kept and len(names) > 1 else value
-
-    def key_params(self, key_fields: Sequence[Any], key: Any) -> list[Any]:
-        parts = key if isinstance(key, tuple | list) else (key,)
-        return [
-            field.get_db_prep_value(part, self.connection)
-            for field, part in zip(key_fields, parts, strict=True)
-        ]
 
     # A sample
 

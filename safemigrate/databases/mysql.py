@@ -12,11 +12,10 @@ from typing import Any
 
 from django.db import DatabaseError, Error
 from django.db.models import Q
-from django.db.transaction import atomic
 
 from safemigrate import fields
 from safemigrate.conf import get
-from safemigrate.databases.base import Column, Database, error_code, key_columns, short_name
+from safemigrate.databases.base import Column, Database, error_code, short_name
 from safemigrate.databases.blockers import mysql as blockers
 from safemigrate.exceptions import OrphanRows
 from safemigrate.steps import Blocked, Lock, Requirement, Step, Time
@@ -37,6 +36,7 @@ SHARED = "metadata lock on {}, shared but at both ends"
 class MySQL(Database):
     alter = METADATA
     gives_defaults_early = True
+    writes_at_once = True
 
     def column(self, model: Any, column: str) -> Column | None:
         table = self.quote(model._meta.db_table)
@@ -126,6 +126,19 @@ class MySQL(Database):
             reopen=reopen,
             settle=[settle, *reopen],
             after=self._foreign_key_steps(model, field),
+        )
+
+    def add_required(self, from_model: Any, model: Any, field: Any, value: str = "NULL") -> Step:
+        # Nullable first: the server would give a row that has come in a zero or an empty text.
+        require = self.require(model, model, field)
+        steps = [*self.add_column(model, field), *require.before, require.settle[0], *require.after]
+        return Step(
+            f"add the column {field.column}, required, to the table without rows",
+            tuple(statement for step in steps for statement in step.statements),
+            METADATA,
+            tables=self.tables(model, field),
+            cleanup=steps[-1].cleanup,
+            verify=steps[-1].verify,
         )
 
     def _close_door(self, model: Any, field: Any) -> list[Step]:
@@ -326,56 +339,6 @@ class MySQL(Database):
                 yield
         finally:
             self.execute(f"DROP TEMPORARY TABLE IF EXISTS {table}")
-
-    def write(
-        self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str], rows: Sequence[Any]
-    ) -> int:
-        keys = key_columns(model)
-        if len(keys) > 1 or keys[0].get_internal_type() not in _NUMERIC_KEYS:
-            return super().write(model, names, marks, kept, rows)
-        size = 1_000
-        with atomic(self.connection.alias):
-            return sum(
-                self._write_joined(model, names, marks, kept, rows[start : start + size])
-                for start in range(0, len(rows), size)
-            )
-
-    def _write_joined(
-        self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str], rows: Sequence[Any]
-    ) -> int:
-        meta, quote = model._meta, self.quote
-        table, key = quote(meta.db_table), quote(key_columns(model)[0].column)
-        columns = {name: f"{table}.{quote(meta.get_field(name).column)}" for name in {*names, *marks}}
-        new = [f"safemigrate_v{number}" for number in range(len(names))]
-        first = "SELECT %s AS safemigrate_key, " + ", ".join(f"%s AS {name}" for name in new)
-        other = " UNION ALL SELECT " + ", ".join(["%s"] * (len(names) + 1))
-        assignments = ", ".join(
-            f"{columns[name]} = " + self._assigned(columns[name], value, name, names, kept)
-            for name, value in zip(names, new, strict=True)
-        )
-        todo = " OR ".join(f"{columns[name]} IS NULL" for name in marks)
-        sql = (
-            f"UPDATE {table} JOIN ({first}{other * (len(rows) - 1)}) AS safemigrate_new "
-            f"ON {table}.{key} = safemigrate_key SET {assignments} "
-            f"WHERE {table}.{key} BETWEEN %s AND %s AND ({todo})"
-        )
-        params = [part for row in rows for part in row]
-        with self.connection.cursor() as cursor:
-            cursor.execute(sql, [*params, rows[0][0], rows[-1][0]])
-            return int(cursor.rowcount)
-
-
-_NUMERIC_KEYS = {
-    "AutoField",
-    "BigAutoField",
-    "SmallAutoField",
-    "IntegerField",
-    "BigIntegerField",
-    "SmallIntegerField",
-    "PositiveIntegerField",
-    "PositiveBigIntegerField",
-    "PositiveSmallIntegerField",
-}
 
 
 def create_trigger(

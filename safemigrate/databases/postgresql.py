@@ -14,8 +14,7 @@ from django.db.models import NOT_PROVIDED, Q
 from django.db.transaction import atomic
 
 from safemigrate import fields
-from safemigrate.databases.arrays import array
-from safemigrate.databases.base import Column, Database, error_code, key_columns, short_name
+from safemigrate.databases.base import Column, Database, error_code, short_name
 from safemigrate.databases.blockers import postgresql as blockers
 from safemigrate.steps import Blocked, Lock, Requirement, Step
 
@@ -28,6 +27,8 @@ YIELD_SECONDS = 2.0
 # Limits for the site's requests, of which a server has some or all. A wait for autovacuum, a build or a proof
 # takes its time, and between two tries the transaction is idle.
 LIMITS = ["statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout"]
+# Of the settings named in a parameter, those that the server has.
+KNOWN = "unnest(%s::text[]) AS name WHERE current_setting(name, true) IS NOT NULL"
 
 EXCLUSIVE = Lock("ACCESS EXCLUSIVE on the table", "everyone")
 EXCLUSIVE_BOTH = Lock("ACCESS EXCLUSIVE on both tables", "everyone")
@@ -37,8 +38,8 @@ ONLINE = Lock("SHARE UPDATE EXCLUSIVE on the table", "nobody", "while it is read
 
 class PostgreSQL(Database):
     alter = EXCLUSIVE
-
     gives_defaults_early = True
+    writes_at_once = True
 
     def has_table(self, model: Any) -> bool:
         # Also one in another schema than the first.
@@ -113,6 +114,19 @@ class PostgreSQL(Database):
             needed=lambda: not getattr(self.column(model, field.column), "has_default", False),
         )
         return [*add, default]
+
+    def add_required(self, from_model: Any, model: Any, field: Any, value: str = "NULL") -> Step:
+        # Without a default, the server refuses NOT NULL where a row is. The rest is made under its own names.
+        bare, final = fields.bare(field, null=False), fields.required(field)
+        return Step(
+            f"add the column {field.column}, required, to the table without rows",
+            (
+                *self.sql(lambda editor: editor.add_field(model, bare)),
+                *self.sql(lambda editor: editor.alter_field(model, bare, final)),
+            ),
+            EXCLUSIVE_BOTH if self.tables(model, field)[1:] else EXCLUSIVE,
+            tables=self.tables(model, field),
+        )
 
     def drop_column(self, model: Any, field: Any) -> list[Step]:
         sql = f"ALTER TABLE {self._table(model)} DROP COLUMN {self.quote(field.column)} CASCADE"
@@ -354,7 +368,8 @@ class PostgreSQL(Database):
     def prepared(self, tables: Sequence[str]) -> Iterator[None]:
         """Take SHARE UPDATE EXCLUSIVE first: autovacuum gives way to it, and no reader or writer waits."""
         with atomic(self.connection.alias):
-            self.fetch("SELECT set_config(name, '0', true) FROM pg_settings WHERE name = ANY(%s)", [LIMITS])
+            # Not by the view pg_settings, which makes all of the server's settings to show a few.
+            self.fetch(f"SELECT set_config(name, '0', true) FROM {KNOWN}", [LIMITS])
             self._set_local(self._deadlock_timeout() + YIELD_SECONDS)
             for table in tables:
                 self.execute(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE")
@@ -366,8 +381,8 @@ class PostgreSQL(Database):
             self.execute(*statements)
 
     def _deadlock_timeout(self) -> float:
-        rows = self.fetch("SELECT setting::int FROM pg_settings WHERE name = 'deadlock_timeout'")
-        return int(rows[0][0]) / 1000
+        rows = self.fetch("SELECT extract(epoch FROM current_setting('deadlock_timeout')::interval)")
+        return float(rows[0][0])
 
     def _set_local(self, seconds: float) -> None:
         self.execute(f"SET LOCAL lock_timeout = {max(1, round(seconds * 1000))}")
@@ -378,8 +393,7 @@ class PostgreSQL(Database):
 
     @contextmanager
     def _unlimited(self, limits: Sequence[str]) -> Iterator[None]:
-        find = "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s)"
-        before = dict(self.fetch(find, [list(limits)]))
+        before = dict(self.fetch(f"SELECT name, current_setting(name) FROM {KNOWN}", [list(limits)]))
         self._set(dict.fromkeys(before, "0"))
         try:
             yield
@@ -388,65 +402,10 @@ class PostgreSQL(Database):
                 self._set(before)
 
     def _set(self, values: dict[str, str]) -> None:
-        for name, value in values.items():
-            self.fetch("SELECT set_config(%s, %s, false)", [name, value])
-
-    # Writing values that Python made
-
-    def write(
-        self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str], rows: Sequence[Any]
-    ) -> int:
-        # The protocol counts parameters in 16 bits.
-        size = 60_000 // (len(names) + len(key_columns(model)))
-        with atomic(self.connection.alias):
-            return sum(
-                self._write(model, names, marks, kept, rows[start : start + size])
-                for start in range(0, len(rows), size)
-            )
-
-    def _write(
-        self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str], rows: Sequence[Any]
-    ) -> int:
-        keys = key_columns(model)
-        columns = {name: self.quote(model._meta.get_field(name).column) for name in {*names, *marks}}
-        targets = [*keys, *(model._meta.get_field(name) for name in names)]
-        aliases = [f"k{n}" for n in range(len(keys))] + [f"v{n}" for n in range(len(names))]
-        values = [[*self.key_params(keys, key), *made] for key, *made in rows]
-        source, params = self._source([self._cast(field) for field in targets], aliases, values)
-        assignments = ", ".join(
-            f"{columns[name]} = " + self._assigned(f"t.{columns[name]}", f"n.v{number}", name, names, kept)
-            for number, name in enumerate(names)
+        self.fetch(
+            "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS t (name, value)",
+            [list(values), list(values.values())],
         )
-        joined = " AND ".join(f"t.{self.quote(key.column)} = n.k{number}" for number, key in enumerate(keys))
-        todo = " OR ".join(f"t.{columns[name]} IS NULL" for name in marks)
-        sql = (
-            f"UPDATE {self._table(model)} AS t SET {assignments} FROM {source} "
-            # Bounded on both sides of the join, or the planner reads the whole table for every batch.
-            f"WHERE {joined} AND t.{self.quote(keys[0].column)} BETWEEN %s AND %s AND ({todo})"
-        )
-        with self.connection.cursor() as cursor:
-            cursor.execute(sql, [*params, values[0][0], values[-1][0]])
-            return int(cursor.rowcount)
-
-    @staticmethod
-    def _source(
-        casts: Sequence[str], aliases: Sequence[str], rows: Sequence[Sequence[Any]]
-    ) -> tuple[str, list[Any]]:
-        """Return the rows as something to update FROM: arrays of text where that will do, else each value."""
-        arrays = [array(column) for column in zip(*rows, strict=True)]
-        if None not in arrays:
-            made = ", ".join(f"{name}::{cast} AS {name}" for name, cast in zip(aliases, casts, strict=True))
-            texts = ", ".join(["%s::text[]"] * len(arrays))
-            return f"(SELECT {made} FROM unnest({texts}) AS u ({', '.join(aliases)})) AS n", arrays
-        row = "(" + ", ".join(f"(%s)::{cast}" for cast in casts) + ")"
-        params = [value for each in rows for value in each]
-        return f"(VALUES {', '.join([row] * len(rows))}) AS n ({', '.join(aliases)})", params
-
-    def _cast(self, field: Any) -> str:
-        # An explicit cast to varchar(5) would cut a longer text off instead of refusing it, and a bare
-        # char would be char(1).
-        kind = re.sub(r"\b(?:varchar|character varying)\(\d+\)", "varchar", field.db_type(self.connection))
-        return re.sub(r"\b(?:char|character)\(\d+\)", "bpchar", kind)
 
     # A sample
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from django.db import DatabaseError
+from django.db.backends.utils import strip_quotes
 from django.db.models import Q
 from django.db.transaction import atomic
 
 from safemigrate.conf import get
-from safemigrate.databases.base import Column, Database, key_columns, short_name
+from safemigrate.databases.base import Column, Database, short_name
 from safemigrate.steps import Blocked, Lock, Requirement, Step
 
 EARLY = "safemigrate_early"
@@ -24,6 +25,7 @@ INDEX = re.compile(rf"\bINDEX{NAME}\s+ON{NAME}", re.IGNORECASE)
 
 class SQLite(Database):
     guards_before_not_null = False
+    fills_at_once = True
 
     def column(self, model: Any, column: str) -> Column | None:
         table = self.quote(model._meta.db_table)
@@ -66,6 +68,38 @@ class SQLite(Database):
         steps = super().require(from_model, model, field).settle
         return Requirement(settle=[self._keeping_extras(step, model) for step in steps])
 
+    def add_required(self, from_model: Any, model: Any, field: Any, value: str = "NULL") -> Step:
+        (step,) = self.require(model, model, field).settle
+        # Where another process has added the column meanwhile, this fails, and its values stay.
+        add = self.sql(lambda editor: editor.add_field(model, self.bare(field)))
+        copy = self._copying(from_model, field, value)
+        return replace(
+            step,
+            title=f"add the column {field.column}, filled and required, by one copy of the table",
+            statements=(
+                *add,
+                *(copy if text.startswith("INSERT INTO") else text for text in step.statements),
+            ),
+            needed=lambda: True,
+        )
+
+    def _copying(self, from_model: Any, field: Any, value: str) -> str:
+        """Return the statement that copies the rows when Django changes a table, with `value` for the field."""
+        if field.remote_field and field.db_constraint:
+            # What refers to no row comes out as NULL, which NOT NULL refuses.
+            parent = self.quote(field.remote_field.model._meta.db_table)
+            key = f"p.{self.quote(field.target_field.column)}"
+            value = (
+                f"(SELECT {key} FROM (SELECT {value} AS v) AS c CROSS JOIN {parent} AS p WHERE {key} = c.v)"
+            )
+        name = from_model._meta.db_table
+        stored = [f for f in from_model._meta.local_concrete_fields if not getattr(f, "generated", False)]
+        columns = ", ".join(self.quote(f.column) for f in stored)
+        return (
+            f"INSERT INTO {self.quote(f'new__{strip_quotes(name)}')} ({columns}, {self.quote(field.column)}) "
+            f"SELECT {columns}, {value} FROM {self.quote(name)}"
+        )
+
     def release(self, from_model: Any, model: Any, field: Any) -> list[Step]:
         steps = super().release(from_model, model, field)
         return [self._keeping_extras(step, model, without=field.column) for step in steps]
@@ -86,15 +120,6 @@ class SQLite(Database):
         finally:
             self.connection.transaction_mode = mode
             self.execute(f"PRAGMA busy_timeout = {wait}")
-
-    def write(
-        self, model: Any, names: Sequence[str], marks: Sequence[str], kept: Sequence[str], rows: Sequence[Any]
-    ) -> int:
-        sql, key_fields = self._update_by_key(model, names, marks, kept), key_columns(model)
-        params = [[*values, *self.key_params(key_fields, key)] for key, *values in rows]
-        with atomic(self.connection.alias), self.connection.cursor() as cursor:
-            cursor.executemany(sql, params)
-            return int(cursor.rowcount)
 
     @contextmanager
     def scratch(self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]) -> Iterator[None]:

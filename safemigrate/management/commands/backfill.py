@@ -6,7 +6,7 @@ import json
 import time
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -76,6 +76,9 @@ class Command(BaseCommand):
         parser.add_argument("--max-rows", type=_count, metavar="N", help="stop after about so many rows")
         parser.add_argument("--until", type=_time_of_day, metavar="06:00", help="stop at this time of day")
         parser.add_argument("--batch-size", type=_count, metavar="N", help="rows in a batch")
+        parser.add_argument(
+            "--workers", type=_count, metavar="N", help="so many connections fill at once (1)"
+        )
         parser.add_argument(
             "--throttle",
             action="append",
@@ -156,12 +159,7 @@ class Command(BaseCommand):
             rows = f"{job.rows_left():,} rows of {job.label} on {alias}"
             self.stdout.write(f"Would fill {rows} by {job.title} ({job.migration}).")
             return
-        with ExitStack() as stack:
-            if options["throttle"] is not None:
-                stack.enter_context(conf.changed(SAFEMIGRATE_THROTTLES=options["throttle"]))
-            stack.enter_context(
-                context.changed(migrations={job.key: job.migration}, ledgers=[partial(Limited, limit)])
-            )
+        with conf.changed(**_settings(options)), context.changed(ledgers=[partial(Limited, limit)]):
             job.run(batch_size=options["batch_size"])
         with suppress(Error):  # The runs' database may be away: the rows are filled.
             runs.close(job.target)
@@ -185,6 +183,12 @@ STEERING = {
     "cancel": "end a run for good after its batch; what is filled stays filled",
     "retry": "let the next process take a run that failed, was stopped, or whose process is gone",
 }
+
+
+def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that were given for this call."""
+    given = {"SAFEMIGRATE_THROTTLES": options["throttle"], "SAFEMIGRATE_WORKERS": options["workers"]}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _count(text: str) -> int:

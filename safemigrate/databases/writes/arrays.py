@@ -5,23 +5,33 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Sequence
-from datetime import date, datetime, time
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
 SPECIAL = re.compile(r'["\\]')
 
-#: How a value is written that the server reads back as the very same.
+
+def _quoted(text: str) -> str:
+    return '"' + SPECIAL.sub(r"\\\g<0>", text) + '"'
+
+
+def _interval(value: timedelta) -> str:
+    return f'"{value.days} days {value.seconds}.{value.microseconds:06} seconds"'
+
+
+#: How a value is written that the server reads back as the very same. Without spaces nothing is quoted.
 FORMS: dict[type, Callable[[Any], str]] = {
     bool: lambda value: "t" if value else "f",
     int: int.__repr__,
     float: float.__repr__,
-    str: lambda value: '"' + SPECIAL.sub(r"\\\g<0>", value) + '"',
+    str: _quoted,
     uuid.UUID: str,
     Decimal: str,
-    datetime: lambda value: f'"{value.isoformat(" ")}"',
-    date: lambda value: f'"{value.isoformat()}"',
-    time: lambda value: f'"{value.isoformat()}"',
+    datetime: datetime.isoformat,
+    date: date.isoformat,
+    time: time.isoformat,
+    timedelta: _interval,
 }
 
 

@@ -1,0 +1,66 @@
+"""What was measured, kept beside the code, and written from there into the page and its picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import promises
+from benchmarks.figures import Figures
+from benchmarks.growth import Growth
+from benchmarks.places import KINDS
+from benchmarks.plot import plot
+from benchmarks.promises import Measured
+from benchmarks.report import write_page
+from benchmarks.traffic import RAW
+from tools.demo import ROOT
+
+KEPT = ROOT / "benchmarks/results"
+PAGE = ROOT / "docs/explanation/performance.md"
+PICTURE = ROOT / "docs/images/speed.svg"
+MISSING = "Not measured yet."
+
+
+def save(path: Path, data: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    if path.parent == RAW:
+        (RAW / ".gitignore").write_text("*\n")
+    path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def kept(folder: Path = KEPT) -> dict[str, Measured]:
+    """Return what is known, by database, in the order of the page."""
+    found = {name: Measured(_read(folder, "speed", name), _read(folder, "scale", name)) for name in KINDS}
+    return {name: measured for name, measured in found.items() if measured.speed or measured.growth}
+
+
+def _read(folder: Path, what: str, name: str) -> Any:
+    path = folder / f"{what}-{name}.json"
+    made = {"speed": Figures, "scale": Growth}[what]
+    return made(json.loads(path.read_text())) if path.exists() else None
+
+
+def sections(measured: dict[str, Measured]) -> Iterator[tuple[str, str]]:
+    """Yield each text between marks of the page, with the name of its mark."""
+    yield "promises", promises.section(measured) if measured else MISSING
+    for name in KINDS:
+        known = measured.get(name, Measured())
+        yield name, known.speed.section() if known.speed else MISSING
+        if name in SCALED:
+            yield f"scale-{name}", known.growth.section() if known.growth else MISSING
+
+
+def write() -> None:
+    """Write the page and the picture anew from what is kept."""
+    measured = kept()
+    for mark, text in sections(measured):
+        write_page(mark, text, PAGE)
+    PICTURE.write_text(plot([known.speed for known in measured.values() if known.speed]))
+
+
+SCALED = ("postgresql", "mariadb", "sqlite-wal")
+
+if __name__ == "__main__":
+    write()
