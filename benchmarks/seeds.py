@@ -8,14 +8,14 @@ from string import Template
 TABLE = "polls_question"
 COLUMNS = {"question_text": "text", "pub_date": "date"}
 
-# How each database spells the values of the n-th row. Keys that are not in order follow from a factor that
-# is odd, so that none comes twice in 32 bits.
+# How each database spells the values of the n-th row. What is in no order is at random: a regular stride, which would
+# be the same every time, makes each batch sweep through the whole index as no real one does.
 SPELLINGS = {
     "postgresql": {
         "text": "rpad('Question ' || n || '?', 76, '.')",
         "json": """rpad('{"id": ' || n || ', "title": "Question ' || n || '", "tags": ["a", "b"]}', 76)""",
-        "date": "timestamptz '2024-01-01 12:00+00' + n::bigint * 7919 % 1000003 * interval '1 minute'",
-        "uuid": "lpad(to_hex(n::bigint * 2654435761 % 4294967296), 32, '0')::uuid",
+        "date": "timestamptz '2024-01-01 12:00+00' + floor(random() * 1000000) * interval '1 minute'",
+        "uuid": "md5(n::text)::uuid",
         "number": "n",
         "part": "n % 100",
         "poll": "1 + n % $polls",
@@ -24,8 +24,8 @@ SPELLINGS = {
     "mysql": {
         "text": "rpad(concat('Question ', n, '?'), 76, '.')",
         "json": """rpad(concat('{"id": ', n, ', "title": "Question ', n, '", "tags": ["a", "b"]}'), 76, ' ')""",
-        "date": "timestamp '2024-01-01 12:00' + INTERVAL n * 7919 % 1000003 MINUTE",
-        "uuid": "lpad(hex(n * 2654435761 % 4294967296), 32, '0')",
+        "date": "timestamp '2024-01-01 12:00' + INTERVAL FLOOR(RAND() * 1000000) MINUTE",
+        "uuid": "md5(n)",
         "number": "n",
         "part": "n % 100",
         "poll": "1 + n % $polls",
@@ -34,8 +34,8 @@ SPELLINGS = {
     "sqlite": {
         "text": "substr('Question ' || n || '?' || replace(hex(zeroblob(38)), '0', '.'), 1, 76)",
         "json": """printf('%-76s', '{"id": ' || n || ', "title": "Question ' || n || '", "tags": ["a", "b"]}')""",
-        "date": "datetime('2024-01-01 12:00', (n * 7919 % 1000003) || ' minutes')",
-        "uuid": "printf('%032x', n * 2654435761 % 4294967296)",
+        "date": "datetime('2024-01-01 12:00', abs(random() % 1000000) || ' minutes')",
+        "uuid": "lower(hex(randomblob(16)))",
         "number": "n",
         "part": "n % 100",
         "poll": "1 + n % $polls",
