@@ -25,7 +25,7 @@ SPELLINGS = {
         "text": "rpad(concat('Question ', n, '?'), 76, '.')",
         "json": """rpad(concat('{"id": ', n, ', "title": "Question ', n, '", "tags": ["a", "b"]}'), 76, ' ')""",
         "date": "timestamp '2024-01-01 12:00' + INTERVAL FLOOR(RAND() * 1000000) MINUTE",
-        "uuid": "md5(n)",
+        "uuid": "concat(left(md5(n), 12), '4', substr(md5(n), 14, 3), 'a', substr(md5(n), 18))",
         "number": "n",
         "part": "n % 100",
         "poll": "1 + n % $polls",
