@@ -12,6 +12,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -37,8 +38,6 @@ SWEEPS = 20
 ALONE = 3
 #: The longest sleep between two questions to the throttles, in seconds.
 SLEEP = 0.1
-#: The seconds of waiting after which rows that were read before are read again.
-LONG = 1.0
 
 Result = TypeVar("Result")
 
@@ -106,11 +105,7 @@ def use_ledger(factory: Callable[[], Ledger]) -> None:
 
 
 def fill(
-    target: Target,
-    source: InDatabase | InPython,
-    *,
-    batch_size: int | None = None,
-    at_once: bool = False,
+    target: Target, source: InDatabase | InPython, *, batch_size: int | None = None, at_once: bool = False
 ) -> Run:
     """Fill every row in which a mark is NULL, in committed batches, and return what was done.
 
@@ -128,15 +123,11 @@ class Filling:
     """One run of the engine."""
 
     def __init__(
-        self,
-        target: Target,
-        source: InDatabase | InPython,
-        batch_size: int | None,
-        *,
-        at_once: bool = False,
+        self, target: Target, source: InDatabase | InPython, batch_size: int | None, *, at_once: bool = False
     ) -> None:
         self.target, self.source, self.at_once = target, source, at_once
         self.workers: Workers = Alone()
+        self.hired = False
         self.connection = connections[target.alias]
         self.database = for_connection(self.connection)
         self.batches = Batches(target.model, target.alias, target.marks)
@@ -159,11 +150,14 @@ class Filling:
             self._fill_all(ledger)
         except BaseException as raised:
             error = raised
-            self._gather()
+            if not isinstance(raised, KeyboardInterrupt):
+                self._gather()
             raise
         finally:
-            self.workers.close()
-            ledger.end(self.state, error)
+            try:
+                self.workers.close()
+            finally:
+                ledger.end(self.state, error)
         return self.state
 
     def _fill_all(self, ledger: Ledger) -> None:
@@ -198,9 +192,11 @@ class Filling:
 
     def _hire(self) -> None:
         """Let others work too, once there was work enough for it to pay."""
-        if self.state.batches == ALONE and not self.at_once and isinstance(self.workers, Alone):
-            number, recipe = conf.get("SAFEMIGRATE_WORKERS"), context.current.recipe
-            self.workers = chosen(self.work, self.batches, number, recipe)
+        if self.hired or self.at_once or self.state.batches < ALONE:
+            return
+        self.hired = True
+        number, recipe = conf.get("SAFEMIGRATE_WORKERS"), context.recipe_of(self.target)
+        self.workers = self._again(lambda: chosen(self.work, self.batches, number, recipe))
 
     def _settle(self, ledger: Ledger, batch: Range, done: Done | None) -> None:
         if done is None:
@@ -211,8 +207,9 @@ class Filling:
 
     def _gather(self) -> None:
         """Count what others had under way when an error ended the run: it is committed."""
-        for _, done in self.workers.rest():
-            self.state.rows += done[0] if done else 0
+        with suppress(Exception):  # It must not hide why the run ended.
+            for _, done in self.workers.rest():
+                self.state.rows += done[0] if done else 0
 
     def _first(self, last: Any) -> Range | None:
         if self.state.resume_after is not None:
@@ -237,23 +234,20 @@ class Filling:
             self._fill(batch)
             self._advance(ledger, batch)
 
-    def _wait(self, ledger: Ledger) -> bool:
-        """Wait as long as a throttle says so, and return whether it was long.
-
-        Nothing is locked meanwhile, and no pace sees it.
-        """
+    def _wait(self, ledger: Ledger) -> None:
+        """Wait as long as a throttle says so. Nothing is locked meanwhile, and no pace sees it."""
         if self.at_once:
-            return False
+            return
         state, started, before = self.state, time.monotonic(), self.state.waited
         while reason := ledger.hold(state) or self._again(lambda: self.throttles.reason(state)):
+            for each, done in self.workers.rest():  # Nothing is under way while it waits.
+                self._settle(ledger, each, done)
             waited = time.monotonic() - started
             state.waiting, state.waited = reason, before + waited
             ledger.advance(state)
             # In proportion, so that a short pause is no longer than it is meant to be.
             time.sleep(min(max(waited / 4, SLEEP / 50), SLEEP))
-        waited = time.monotonic() - started
-        state.waiting, state.waited = "", before + waited
-        return waited > LONG
+        state.waiting, state.waited = "", before + time.monotonic() - started
 
     def _advance(self, ledger: Ledger, batch: Range) -> None:
         self.state.cursor = batch.last
@@ -325,8 +319,7 @@ class Filling:
         extra = {"label": self.target.label, "alias": self.target.alias, "rows": self.state.rows}
         text = "%s: trying the batch again after: %s"
         logger.warning(text, self.target.label, str(error).strip(), extra=extra)
-        if self.connection.connection is not None and not self.connection.is_usable():
-            self.connection.close()
+        self.database.drop_if_lost()
         time.sleep(random.uniform(0.5, 1) * min(0.1 * 2**attempt, 5))
 
     def _count(self, keys: Sequence[Any]) -> int:

@@ -7,19 +7,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+#: The app, the model in small letters, and the fields of a fill.
+Fill = tuple[str, str, str]
+
 
 @dataclass(frozen=True)
 class Context:
     """`migrations` gives the migration of a fill by (app, model, its fields); `ledgers` makes more of them.
 
-    `recipe` leads another process to the work of the fill that is run: see `workers.chosen`.
+    `recipes` lead another process to the work of a fill, by the fill and its alias: see `workers.chosen`.
     """
 
     person: str = ""
     executor: str = "inline"
-    migrations: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    migrations: dict[Fill, str] = field(default_factory=dict)
     ledgers: Sequence[Callable[[], Any]] = ()
-    recipe: Sequence[str] = ()
+    recipes: dict[tuple[Fill, str], Sequence[str]] = field(default_factory=dict)
 
 
 current = Context()
@@ -38,8 +41,16 @@ def changed(**values: Any) -> Iterator[None]:
 
 def migration_of(model: Any, names: Sequence[str]) -> str:
     """Return the migration in which the fields are filled, as far as it was noted."""
-    meta = model._meta
-    return current.migrations.get((meta.app_label, meta.model_name, "+".join(names)), "")
+    return current.migrations.get(_fill(model, names), "")
+
+
+def recipe_of(target: Any) -> Sequence[str]:
+    """Return what leads another process to the work of a `batches.Target`, nothing where it cannot be found."""
+    return current.recipes.get((_fill(target.model, target.names), target.alias), ())
+
+
+def _fill(model: Any, names: Sequence[str]) -> Fill:
+    return model._meta.app_label, model._meta.model_name, "+".join(names)
 
 
 def note_plan(plan: Iterable[tuple[Any, bool]]) -> None:

@@ -75,8 +75,9 @@ class Job:
         if batch_size:
             populate = Populate(populate.model_name, populate.name, populate.populate, batch_size=batch_size)
         field = f"{self.app_label}.{populate.model_name}.{populate.names[0]}"
-        known = {"migrations": {self.key: self.migration}, "recipe": (f"{__name__}.work", field, self.alias)}
-        with context.changed(**known), connection.schema_editor(atomic=False) as editor:
+        recipes = {(self.key, self.alias): (f"{__name__}.work", field, self.alias)}
+        known = context.changed(migrations={self.key: self.migration}, recipes=recipes)
+        with known, connection.schema_editor(atomic=False) as editor:
             populate.fill(self.app_label, editor, for_connection(connection), self.state, self.state)
 
 

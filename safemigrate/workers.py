@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
@@ -16,8 +17,9 @@ from concurrent.futures import (
 )
 from dataclasses import dataclass, field
 from functools import cache, partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from signal import SIG_IGN, SIGINT, signal
+from threading import Thread
 from time import monotonic
 from typing import Any, Protocol
 
@@ -37,12 +39,17 @@ logger = logging.getLogger("safemigrate")
 Done = tuple[int, list[BadRow], float]
 Begin = Callable[[Range], Callable[[], "Future[Done]"]]
 
+#: A pool that is broken, no more threads or processes to be had, and those that may not have children.
+FAILED_TO_START = (Error, RuntimeError, OSError, AssertionError)
+#: The seconds after which rows that were read before are read again.
+LONG = 1.0
+
 
 class Workers(Protocol):
-    def take(self, batch: Range, before: Callable[[], bool]) -> Iterator[tuple[Range, Done | None]]:
+    def take(self, batch: Range, before: Callable[[], None]) -> Iterator[tuple[Range, Done | None]]:
         """Take a batch on, and yield those that have ended, in their order; None is for the caller to do.
 
-        `before` is called just before it is written, and returns True where what was read by then may be old.
+        `before` is called just before it is written; it may wait.
         """
 
     def rest(self) -> Iterator[tuple[Range, Done | None]]:
@@ -54,7 +61,7 @@ class Workers(Protocol):
 class Alone:
     """The caller does each batch itself."""
 
-    def take(self, batch: Range, before: Callable[[], bool]) -> Iterator[tuple[Range, Done | None]]:
+    def take(self, batch: Range, before: Callable[[], None]) -> Iterator[tuple[Range, Done | None]]:
         before()
         yield batch, None
 
@@ -75,21 +82,32 @@ class Beside:
     begin: Begin
     most: int
     opened: list[Any] = field(default_factory=list)  # the connections of its threads
+    batches: Sequence[Batches] = ()  # where the others cannot know them themselves
     under_way: deque[tuple[Range, Future[Done]]] = field(default_factory=deque)
-    broken: bool = False
+    warned: bool = False
 
-    def take(self, batch: Range, before: Callable[[], bool]) -> Iterator[tuple[Range, Done | None]]:
-        start = self.begin(batch)
+    def take(self, batch: Range, before: Callable[[], None]) -> Iterator[tuple[Range, Done | None]]:
+        start, read = self.begin(batch), monotonic()
         yield from self._ended()
         while self._is_full():
             wait(self._open(), return_when=FIRST_COMPLETED)
             yield from self._ended()
-        if before():
+        before()
+        if monotonic() - read > LONG:
             start = self.begin(batch)
+        self.under_way.append((batch, _started(start)))
+
+    def sees(self, session: tuple[Any, ...]) -> bool:
+        """Do the others mean the same table? SET search_path, SET ROLE, a test's database are the caller's alone."""
         try:
-            self.under_way.append((batch, start()))
-        except BrokenExecutor as error:
-            self.under_way.append((batch, _failed(error)))
+            if self.executor.submit(_session, *self.batches).result() == session:
+                return True
+            logger.info(
+                "others would see another table: this connection was told of a schema, a role, or a database"
+            )
+        except FAILED_TO_START as error:
+            logger.warning("Nobody else works on it (%s). This process goes on alone.", error)
+        return False
 
     def _is_full(self) -> bool:
         # Those that have ended wait for the ones before them, but not without end.
@@ -111,17 +129,22 @@ class Beside:
         try:
             return batch, future.result()
         except (Error, BatchFailed) as error:
-            logger.debug("a batch is done again: %s", error)
+            self._warn("A batch failed beside this process, which does it again: %s", error)
         except BrokenExecutor as error:
-            if not self.broken:
-                logger.warning("One of the processes is gone (%s). This one goes on alone.", error)
-            self.broken = True
+            self._warn("One of the processes is gone (%s). This one goes on alone.", error)
         return batch, None
 
+    def _warn(self, text: str, error: Exception) -> None:
+        # Once is enough to know of it: it may be every batch from now on.
+        (logger.debug if self.warned else logger.warning)(text, str(error).strip())
+        self.warned = True
+
     def close(self) -> None:
-        self.executor.shutdown(cancel_futures=True)
-        for connection in self.opened:
-            connection.close()
+        try:
+            self.executor.shutdown(cancel_futures=True)
+        finally:
+            for connection in self.opened:
+                connection.close()
 
 
 def chosen(work: Work, batches: Batches, number: int, recipe: Sequence[str] = ()) -> Workers:
@@ -133,15 +156,24 @@ def chosen(work: Work, batches: Batches, number: int, recipe: Sequence[str] = ()
     is alone.
     """
     connection = connections[batches.alias]
-    if connection.in_atomic_block or not for_connection(connection).writes_at_once:
+    alone = connection.in_atomic_block or not connection.get_autocommit()
+    if alone or not for_connection(connection).writes_at_once:
         return Alone()
+    session, workers = _session(batches), _hired(work, batches, number, recipe)
+    if workers is None or workers.sees(session):
+        return workers or Alone()
+    workers.close()
+    return Alone()
+
+
+def _hired(work: Work, batches: Batches, number: int, recipe: Sequence[str]) -> Beside | None:
     if isinstance(work, ComputedInDatabase):
-        return _threads(work, batches, number) if number > 1 else Alone()
+        return _threads(work, batches, number) if number > 1 else None
     if not (isinstance(work, ComputedInPython) and work.may_be_apart):
-        return Alone()
+        return None
     if number > 1 and recipe:
         return _processes(recipe, number)
-    return _writer(work, batches) if conf.get("SAFEMIGRATE_WRITER_THREAD") else Alone()
+    return _writer(work, batches) if conf.get("SAFEMIGRATE_WRITER_THREAD") else None
 
 
 def _writer(work: ComputedInPython, batches: Batches) -> Beside:
@@ -149,7 +181,7 @@ def _writer(work: ComputedInPython, batches: Batches) -> Beside:
     pool, opened = _pool(batches.alias, 1)
     write = cache(lambda: writes.for_target(for_connection(connections[batches.alias]), work.target))
 
-    def rest(made: Made, took: float) -> Done:
+    def finish(made: Made, took: float) -> Done:
         began = monotonic()
         return written(write(), made), made.bad, took + monotonic() - began
 
@@ -159,9 +191,16 @@ def _writer(work: ComputedInPython, batches: Batches) -> Beside:
             made = work.made(batches, batch)
         except (Error, BatchFailed) as error:
             return partial(_failed, error)
-        return partial(pool.submit, rest, made, monotonic() - began)
+        return partial(pool.submit, finish, made, monotonic() - began)
 
-    return Beside(pool, begin, 1, opened)
+    return Beside(pool, begin, 1, opened, [batches])
+
+
+def _started(start: Callable[[], Future[Done]]) -> Future[Done]:
+    try:
+        return start()
+    except FAILED_TO_START as error:
+        return _failed(BrokenExecutor(str(error)))
 
 
 def _failed(error: Exception) -> Future[Done]:
@@ -172,24 +211,36 @@ def _failed(error: Exception) -> Future[Done]:
 
 def _threads(work: Work, batches: Batches, number: int) -> Beside:
     pool, opened = _pool(batches.alias, number)
-    return Beside(pool, lambda batch: partial(pool.submit, _do, work, batches, batch), number, opened)
+    return Beside(
+        pool, lambda batch: partial(pool.submit, _do, work, batches, batch), number, opened, [batches]
+    )
 
 
 def _pool(alias: str, number: int) -> tuple[ThreadPoolExecutor, list[Any]]:
     """Return threads, and their connections, which whoever ends the threads has to close."""
     opened: list[Any] = []
 
-    def begin() -> None:
+    def share_connection() -> None:
         connections[alias].inc_thread_sharing()
         opened.append(connections[alias])
 
-    return ThreadPoolExecutor(number, "safemigrate", begin), opened
+    return ThreadPoolExecutor(number, "safemigrate", share_connection), opened
 
 
 def _do(work: Work, batches: Batches, batch: Range) -> Done:
     began = monotonic()
-    rows, bad = work(batches, batch)
+    try:
+        rows, bad = work(batches, batch)
+    except Error:
+        for_connection(connections[batches.alias]).drop_if_lost()
+        raise
     return rows, bad, monotonic() - began
+
+
+def _session(batches: Batches | None = None) -> tuple[Any, ...]:
+    """Return what decides which table another connection means; in a process, that of its own work."""
+    batches = batches or (_found and _found[1])
+    return for_connection(connections[batches.alias]).session(batches.model) if batches else ()
 
 
 def _processes(recipe: Sequence[str], number: int) -> Beside:
@@ -204,8 +255,17 @@ _found: tuple[Work, Batches] | None = None
 def _find_work(path: str, *arguments: str) -> None:
     global _found
     signal(SIGINT, SIG_IGN)  # Ctrl-C is for the one that hands the batches out.
+    Thread(target=_end_with_parent, daemon=True).start()
     django.setup()
     _found = import_string(path)(*arguments)
+
+
+def _end_with_parent() -> None:
+    """Leave nothing behind where the first process was killed: what is not committed is rolled back."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _do_found(batch: Range) -> Done:

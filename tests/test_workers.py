@@ -248,6 +248,59 @@ def test_all_connections_and_threads_end_with_the_run(road: Road) -> None:
     assert set(threading.enumerate()) == threads
 
 
+@pytest.mark.parametrize("alias", ["postgresql", "mariadb"], indirect=True)
+def test_a_row_that_is_refused_in_the_first_batch_keeps_no_thread_away(road: Road) -> None:
+    road.run(AddNullableField("question", "code", models.CharField(max_length=5)))
+    first = road.values("pk")[0]
+    wanted = resolve(lambda row: "too long" if row.pk == first else "short", ["code"])
+    with watched(road) as writes, pytest.raises(BadRows):
+        backfill.fill(target(road, ("code",), ("code",)), wanted, batch_size=SIZE)
+    assert writes.elsewhere > 0
+
+
+@pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
+def test_a_thread_whose_connection_was_lost_opens_another(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, lost, failed = workers._do, [], []
+
+    def do(*arguments: Any) -> Any:
+        connection = connections[road.alias]
+        connection.ensure_connection()
+        if not lost:
+            lost.append(connection.connection.close())  # As if the server had ended it.
+        try:
+            return real(*arguments)
+        except Exception as error:
+            failed.append(error)
+            raise
+
+    monkeypatch.setattr(workers, "_do", do)
+    with conf.changed(SAFEMIGRATE_WORKERS=2):
+        fill(road, LATER)
+    assert_filled(road)
+    assert len(failed) == 1
+
+
+@pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("populate", [month_later, LATER], ids=["function", "expression"])
+def test_where_the_caller_s_connection_was_told_of_a_schema_it_is_alone(alias: str, populate: Any) -> None:
+    """As django-tenants does it. Another connection would fill the table of the same name in another schema."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute("CREATE SCHEMA tenant")
+        cursor.execute("SET search_path TO tenant")
+        road = Road(alias)
+        road.fill(ROWS)
+        road.run(AddNullableField("question", NAME, models.DateTimeField("expires at")))
+        cursor.execute("CREATE TABLE public.roads_question AS TABLE tenant.roads_question")
+        with conf.changed(SAFEMIGRATE_WORKERS=2):
+            fill(road, populate)
+        assert_filled(road)
+        cursor.execute("SELECT count(*) FROM public.roads_question WHERE expires_date IS NOT NULL")
+        assert cursor.fetchone() == (0,)
+        cursor.execute("RESET search_path")
+
+
 # Throttles
 
 
@@ -292,7 +345,7 @@ def test_rows_that_were_read_before_a_long_wait_are_read_again(
     road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.SAFEMIGRATE_THROTTLES = [f"{__name__}.Slow"]
-    monkeypatch.setattr(backfill, "LONG", 0.1)
+    monkeypatch.setattr(workers, "LONG", 0.1)
     monkeypatch.setattr(Slow, "meanwhile", lambda: road.rows().update(pub_date=START))
     fill(road, month_later)
     assert road.rows().filter(pub_date=START, expires_date=START + MONTH).count() == ROWS - 6 * SIZE
@@ -337,7 +390,7 @@ from safemigrate.operations import AddNullableField, Populate
 def later(question):
     pids = pathlib.Path(os.environ["PIDS"])
     (pids / str(os.getpid())).touch()
-    time.sleep(0.001)
+    time.sleep(float(os.environ.get("SLOW", "0.001")))
     if question.pk == 3 * 1500 and "DIE" in os.environ and not (pids / "died").exists():
         (pids / "died").touch()
         os.kill(os.getpid(), 9)
@@ -380,10 +433,14 @@ def polls(alias: str, environment: dict[str, str], tmp_path: Path) -> Polls:
     return polls
 
 
+def command(polls: Polls) -> list[str]:
+    line = ["backfill", "run", "polls.Question.expires_date", "--database", polls.alias, "--workers", "2"]
+    return [sys.executable, "-m", "django", *line]
+
+
 def run(polls: Polls, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = ["backfill", "run", "polls.Question.expires_date", "--database", polls.alias, "--workers", "2"]
     return subprocess.run(
-        [sys.executable, "-m", "django", *command],
+        command(polls),
         env=polls.environment | environment,
         capture_output=True,
         text=True,
@@ -406,3 +463,19 @@ def test_a_process_that_is_killed_leaves_its_batches_to_the_caller(polls: Polls,
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "pids/died").exists()
     assert polls.questions().filter(expires_date=LATER).count() == polls.rows
+
+
+@pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
+def test_the_processes_end_with_the_first_one_when_that_is_killed(polls: Polls, tmp_path: Path) -> None:
+    with subprocess.Popen(command(polls), env=polls.environment | {"SLOW": "0.02"}) as first:
+        pids = wait_for(lambda: {int(path.name) for path in (tmp_path / "pids").iterdir()} - {first.pid})
+        first.kill()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def wait_for(found: Callable[[], Any]) -> Any:
+    for _ in range(600):
+        if answer := found():
+            return answer
+        time.sleep(0.05)
+    raise AssertionError("it never came")

@@ -123,6 +123,20 @@ class Database:
     #: Can `add_required` compute the value of the rows that are there?
     fills_at_once = False
 
+    def session(self, model: Any) -> tuple[Any, ...]:
+        """Return what decides which rows a statement on the model's table means, on this very connection."""
+        return (str(self.connection.settings_dict["NAME"]),)
+
+    def drop_if_lost(self) -> None:
+        """Close the connection where it is lost, so that the next statement makes a new one."""
+        connection = self.connection
+        if (
+            connection.connection is not None
+            and not connection.in_atomic_block
+            and not connection.is_usable()
+        ):
+            connection.close()
+
     @property
     def can_roll_back(self) -> bool:
         """Is a statement that changes a table undone with its transaction?"""

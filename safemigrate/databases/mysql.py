@@ -53,6 +53,9 @@ class MySQL(Database):
         )
         return int(rows[0][0] or 0) if rows else 0
 
+    def session(self, model: Any) -> tuple[Any, ...]:
+        return self.fetch("SELECT DATABASE(), CURRENT_USER()")[0]
+
     def is_lock_timeout(self, error: BaseException) -> bool:
         return error_code(error) in LOCK_TIMEOUT
 

@@ -78,6 +78,13 @@ class PostgreSQL(Database):
         # Never analyzed: as good a guess as any, and the progress goes on counting.
         return max(int(estimate), int(size) // 100 if estimate < 0 else 0)
 
+    def session(self, model: Any) -> tuple[Any, ...]:
+        # A project may have set the path, for a tenant, or the role on the caller's connection alone.
+        asked = (
+            "SELECT current_database(), current_user, current_setting('search_path'), to_regclass(%s)::oid"
+        )
+        return self.fetch(asked, [self._table(model)])[0]
+
     def is_lock_timeout(self, error: BaseException) -> bool:
         return error_code(error) in {LOCK_NOT_AVAILABLE, DEADLOCK}
 

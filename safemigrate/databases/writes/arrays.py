@@ -17,7 +17,8 @@ def _quoted(text: str) -> str:
 
 
 def _interval(value: timedelta) -> str:
-    return f'"{value.days} days {value.seconds}.{value.microseconds:06} seconds"'
+    # With both signs: by one of the server's styles a first minus is meant for all of it.
+    return f'"{value.days:+} days {value.seconds:+}.{value.microseconds:06} seconds"'
 
 
 #: How a value is written that the server reads back as the very same. Without spaces nothing is quoted.
