@@ -56,6 +56,10 @@ class Transactions:
         for connection in connections.all(initialized_only=True):
             self._watch(connection)
 
+    def close(self) -> None:
+        """Watch no connection that is opened from now on."""
+        connection_created.disconnect(self._created)
+
     @contextmanager
     def ignored(self) -> Iterator[None]:
         """Run with transactions that do not count."""

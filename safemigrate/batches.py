@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.db.models import Q, QuerySet
@@ -19,7 +19,7 @@ class Range:
     first: Any
     last: Any
     after: bool = False
-    size: int = 0
+    size: int = field(default=0, compare=False)
 
     @property
     def condition(self) -> Q:

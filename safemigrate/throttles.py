@@ -2,7 +2,8 @@
 
 SAFEMIGRATE_THROTTLES names the classes. Each is made once for a fill, with the model and the alias. Its
 `reason(run)` returns None to go on, or why to wait; it is asked again until it returns None. It is called
-outside any transaction, after all that was filled is committed; `run` is a `safemigrate.backfill.Run`.
+outside any transaction, after all that was filled is committed; several workers may be at work when it is
+asked first, none is while the fill waits; `run` is a `safemigrate.backfill.Run`.
 """
 
 from __future__ import annotations

@@ -104,8 +104,11 @@ def right(kind: str, value: Value, vendor: str) -> str:
 
 class TestMeters:
     def test_the_longest_transaction_goes_from_begin_to_commit(self, alias: str) -> None:
-        transactions = Transactions()
-        with closing(connections.create_connection(alias)) as connection, connection.cursor() as cursor:
+        with (
+            closing(Transactions()) as transactions,
+            closing(connections.create_connection(alias)) as connection,
+            connection.cursor() as cursor,
+        ):
             cursor.execute("CREATE TABLE metered (id integer)")
             one_statement = transactions.longest
             connection.set_autocommit(False)
@@ -118,8 +121,11 @@ class TestMeters:
 
     @pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
     def test_a_table_is_held_alone_from_the_alter_to_the_commit(self, alias: str) -> None:
-        transactions = Transactions()
-        with closing(connections.create_connection(alias)) as connection, connection.cursor() as cursor:
+        with (
+            closing(Transactions()) as transactions,
+            closing(connections.create_connection(alias)) as connection,
+            connection.cursor() as cursor,
+        ):
             cursor.execute("CREATE TABLE metered (id integer)")
             cursor.execute("ALTER TABLE metered ADD CONSTRAINT few CHECK (id < 9) NOT VALID")
             one_statement = transactions.exclusive

@@ -92,7 +92,11 @@ def watched(road: Road, before: Callable[[int], None] = lambda number: None) -> 
 
     def opened(connection: Any, **kwargs: Any) -> None:
         # MySQL's asks for its server's version by a connection that it closes again.
-        if connection.alias == road.alias and connection is not own and not connection.execute_wrappers:
+        if (
+            connection.alias == road.alias
+            and connection is not own
+            and writes not in connection.execute_wrappers
+        ):
             connection.execute_wrappers.append(writes)
 
     connection_created.connect(opened)

@@ -19,7 +19,7 @@ class PostgreSQLWrite(Write):
         super().__init__(database, target)
         self.names = [f"k{n}" for n in range(len(self.keys))] + [f"v{n}" for n in range(len(self.fields))]
         types = self._types()
-        self.casts = [types[field.column] for field in (*self.keys, *self.fields)]
+        self.casts = [types[as_stored(field.column)] for field in (*self.keys, *self.fields)]
 
     def __call__(self, keys: Sequence[Any], columns: Sequence[Sequence[Any]]) -> int:
         values = [*self._adapted(keys), *columns]
@@ -76,3 +76,8 @@ class PostgreSQLWrite(Write):
                 [self.table],
             )
             return dict(cursor.fetchall())
+
+
+def as_stored(name: str) -> str:
+    """Return a name as the server keeps it, which cuts it to 63 bytes."""
+    return name.encode()[:63].decode(errors="ignore")
