@@ -474,7 +474,7 @@ def test_the_processes_end_with_the_first_one_when_that_is_killed(polls: Polls, 
     with subprocess.Popen(command(polls), env=polls.environment | {"SLOW": "0.02"}) as first:
         pids = wait_for(lambda: {int(path.name) for path in (tmp_path / "pids").iterdir()} - {first.pid})
         first.kill()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 def wait_for(found: Callable[[], Any]) -> Any:
