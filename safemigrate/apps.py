@@ -43,3 +43,5 @@ class SafemigrateConfig(AppConfig):
         post_migrate.connect(settle_runs, sender=self, dispatch_uid="safemigrate.settle")
         register(checks.check_migrations, Tags.database)
         import_string("safemigrate.notify.connect")()
+        import_string("safemigrate.dispatch.connect")()
+        context.hand_over = import_string("safemigrate.dispatch.hand_over")

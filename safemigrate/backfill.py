@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
 from django.db import DataError, Error, IntegrityError, connections
@@ -25,7 +25,7 @@ from safemigrate.databases import for_connection
 from safemigrate.exceptions import BadRow, BadRows, TooManyRetries
 from safemigrate.populate import InDatabase, InPython
 from safemigrate.throttles import Throttles
-from safemigrate.work import BatchFailed, reason, work_for
+from safemigrate.work import BatchFailed, Work, reason, work_for
 from safemigrate.workers import Alone, Done, Workers, chosen
 
 logger = logging.getLogger("safemigrate")
@@ -120,12 +120,21 @@ def fill(
 
 
 class Filling:
-    """One run of the engine."""
+    """One run of the engine, or several of its ranges, one after another."""
 
     def __init__(
-        self, target: Target, source: InDatabase | InPython, batch_size: int | None, *, at_once: bool = False
+        self,
+        target: Target,
+        source: InDatabase | InPython,
+        batch_size: int | None,
+        *,
+        at_once: bool = False,
+        workers: int | None = None,
+        throttles: Sequence[str] | None = None,
     ) -> None:
         self.target, self.source, self.at_once = target, source, at_once
+        self.number = conf.get("SAFEMIGRATE_WORKERS") if workers is None else workers
+        self.paths = conf.get("SAFEMIGRATE_THROTTLES") if throttles is None else throttles
         self.workers: Workers = Alone()
         self.hired = False
         self.connection = connections[target.alias]
@@ -138,16 +147,45 @@ class Filling:
         )
         self.bad: dict[Any, BadRow] = {}
 
+    @cached_property
+    def work(self) -> Work:
+        return work_for(self.target, self.source, self.database)
+
+    @cached_property
+    def throttles(self) -> Throttles:
+        return Throttles(self.target.model, self.target.alias, self.paths)
+
     def run(self) -> Run:
-        if not self.batches.any_left():
-            return self.state
-        self.throttles = Throttles(self.target.model, self.target.alias)
-        self.work = work_for(self.target, self.source, self.database)
-        self.state.total = self.database.estimated_rows(self.target.model)
-        ledger, error = NoLedger() if self.at_once else new_ledger(), None
+        """Fill the whole table; nothing is told of one that is full."""
+        if self.batches.any_left():
+            self.state.total = self.database.estimated_rows(self.target.model)
+            ledger = NoLedger() if self.at_once else new_ledger()
+            self._recorded(ledger, self._fill_all)
+        return self.state
+
+    def run_range(self, part: Range, ledger: Ledger) -> Run:
+        """Fill one range. What gets no value is in `Run.bad`: it is no error before the end."""
+        return self._begun_again(ledger, partial(self._fill_range, part))
+
+    def run_end(self, ledger: Ledger) -> Run:
+        """Fill what the ranges left: rows that came in, and those that got no value. Raises BadRows."""
+        return self._begun_again(ledger, self._fill_left)
+
+    def _begun_again(self, ledger: Ledger, fill: Callable[[Ledger], None]) -> Run:
+        size, title = self.state.batch_size, self.source.title
+        self.bad = {}
+        self.state = Run(
+            self.target.label, self.target.alias, 0, batch_size=size, target=self.target, title=title
+        )
+        self._recorded(ledger, fill)
+        return self.state
+
+    def _recorded(self, ledger: Ledger, fill: Callable[[Ledger], None]) -> None:
+        error: BaseException | None = None
+        _ = self.throttles, self.work  # What is wrong with them is no part of a run.
         ledger.start(self.state)
         try:
-            self._fill_all(ledger)
+            fill(ledger)
         except BaseException as raised:
             error = raised
             if not isinstance(raised, KeyboardInterrupt):
@@ -155,10 +193,23 @@ class Filling:
             raise
         finally:
             try:
-                self.workers.close()
+                self._dismiss()
             finally:
                 ledger.end(self.state, error)
-        return self.state
+
+    def _dismiss(self) -> None:
+        workers, self.workers, self.hired = self.workers, Alone(), False
+        workers.close()
+
+    def _fill_range(self, part: Range, ledger: Ledger) -> None:
+        if self.state.resume_after is None:
+            self._go_through(ledger, self._next(part.first, part.last, inclusive=not part.after), part.last)
+        else:
+            self._go_through(ledger, self._next(self.state.resume_after, part.last), part.last)
+
+    def _fill_left(self, ledger: Ledger) -> None:
+        if self._again(self.batches.any_left):
+            self._fill_all(ledger)
 
     def _fill_all(self, ledger: Ledger) -> None:
         self._sweep(ledger)
@@ -181,7 +232,9 @@ class Filling:
     def _sweep(self, ledger: Ledger) -> None:
         """Go once through the table by key, from the first row that is still to be filled."""
         last = self._again(self.batches.last)
-        batch = None if last is None else self._first(last)
+        self._go_through(ledger, None if last is None else self._first(last), last)
+
+    def _go_through(self, ledger: Ledger, batch: Range | None, last: Any) -> None:
         while batch is not None:
             for each, done in self.workers.take(batch, partial(self._wait, ledger)):
                 self._settle(ledger, each, done)
@@ -195,8 +248,8 @@ class Filling:
         if self.hired or self.at_once or self.state.batches < ALONE:
             return
         self.hired = True
-        number, recipe = conf.get("SAFEMIGRATE_WORKERS"), context.recipe_of(self.target)
-        self.workers = self._again(lambda: chosen(self.work, self.batches, number, recipe))
+        recipe = context.recipe_of(self.target)
+        self.workers = self._again(lambda: chosen(self.work, self.batches, self.number, recipe))
 
     def _settle(self, ledger: Ledger, batch: Range, done: Done | None) -> None:
         if done is None:

@@ -13,6 +13,12 @@ from django.conf import settings
 from safemigrate.exceptions import InvalidSetting
 from safemigrate.pacing import Pace
 
+EXECUTORS = {
+    "inline": "safemigrate.executors.inline.Inline",
+    "celery": "safemigrate.executors.celery.Celery",
+    "rq": "safemigrate.executors.rq.RQ",
+    "tasks": "safemigrate.executors.tasks.Tasks",
+}
 HOUR = r"([01]\d|2[0-3]):[0-5]\d"
 
 
@@ -159,6 +165,42 @@ SETTINGS: dict[str, Setting] = {
         lambda value: value is None or _count(value),
         "a number of rows, or None",
         "With more rows to fill, `migrate` stops and names the `backfill run` to type. None: it fills any number.",
+    ),
+    "SAFEMIGRATE_EXECUTOR": Setting(
+        "inline",
+        lambda value: value in EXECUTORS,
+        f"one of {', '.join(EXECUTORS)}",
+        "Where `backfill run` fills: in its own process, or by the workers of Celery, django-rq or Django Tasks.",
+    ),
+    "SAFEMIGRATE_QUEUE": Setting(
+        "safemigrate",
+        lambda value: isinstance(value, str) and value != "",
+        "the name of a queue",
+        "The queue that tasks are sent to; one of its own keeps long fills out of the way of the site's tasks.",
+    ),
+    "SAFEMIGRATE_QUEUE_WORKERS": Setting(
+        2,
+        _rows,
+        "a number, 1 or more",
+        "How many workers of a queue may fill at once on a database, all runs together.",
+    ),
+    "SAFEMIGRATE_TASK_SECONDS": Setting(
+        30.0,
+        _positive,
+        "a number of seconds",
+        "How long a task works before it saves where it is, and is enqueued again.",
+    ),
+    "SAFEMIGRATE_TASK_RETRIES": Setting(
+        8,
+        _count,
+        "a number of tries",
+        "How often a range is tried again after its worker died, or its database failed, before the run fails.",
+    ),
+    "SAFEMIGRATE_MIGRATE_ENQUEUES": Setting(
+        False,
+        lambda value: isinstance(value, bool),
+        "True or False",
+        "Whether `migrate` hands to SAFEMIGRATE_EXECUTOR what is more than SAFEMIGRATE_MAX_ROWS_IN_MIGRATE.",
     ),
     "SAFEMIGRATE_NOTIFY": Setting(
         [],

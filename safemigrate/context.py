@@ -28,6 +28,15 @@ class Context:
 current = Context()
 
 
+def keep(label: str, alias: str) -> str:
+    return ""
+
+
+#: Gives a fill (app.Model.field, alias) that is too much for `migrate` to the workers of a queue, and returns what
+#: to tell of it; "" where it does not.
+hand_over: Callable[[str, str], str] = keep
+
+
 @contextmanager
 def changed(**values: Any) -> Iterator[None]:
     """Run with some of it changed."""

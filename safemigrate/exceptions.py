@@ -103,6 +103,10 @@ class TooManyRows(SafemigrateError):
     """More rows than SAFEMIGRATE_MAX_ROWS_IN_MIGRATE are to be filled; it is to be done outside `migrate`."""
 
 
+class NotEnqueued(SafemigrateError):
+    """A queue did not take a task: its broker is away, or it is not set up; nothing was sent."""
+
+
 class NothingToRun(SafemigrateError):
     """There is no such run, or no fill of such a field."""
 

@@ -12,7 +12,7 @@ from safemigrate import context
 from safemigrate.batches import Batches, Target
 from safemigrate.databases import for_connection
 from safemigrate.exceptions import NothingToRun
-from safemigrate.operations import AddNullableField, AddRequiredField, Populate
+from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from safemigrate.populate import AsWritten, resolve
 from safemigrate.spelling import nearest
 from safemigrate.work import Work, work_for
@@ -69,6 +69,10 @@ class Job:
             "stops it before the fill; or write three, by add_required_field --phases 3, and migrate the first."
         )
 
+    def rehearse(self) -> None:
+        """Raise InvalidPopulate for what can be seen to fail before a row is filled."""
+        self.operation.rehearse(self.app_label, self.alias, self.state)
+
     def run(self, *, batch_size: int | None = None) -> None:
         """Fill what is NULL, with all the errors that the operation has in `migrate`."""
         connection, populate = connections[self.alias], self.operation
@@ -96,6 +100,30 @@ def find(label: str, alias: str) -> Job:
     if found is None:
         raise NothingToRun(_not_found(loader, app_label, model_name, name))
     return _fill(loader, *found, alias)
+
+
+def requiring(label: str, alias: str) -> tuple[str, str]:
+    """Return the migration that makes the field required: the one that fills it, or a later one.
+
+    Raises NothingToRun.
+    """
+    app_label, model_name, name = _parts(label)
+    loader = MigrationLoader(connections[alias])
+    filled = find(label, alias).migration.partition(".")[2]
+    keys = _keys(loader, app_label)
+    for key in keys[keys.index((app_label, filled)) :]:
+        if any(_requires(operation, model_name, name) for operation in loader.graph.nodes[key].operations):
+            return key
+    raise NothingToRun(
+        f"No migration makes {label} required after {app_label}.{filled}: there is no SetNotNull of it. To write one: "
+        f"python manage.py add_required_field {label} --phases 3"
+    )
+
+
+def _requires(operation: Any, model_name: str, name: str) -> bool:
+    if not isinstance(operation, AddRequiredField | SetNotNull):
+        return False
+    return bool(operation.model_name_lower == model_name and operation.name == name)
 
 
 def work(label: str, alias: str) -> tuple[Work, Batches]:

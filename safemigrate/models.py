@@ -56,6 +56,14 @@ class BackfillRun(models.Model):
     seconds_waiting = models.FloatField(_("seconds of waiting"), default=0)
     waiting_for = models.CharField(_("waiting"), max_length=500, blank=True)
 
+    # Of a run that the workers of a queue share:
+    options = models.JSONField(_("options"), default=dict, blank=True)
+    last_key = models.JSONField(null=True, encoder=DjangoJSONEncoder, editable=False)
+    not_before = models.DateTimeField(_("starts at"), null=True)
+    then = models.JSONField(_("afterwards"), null=True)
+    woken = models.DateTimeField(null=True, editable=False)
+    wakes = models.PositiveIntegerField(default=0, editable=False)
+
     error = models.TextField(_("error"), blank=True)
     traceback = models.TextField(_("traceback"), blank=True)
     output = models.TextField(_("last lines of output"), blank=True)
@@ -84,7 +92,14 @@ class BackfillRun(models.Model):
     def command(self) -> str:
         """The line to type that goes on with it."""
         first = self.field_names.partition("+")[0]
-        return f"python manage.py backfill run {self.app_label}.{self.model_name}.{first} --database {self.alias}"
+        by = "" if self.executor == "inline" else f" --executor {self.executor}"
+        label = f"{self.app_label}.{self.model_name}.{first}"
+        return f"python manage.py backfill run {label} --database {self.alias}{by}"
+
+    @property
+    def is_shared(self) -> bool:
+        """Do the workers of a queue share it?"""
+        return self.executor != "inline"
 
     @property
     def is_over(self) -> bool:
@@ -121,6 +136,51 @@ class BackfillRun(models.Model):
         if self.started is None:
             return None
         return (self.finished or timezone.now()) - self.started
+
+
+class BackfillRange(models.Model):
+    """A part of a run that workers share: the rows with first <= key <= last, or first < key where `after` is set.
+
+    One worker holds it at a time, until `lease_until`; `token` grows with each that takes it, and only the
+    newest may write. The range whose `last` is NULL is the end of the run: what is left anywhere in the table.
+    """
+
+    run = models.ForeignKey(BackfillRun, models.CASCADE, related_name="ranges", verbose_name=_("run"))
+    number = models.PositiveIntegerField(_("number"))
+    first = models.JSONField(_("from"), null=True, encoder=DjangoJSONEncoder)
+    last = models.JSONField(_("to"), null=True, encoder=DjangoJSONEncoder)
+    after = models.BooleanField(default=False, editable=False)
+    size = models.PositiveIntegerField(_("rows"), default=0)
+
+    cursor = models.JSONField(_("cursor"), null=True, encoder=DjangoJSONEncoder)
+    rows_done = models.BigIntegerField(_("rows done"), default=0)
+    seconds = models.FloatField(_("seconds at work"), default=0)
+    bad_rows = models.JSONField(default=list, encoder=DjangoJSONEncoder, editable=False)
+
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    token = models.PositiveBigIntegerField(default=0, editable=False)
+    lease_until = models.DateTimeField(_("held until"), null=True)
+    not_before = models.DateTimeField(_("tried again at"), null=True)
+    worker = models.CharField(_("worker"), max_length=255, blank=True)
+    error = models.TextField(_("error"), blank=True)
+    ended = models.DateTimeField(_("ended"), null=True)
+
+    class Meta:
+        verbose_name = _("range")
+        verbose_name_plural = _("ranges")
+        ordering = ["run", "number"]
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["run", "number"], name="safemigrate_range_number")]
+
+    def __str__(self) -> str:
+        return f"{self.run}, range {self.number}"
+
+    #: Did the worker that had it before leave it without a word? Known to the one that took it.
+    was_left = False
+
+    @property
+    def is_the_end(self) -> bool:
+        return self.last is None
 
 
 class BackfillEvent(models.Model):

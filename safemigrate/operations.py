@@ -15,7 +15,7 @@ from django.db.migrations.operations.base import Operation, OperationCategory
 from django.db.migrations.operations.fields import AddField, AlterField, FieldOperation, RemoveField
 from django.db.migrations.operations.special import RunPython
 
-from safemigrate import backfill, conf, fields, guards, locks
+from safemigrate import backfill, conf, context, fields, guards, locks
 from safemigrate.batches import Batches, Target
 from safemigrate.databases import Database, for_connection
 from safemigrate.exceptions import InTransaction, InvalidField, InvalidPopulate, NoGuard, TooManyRows
@@ -207,9 +207,14 @@ class Populate(_FieldStep, Operation):
         if rows <= most:
             return
         label = f"{target.model._meta.label}.{target.names[0]}"
-        raise TooManyRows(
+        too_many = (
             f"{rows:,} rows of {target.label} on {target.alias} are to be filled, more than `migrate` may fill here "
-            f"(SAFEMIGRATE_MAX_ROWS_IN_MIGRATE = {most:,}). Fill them outside, while the site runs:\n"
+            f"(SAFEMIGRATE_MAX_ROWS_IN_MIGRATE = {most:,})."
+        )
+        if handed_over := context.hand_over(label, target.alias):
+            raise TooManyRows(f"{too_many} {handed_over} When it has succeeded, run migrate again.")
+        raise TooManyRows(
+            f"{too_many} Fill them outside, while the site runs:\n"
             f"    python manage.py backfill run {label} --database {target.alias}\n"
             "Then run migrate again: it finds nothing left to fill, and goes on."
         )

@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
-from django.core.exceptions import ValidationError
-from django.db import Error, connections
-from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db import Error
 from django.dispatch import Signal
 from django.utils import timezone
 
@@ -24,14 +22,15 @@ from safemigrate import context, runs, signals
 from safemigrate.backfill import Run
 from safemigrate.batches import Batches, Range, Target, keys_of
 from safemigrate.exceptions import LeaseLost, RunCancelled
+from safemigrate.keys import key_from_json, key_to_json
 from safemigrate.models import BackfillRun
 from safemigrate.processes import machine
+from safemigrate.pulse import BEAT, Pulse
 from safemigrate.runs import lease, move, note, records, say_once
 from safemigrate.statuses import OVER, Status
 
 logger = logging.getLogger("safemigrate")
 
-HEARTBEAT = 1.0
 #: The record is read no more often than this, in seconds, be the batches as small as they may.
 LOOK = 0.05
 SAMPLES = 240
@@ -101,7 +100,7 @@ class Recording:
         if now - self.looked >= LOOK and now >= self.silent_until:
             self.looked = now
             self._safely(self._look)
-        if now - self.written >= HEARTBEAT and now >= self.silent_until:
+        if now - self.written >= BEAT and now >= self.silent_until:
             self.written = now
             self._safely(self._write)
         if self.run.batches > self.batches:
@@ -213,10 +212,7 @@ class Recording:
         }
 
     def _send(self, signal: Signal, **arguments: Any) -> None:
-        for receiver, answer in signal.send_robust(BackfillRun, run=self.record, **arguments):
-            if isinstance(answer, Exception):
-                # Django has logged the traceback; this says which run it was.
-                logger.error("%r, a receiver of a signal of %s, raised %r", receiver, self.record, answer)
+        runs.tell(signal, self.record, **arguments)
 
     def _safely(self, do: Callable[[], None]) -> None:
         """Do it, or say once that the run is not recorded for the moment: it is no reason to stop the fill."""
@@ -227,7 +223,7 @@ class Recording:
             runs.drop_lost_connection()
             # A server that is gone may be slow to say so: it shall not slow the fill down.
             ended = time.monotonic()
-            self.silent_until = ended + max(HEARTBEAT, 9 * (ended - began))
+            self.silent_until = ended + max(BEAT, 9 * (ended - began))
             say_once(f"{self.record} is not recorded for the moment: {str(error).strip()}. The fill goes on.")
 
 
@@ -259,7 +255,7 @@ def end_of(asked: str, status: str) -> str:
     return waits.get(Status(asked), Status.STOPPED)
 
 
-class Heart(threading.Thread):
+class Heart(Pulse):
     """Moves the lease on every second, on a connection of its own, whatever the batch is doing.
 
     Its first deed is to count the rows that are to be filled: range after range, so that the count keeps
@@ -267,41 +263,27 @@ class Heart(threading.Thread):
     """
 
     def __init__(self, record: BackfillRun, run: Run, target: Target) -> None:
-        super().__init__(name=f"safemigrate run {record.pk}", daemon=True)
+        super().__init__(f"safemigrate run {record.pk}", self._beat)
         self.record, self.fill = record, run
         self.batches = Batches(target.model, target.alias, target.marks)
-        self.ended = threading.Event()
+        self.counting = self._counting()
         self.counted = False
 
-    def run(self) -> None:
-        try:
-            counting, spent = self._counting(), 0.0
-            while not self.ended.wait(HEARTBEAT - spent):
-                self._beat()
-                spent = self._count(counting)
-        finally:
-            for connection in connections.all(initialized_only=True):
-                # SQLite's own close() leaves a database in memory open, as if nobody else had it open.
-                BaseDatabaseWrapper.close(connection)
-
-    def stop(self) -> None:
-        self.ended.set()
-        self.join()
-
-    def _beat(self) -> None:
+    def _beat(self) -> float:
         now = timezone.now()
         held = records().filter(pk=self.record.pk, token=self.record.token)
         try:
             held.update(heartbeat=now, lease_until=now + lease())
         except Error:  # The next beat may come through; the lease is longer than a few.
             runs.drop_lost_connection()
+        return self._count()
 
-    def _count(self, counting: Iterator[None]) -> float:
+    def _count(self) -> float:
         """Count on for a part of the time to the next beat; return the seconds it took."""
         began = time.monotonic()
         with suppress(Error):
-            for _ in counting:
-                if self.ended.is_set() or time.monotonic() - began >= HEARTBEAT / 2:
+            for _ in self.counting:
+                if self.ended.is_set() or time.monotonic() - began >= BEAT / 2:
                     break
         return time.monotonic() - began
 
@@ -388,26 +370,6 @@ def details(run: Run, target: Target) -> dict[str, Any]:
         "started_by": context.current.person or runs.person(),
         "batch_size": run.batch_size,
     }
-
-
-def key_to_json(key: Any) -> Any:
-    """Return a primary key as JSON has it: numbers as they are, all else as text; a composite one as a list."""
-    if isinstance(key, tuple | list):
-        return [key_to_json(part) for part in key]
-    return key if key is None or isinstance(key, int) else str(key)
-
-
-def key_from_json(model: Any, value: Any) -> Any:
-    """Return the key of the model that `key_to_json` wrote."""
-    if value is None:
-        return None
-    fields = getattr(model._meta, "pk_fields", None) or [model._meta.pk]
-    values = value if isinstance(value, list) else [value]
-    try:
-        parts = [field.to_python(part) for field, part in zip(fields, values, strict=True)]
-    except (ValidationError, ValueError):
-        return None  # The table has another primary key by now: the search for the first row finds the place.
-    return tuple(parts) if len(fields) > 1 else parts[0]
 
 
 def storable(text: str) -> str:

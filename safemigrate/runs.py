@@ -18,6 +18,7 @@ from typing import Any
 from django.db import Error, connections, transaction
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import F, QuerySet
+from django.dispatch import Signal
 from django.utils import timezone
 
 from safemigrate.batches import Target
@@ -25,6 +26,7 @@ from safemigrate.conf import get
 from safemigrate.exceptions import AlreadyRunning, IllegalMove, NothingToRun, RunPaused
 from safemigrate.models import BackfillEvent, BackfillRun, open_key
 from safemigrate.processes import machine
+from safemigrate.signals import run_queued
 from safemigrate.statuses import OVER, Status, sources
 
 logger = logging.getLogger("safemigrate")
@@ -105,7 +107,10 @@ def _steer(key: int, who: str, steering: Steering) -> BackfillRun:
         if to is None:
             raise IllegalMove(_illegal(record, steering))
         if move(record, to, who, **_taken_away(to)):
-            return records().get(pk=key)
+            moved = records().get(pk=key)
+            if to in (Status.QUEUED, Status.RUNNING):
+                tell(run_queued, moved)
+            return moved
     raise IllegalMove(f"Run {key} is moved by somebody else at this moment. Look at it, and try again.")
 
 
@@ -117,11 +122,14 @@ def _taken_away(to: str) -> dict[str, Any]:
 def _illegal(record: BackfillRun, steering: Steering) -> str:
     to = steering.held if record.is_held() else steering.free
     if to is None:
-        return (
-            f"Run {record.pk} ({record}) is at work: process {record.process} on {record.host}. "
-            "Pause or cancel it instead."
-        )
+        return f"Run {record.pk} ({record}) is at work: {_holder(record)}. Pause or cancel it instead."
     return _no_such_move(record, to)
+
+
+def _holder(record: BackfillRun) -> str:
+    if record.is_shared:
+        return f"the workers of {record.executor}"
+    return f"process {record.process} on {record.host}"
 
 
 def _no_such_move(record: BackfillRun, to: str) -> str:
@@ -143,6 +151,19 @@ def move(record: BackfillRun, to: str, who: str, **changes: Any) -> bool:
             return False
         note(record, f"{record.status} → {to}", who)
     return True
+
+
+def tell(signal: Signal, record: BackfillRun, **arguments: Any) -> None:
+    """Send a signal of the run. A receiver that raises is logged, and stops nothing."""
+    for receiver, answer in signal.send_robust(BackfillRun, run=record, **arguments):
+        if isinstance(answer, Exception):
+            # Django has logged the traceback; this says which run it was.
+            logger.error("%r, a receiver of a signal of %s, raised %r", receiver, record, answer)
+
+
+def may(record: BackfillRun, to: str) -> bool:
+    """Is it a legal move?"""
+    return record.status in sources(to)
 
 
 def note(record: BackfillRun, text: str, who: str = "") -> None:
@@ -169,6 +190,33 @@ def claim(target: Target, details: dict[str, Any]) -> BackfillRun:
     raise AlreadyRunning(
         f"{target.label} on {target.alias} is being taken by another process at this moment."
     )
+
+
+def queue(target: Target, details: dict[str, Any]) -> BackfillRun:
+    """Let the open run of the field on its alias, or a new one, wait for the workers of a queue.
+
+    Raises AlreadyRunning while it is held, and RunPaused where a person paused it.
+    """
+    for _ in range(10):
+        record = _open(target)
+        if record.status == Status.CANCELLING and not record.is_held():
+            move(record, Status.CANCELLED, "")
+            continue
+        _refuse(record)
+        changes = details | {"token": F("token") + 1, "lease_until": None, "error": "", "traceback": ""}
+        changes |= {"finished": None, "waiting_for": ""}
+        if _to_queue(record, changes):
+            return records().get(pk=record.pk)
+    raise AlreadyRunning(
+        f"{target.label} on {target.alias} is being taken by another process at this moment."
+    )
+
+
+def _to_queue(record: BackfillRun, changes: dict[str, Any]) -> bool:
+    if record.status != Status.QUEUED:
+        return move(record, Status.QUEUED, changes["started_by"], **changes)
+    waiting = records().filter(pk=record.pk, status=record.status, token=record.token)
+    return bool(waiting.update(**changes))
 
 
 def close(target: Target) -> None:
@@ -234,7 +282,7 @@ def _taken(record: BackfillRun) -> dict[str, Any]:
 def _refuse(record: BackfillRun) -> None:
     if record.is_held() and not _is_left_over(record):
         raise AlreadyRunning(
-            f"{record} is being filled already: run {record.pk}, by process {record.process} on {record.host}, "
+            f"{record} is being filled already: run {record.pk}, by {_holder(record)}, "
             f"started by {record.started_by or 'somebody'}; {record.rows_done:,} rows so far."
         )
     if record.status in (Status.PAUSED, Status.PAUSING):

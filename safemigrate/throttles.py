@@ -9,7 +9,7 @@ asked first, none is while the fill waits; `run` is a `safemigrate.backfill.Run`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, tzinfo
 from typing import Any, Protocol
 
@@ -36,10 +36,10 @@ class Throttle(Protocol):
 
 
 class Throttles:
-    """All that the project has set, asked in that order; the first that says wait is heard."""
+    """All that are named, asked in that order; the first that says wait is heard."""
 
-    def __init__(self, model: Any, alias: str) -> None:
-        self.each = [_class(path)(model, alias) for path in get("SAFEMIGRATE_THROTTLES")]
+    def __init__(self, model: Any, alias: str, paths: Sequence[str]) -> None:
+        self.each = [_class(path)(model, alias) for path in paths]
 
     def reason(self, run: Any) -> str | None:
         """Return why the run has to wait, None when it may go on."""

@@ -40,6 +40,18 @@ def work_for(target: Target, source: InDatabase | InPython, database: Database) 
     return ComputedInPython(source, target, database)
 
 
+def rewrites(target: Target) -> bool:
+    """Is a column written that has a value, which must not change between its reading and its writing?"""
+    return set(target.names) != set(target.kept)
+
+
+def may_share(source: InDatabase | InPython, target: Target, database: Database) -> bool:
+    """May several connections fill at once: does no batch depend on the one before it?"""
+    if isinstance(source, InDatabase):
+        return database.writes_at_once
+    return database.writes_at_once and not rewrites(target) and source.unique is None
+
+
 def _by_the_server(source: InPython, target: Target, database: Database) -> InDatabase | None:
     """Return the UPDATE that makes what uuid.uuid4 would make, where the server can: no row has to come here."""
     field = target.model._meta.get_field(target.names[0])
@@ -122,13 +134,12 @@ class ComputedInPython:
 
     @property
     def rewrites(self) -> bool:
-        """Is a column written that has a value, which must not change between its reading and its writing?"""
-        return set(self.target.names) != set(self.target.kept)
+        return rewrites(self.target)
 
     @property
     def may_be_apart(self) -> bool:
         """May a batch be read before the one before it is written, and written on another connection?"""
-        return self.database.writes_at_once and not self.rewrites and self.unique is None
+        return may_share(self.source, self.target, self.database)
 
     def __call__(self, batches: Batches, batch: Range) -> Result:
         if not self.rewrites:

@@ -85,6 +85,19 @@ def environment(django_db_setup: None) -> dict[str, str]:
     }
 
 
+@pytest.fixture
+def place(
+    alias: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, Any]]:
+    """Where the polls can be made, on an empty database: SQLite's is a file of its own."""
+    connection = connections[alias]
+    if connection.vendor == "sqlite":
+        connection.close()
+        monkeypatch.setitem(connection.settings_dict, "NAME", str(tmp_path / "polls.sqlite3"))
+    yield {"alias": alias, "environment": request.getfixturevalue("environment")}
+    connection.close()
+
+
 def missing(kind: str) -> str:
     return os.environ.get(f"SAFEMIGRATE_TEST_{kind.upper()}_MISSING", f"no server for {kind}")
 

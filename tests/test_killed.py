@@ -7,12 +7,9 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connections
 
 from tests.conftest import IN_CI
 from tests.processes import Polls
@@ -59,19 +56,6 @@ MOMENTS = {"before": 0.0, "during": None, "after": 60.0}
 def rng() -> random.Random:
     print(f"KILLS_SEED={SEED}")  # shown when the test fails
     return random.Random(SEED)
-
-
-@pytest.fixture
-def place(
-    alias: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, Any]]:
-    """Where the polls can be made, on an empty database: SQLite's is a file of its own."""
-    connection = connections[alias]
-    if connection.vendor == "sqlite":
-        connection.close()
-        monkeypatch.setitem(connection.settings_dict, "NAME", str(tmp_path / "polls.sqlite3"))
-    yield {"alias": alias, "environment": request.getfixturevalue("environment")}
-    connection.close()
 
 
 @pytest.mark.slow

@@ -697,19 +697,6 @@ def test_another_thread_s_lines_are_not_of_this_run(road: Road, caplog: pytest.L
 
 
 @pytest.fixture
-def place(
-    alias: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, Any]]:
-    """Where the polls can be made, on an empty database: SQLite's is a file of its own."""
-    connection = connections[alias]
-    if connection.vendor == "sqlite":
-        connection.close()
-        monkeypatch.setitem(connection.settings_dict, "NAME", str(tmp_path / "polls.sqlite3"))
-    yield {"alias": alias, "environment": request.getfixturevalue("environment")}
-    connection.close()
-
-
-@pytest.fixture
 def polls(place: dict[str, Any], tmp_path: Path) -> Polls:
     """Polls whose fill takes hundreds of small batches, by a function that may be slowed down."""
     polls = Polls(**place, rows=2_000)

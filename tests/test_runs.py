@@ -23,9 +23,9 @@ from pytest_django import DjangoDbBlocker
 from safemigrate import runs
 from safemigrate.batches import Target
 from safemigrate.exceptions import AlreadyRunning, IllegalMove, NothingToRun, RunPaused
+from safemigrate.keys import key_from_json, key_to_json
 from safemigrate.models import BackfillRun, open_key
 from safemigrate.processes import machine
-from safemigrate.recorder import key_from_json, key_to_json
 from safemigrate.statuses import Status
 from tests.conftest import cleaned
 from tests.roads import Road

@@ -7,8 +7,11 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import psycopg2
 import pytest
 from django.db import OperationalError, connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -19,6 +22,8 @@ from tools.servers import (
     MariaDB,
     MissingServer,
     PostgreSQL,
+    RabbitMQ,
+    Redis,
     Server,
     ServerError,
     is_public,
@@ -163,7 +168,17 @@ def system() -> PostgreSQL:
     return PostgreSQL(system_postgresql())
 
 
-@pytest.fixture(params=[wheel, system, MariaDB])
+DATABASES = [wheel, system, MariaDB]
+#: The lines that another process needs to make the same server.
+RECIPES = {
+    "PostgreSQL": "PostgreSQL(Path(sys.argv[1]))",
+    "MariaDB": "MariaDB()",
+    "Redis": "Redis()",
+    "RabbitMQ": "RabbitMQ()",
+}
+
+
+@pytest.fixture(params=[*DATABASES, Redis, RabbitMQ])
 def server(request: pytest.FixtureRequest) -> Server:
     if request.param is system and system_postgresql() is None:
         pytest.skip("the system has no PostgreSQL: apt-get install postgresql")
@@ -178,6 +193,17 @@ def answers(server: Server) -> bool:
         return client.connect_ex((server.host, server.port)) == 0
 
 
+def processes_of(folder: str | Path) -> list[str]:
+    """Return the command lines of the processes that were told of the folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # It has ended, or is somebody else's.
+            told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            if str(folder).encode() in told:
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
 class TestServer:
     def test_answers_until_it_is_stopped_and_leaves_no_folder(self, server: Server) -> None:
         with server:
@@ -185,24 +211,31 @@ class TestServer:
             assert f":{server.port}/" in server.url
         assert not answers(server)
         assert not server.folder.exists()
+        assert processes_of(server.folder) == []
+        server.stop()  # A second time it does nothing.
 
-    def test_stopping_twice_does_nothing(self, server: Server) -> None:
-        server.start()
-        server.stop()
-        server.stop()
+    def test_halted_it_goes_on_where_it_was(self, server: Server) -> None:
+        with server:
+            url = server.url
+            server.halt()
+            assert not answers(server)
+            assert server.folder.exists()
+            server.go_on()
+            assert answers(server)
+            assert server.url == url
+        assert not server.folder.exists()
 
     def test_a_killed_parent_leaves_no_server_behind(self, server: Server) -> None:
         script = (
             "import sys, time; from pathlib import Path; from tools.servers import *\n"
-            "kind, programs = sys.argv[1:]\n"
-            "server = MariaDB() if kind == 'MariaDB' else PostgreSQL(Path(programs))\n"
+            f"server = {RECIPES[type(server).__name__]}\n"
             "server.start()\n"
             "print(server.port, server.folder, flush=True)\n"
             "time.sleep(60)\n"
         )
-        arguments = [type(server).__name__, str(getattr(server, "programs", ""))]
+        programs = str(getattr(server, "programs", ""))
         parent = subprocess.Popen(
-            [sys.executable, "-c", script, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", script, programs], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
         assert parent.stdout is not None
         port, folder = parent.stdout.readline().split()
@@ -213,11 +246,13 @@ class TestServer:
         parent.communicate()
 
         deadline = time.monotonic() + 10
-        while (answers(server) or Path(folder).exists()) and time.monotonic() < deadline:
+        while (processes_of(folder) or Path(folder).exists()) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not answers(server)
         assert not Path(folder).exists()
+        assert processes_of(folder) == []
 
+    @pytest.mark.parametrize("server", [*DATABASES, Redis], indirect=True)
     def test_one_that_cannot_start_shows_its_log(
         self, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -244,10 +279,33 @@ def test_programs_below_a_private_folder_are_copied(tmp_path: Path) -> None:
         assert answers(server)
 
 
-def test_a_missing_server_names_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "package"),
+    [(MariaDB, "mariadb-server"), (Redis, "redis-server"), (RabbitMQ, "rabbitmq-server")],
+)
+def test_a_missing_server_names_the_way_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Server], package: str
+) -> None:
     monkeypatch.setattr("tools.servers.find_program", lambda name: None)
-    with pytest.raises(MissingServer, match="apt-get install mariadb-server"):
-        MariaDB()
+    with pytest.raises(MissingServer, match=f"apt-get install {package}"):
+        kind()
+
+
+def test_a_restarted_postgresql_has_what_was_committed() -> None:
+    with PostgreSQL() as server:
+        run_sql(server, "CREATE TABLE parcel AS SELECT 7 AS number")
+        server.restart()
+        assert run_sql(server, "SELECT number FROM parcel") == [(7,)]
+
+
+def run_sql(server: Server, statement: str) -> list[tuple[Any, ...]]:
+    connection = psycopg2.connect(server.url)
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+    finally:
+        connection.close()
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [("false", "1 skipped"), ("true", "1 error")])

@@ -18,7 +18,7 @@ import pytest
 from django.core.cache import cache
 from pytest_django import DjangoDbBlocker
 
-from safemigrate import backfill, progress, throttles
+from safemigrate import backfill, conf, progress, throttles
 from safemigrate.databases import vitals
 from safemigrate.exceptions import Interrupted, InvalidSetting, NotVisible
 from safemigrate.throttles import FillHours, Nice, ReplicationLag, Throttles, Vacuum, WaitingLocks
@@ -186,7 +186,7 @@ def test_the_first_that_says_wait_is_heard(
     settings.SAFEMIGRATE_FILL_HOURS = "03:00-03:01"
     monkeypatch.setattr(FillHours, "now", lambda self: datetime(2026, 1, 1, 12, tzinfo=timezone.utc))
     answering(monkeypatch, lambda run: "the first")
-    each = Throttles(road.model(), road.alias)
+    each = Throttles(road.model(), road.alias, conf.get("SAFEMIGRATE_THROTTLES"))
     run = backfill.Run("roads.Question.expires_date", road.alias, total=1)
     assert each.reason(run) == "the first"
     answering(monkeypatch, lambda run: None)

@@ -1,4 +1,4 @@
-"""Real database servers, started for a moment on a free port and left nowhere.
+"""Real servers, of databases and of queues, started for a moment on a free port and left nowhere.
 
     with PostgreSQL() as server:
         print(server.url)
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -28,18 +29,32 @@ HOST = "127.0.0.1"
 START_SECONDS = 60
 
 # Runs the server, and ends it and its folder when our end of the pipe closes: by stop(), or
-# because this process is gone, be it by SIGKILL.
+# because this process is gone, be it by SIGKILL. A line ends the server alone, by the signal
+# that it names; another one starts it again.
 WATCHDOG = """
 folder=$1 signal=$2
 shift 2
 exec 3<&0 2>>"$folder/log"
-"$@" </dev/null >>"$folder/log" 2>&1 3<&- &
-server=$!
-{ read _ <&3; kill -s "$signal" "$server"; } &
-wait "$server"
-: >"$folder/ended"
-wait
+while
+    "$@" </dev/null >>"$folder/log" 2>&1 3<&- &
+    server=$!
+    { read named <&3; kill -s "${named:-$signal}" "$server"; } &
+    wait "$server"
+    : >"$folder/ended"
+    wait
+    read _ <&3
+do :; done
 rm -rf "$folder"
+"""
+
+# RabbitMQ's nodes find each other by epmd, which outlives them where they start it themselves.
+WITH_EPMD = """
+"$1" 2>/dev/null & epmd=$!
+"$2" & server=$!
+trap 'kill -s KILL "$server" "$epmd"' TERM
+wait "$server"
+kill -s KILL "$epmd"
+wait
 """
 
 
@@ -61,6 +76,7 @@ class Server:
     scheme: str
     system_user: str  # who runs it when we are root
     stop_signal: str
+    halt_signal: str | None = None  # where the data are to be used again; None: the same
 
     def __init__(self, *, durable: bool = False) -> None:
         """Unless `durable`, the server skips what makes data survive a power cut, and is faster."""
@@ -102,8 +118,23 @@ class Server:
             self._watchdog.wait()
             self._watchdog = None
 
+    def halt(self) -> None:
+        """End the server, and keep its port and its data for go_on()."""
+        self._tell(self.halt_signal or self.stop_signal)
+        self._wait_for(self._has_ended, "did not end")
+
+    def go_on(self) -> None:
+        """Start the halted server again, where it was."""
+        (self.folder / "ended").unlink()
+        self._tell("")
+        self._wait_until_ready()
+
+    def restart(self) -> None:
+        self.halt()
+        self.go_on()
+
     def _prepare(self) -> None:
-        raise NotImplementedError
+        """Make what has to be there before the first start."""
 
     def _command(self) -> list[str]:
         raise NotImplementedError
@@ -111,11 +142,16 @@ class Server:
     def _is_ready(self) -> bool:
         raise NotImplementedError
 
+    def _environment(self) -> dict[str, str] | None:
+        """Return the server's environment; None: this process's own."""
+        return None
+
     def _launch(self) -> None:
         script = ["/bin/sh", "-c", WATCHDOG, "watchdog", str(self.folder), self.stop_signal]
         self._watchdog = subprocess.Popen(
             script + self._command(),
             cwd=self.folder,
+            env=self._environment(),
             stdin=subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C in the terminal is not for the server
             user=self._run_as,
@@ -123,12 +159,39 @@ class Server:
             extra_groups=None if self._run_as is None else [],
         )
 
+    def _tell(self, line: str) -> None:
+        assert self._watchdog is not None
+        assert self._watchdog.stdin is not None
+        self._watchdog.stdin.write(f"{line}\n".encode())
+        self._watchdog.stdin.flush()
+
     def _wait_until_ready(self) -> None:
+        self._wait_for(lambda: self._has_ended() or self._is_ready(), "did not start")
+        if self._has_ended():
+            raise self._failed("did not start")
+
+    def _wait_for(self, condition: Callable[[], bool], failure: str) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while not self._is_ready():
-            if (self.folder / "ended").exists() or time.monotonic() > deadline:
-                raise ServerError(f"{type(self).__name__} did not start:\n{self._log()}")
+        while not condition():
+            if time.monotonic() > deadline:
+                raise self._failed(failure)
             time.sleep(0.02)
+
+    def _has_ended(self) -> bool:
+        return (self.folder / "ended").exists()
+
+    def _failed(self, failure: str) -> ServerError:
+        return ServerError(f"{type(self).__name__} {failure}:\n{self._log()}")
+
+    def _answers(self, question: bytes, answer: bytes) -> bool:
+        """Whether the server's answer begins so; a question of no bytes is for one that speaks first."""
+        try:
+            with socket.create_connection((self.host, self.port), timeout=5) as connection:
+                connection.sendall(question)
+                reply = connection.recv(64)
+                return bool(reply) and reply.startswith(answer)
+        except OSError:
+            return False
 
     def _log(self) -> str:
         log = self.folder / "log"
@@ -177,6 +240,7 @@ class PostgreSQL(Server):
     scheme = "postgresql"
     system_user = "nobody"  # PostgreSQL refuses to run as root
     stop_signal = "QUIT"  # at once: nobody needs the data any more
+    halt_signal = "INT"  # all clients are cut off, and what was committed is written
 
     def __init__(self, programs: Path | None = None, *, durable: bool = False) -> None:
         super().__init__(durable=durable)
@@ -263,7 +327,7 @@ class MariaDB(Server):
         assert self.installer is not None
         self._run(
             self.installer, "--no-defaults", f"--datadir={self._data}",
-            "--auth-root-authentication-method=normal", "--skip-test-db",
+            "--auth-root-authentication-method=normal", "--skip-test-db", f"--tmpdir={self.folder}",
         )  # fmt: skip
 
     def _command(self) -> list[str]:
@@ -278,11 +342,92 @@ class MariaDB(Server):
         ]  # fmt: skip
 
     def _is_ready(self) -> bool:
-        try:
-            with socket.create_connection((self.host, self.port), timeout=5) as connection:
-                return bool(connection.recv(1))  # the server speaks first
-        except OSError:
-            return False
+        return self._answers(b"", b"")
+
+
+class Redis(Server):
+    """Redis from the system's packages. It keeps nothing on disk: halted, it forgets all."""
+
+    scheme = "redis"
+    system_user = "nobody"
+    stop_signal = "KILL"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.server = find_program("redis-server")
+        if self.server is None:
+            raise MissingServer("Redis is not installed: apt-get install redis-server")
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.host}:{self.port}/0"
+
+    def _command(self) -> list[str]:
+        return [
+            str(self.server), "--port", str(self.port), "--bind", self.host, "--dir", str(self.folder),
+            "--save", "", "--appendonly", "no",
+        ]  # fmt: skip
+
+    def _is_ready(self) -> bool:
+        return self._answers(b"PING\r\n", b"+PONG")
+
+
+class RabbitMQ(Server):
+    """RabbitMQ from the system's packages. Halted, it keeps its durable queues and messages."""
+
+    scheme = "amqp"
+    system_user = "rabbitmq"
+    stop_signal = "TERM"  # to the script above, which kills
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.server, self.epmd = rabbitmq(), find_program("epmd")
+        if self.server is None or self.epmd is None:
+            raise MissingServer("RabbitMQ is not installed: apt-get install rabbitmq-server")
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://guest:guest@{self.host}:{self.port}//"
+
+    def _prepare(self) -> None:
+        self._distribution_port, self._epmd_port = free_port(), free_port()
+
+    def _command(self) -> list[str]:
+        return ["/bin/sh", "-c", WITH_EPMD, "with-epmd", str(self.epmd), str(self.server)]
+
+    def _environment(self) -> dict[str, str]:
+        """All that it would take from the system's own folders and ports, and nothing else."""
+        folder = str(self.folder)
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": folder,  # of the cookie
+            "LANG": "C.UTF-8",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": self.host,
+            "RABBITMQ_NODENAME": f"safemigrate-{self.port}@localhost",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_NODE_IP_ADDRESS": self.host,
+            "RABBITMQ_DIST_PORT": str(self._distribution_port),
+            "RABBITMQ_MNESIA_BASE": folder,
+            "RABBITMQ_LOG_BASE": folder,
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_PID_FILE": f"{folder}/pid",
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_CONFIG_FILE": f"{folder}/none",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{folder}/none",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
+            # The script becomes the server then, and a signal reaches it.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+
+    def _is_ready(self) -> bool:
+        return self._answers(b"AMQP\x00\x00\x09\x01", b"\x01")
+
+
+def rabbitmq() -> Path | None:
+    """RabbitMQ's own script: Debian's on PATH is another, which insists on the user and on where to log."""
+    debian = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+    return debian if debian.exists() else find_program("rabbitmq-server")
 
 
 def default_postgresql() -> Path:

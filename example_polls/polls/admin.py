@@ -3,6 +3,7 @@ from __future__ import annotations
 from django.contrib import admin
 
 from polls.models import Choice, Question
+from polls.report_pages import ReportPages
 
 
 class ChoiceInline(admin.TabularInline):
@@ -11,7 +12,7 @@ class ChoiceInline(admin.TabularInline):
 
 
 @admin.register(Question)
-class QuestionAdmin(admin.ModelAdmin):
+class QuestionAdmin(ReportPages, admin.ModelAdmin):
     fieldsets = (
         (None, {"fields": ("question_text",)}),
         (

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 from django import forms
 
@@ -19,3 +20,9 @@ class VoteForm(forms.Form):
     def __init__(self, question: Question, data: Any = None) -> None:
         super().__init__(data)
         self.fields["choice"].queryset = question.choice_set.order_by("pk")  # type: ignore[attr-defined]
+
+
+class ReportForm(forms.Form):
+    """Its key is new with each page, so that a second press of the button on it asks for the same report."""
+
+    key = forms.UUIDField(initial=uuid4, widget=forms.HiddenInput)

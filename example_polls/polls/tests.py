@@ -2,12 +2,17 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from django.conf import settings
 from django.contrib.auth.models import User
-from django.test import TestCase
+from django.core import mail
+from django.test import TestCase, TransactionTestCase, override_settings
 from django.urls import reverse
 from django.utils import timezone
 
+from polls import reports
 from polls.models import Question
+
+IN_MEMORY = {"BACKEND": "django.core.files.storage.InMemoryStorage"}
 
 
 def ask(text: str, *, days_ago: float) -> Question:
@@ -92,3 +97,18 @@ class AdminTests(TestCase):
         assert self.client.post(change, posted | {"question_text": "Coffee?"}).status_code == 302
         question.refresh_from_db()
         assert question.question_text == "Coffee?"
+
+
+@override_settings(STORAGES=settings.STORAGES | {"reports": IN_MEMORY}, SAFEMIGRATE_EXECUTOR="inline")
+class ReportTests(TransactionTestCase):
+    def test_it_is_asked_for_made_and_told(self) -> None:
+        ada = User.objects.create_superuser("ada", "ada@example.com")
+        self.client.force_login(ada)
+        ask("=Tea?", days_ago=1)
+        posted = {"key": "0b2fd1d2-58ad-4f0a-9f0c-0f2b7f0d9a11"}
+        page = self.client.post(reverse("admin:polls_question_report"), posted, follow=True)
+        self.assertContains(page, "Your report is ready")
+        (report,) = reports.of(str(ada.pk))
+        with report.open() as file:
+            assert ",'=Tea?," in file.read().decode()
+        assert [sent.to for sent in mail.outbox] == [["ada@example.com"]]

@@ -7,7 +7,7 @@ import time
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error
 from django.utils import timezone
 
-from safemigrate import conf, context, fills, reports, runs
+from safemigrate import chain, conf, context, dispatch, fills, reports, runs
 from safemigrate.applying import chosen_aliases
 from safemigrate.exceptions import AlreadyRunning, LimitReached, SafemigrateError
 from safemigrate.limits import Limited, Limits, next_time, seconds
@@ -42,6 +42,7 @@ class Command(BaseCommand):
         self._add_list(actions.add_parser("list", help="the runs, newest first"))
         self._add_show(actions.add_parser("show", help="all that is known of a run"))
         self._add_run(actions.add_parser("run", help="fill a field now, in this process"))
+        actions.add_parser("sweep", help="enqueue the runs that no worker works on; for cron or beat")
         for name, meaning in STEERING.items():
             actions.add_parser(name, help=meaning).add_argument("id", type=int, help="the run's number")
         verify = actions.add_parser("verify", help="count the rows that have no value; exit code 1 if any")
@@ -77,7 +78,10 @@ class Command(BaseCommand):
         parser.add_argument("--until", type=_time_of_day, metavar="06:00", help="stop at this time of day")
         parser.add_argument("--batch-size", type=_count, metavar="N", help="rows in a batch")
         parser.add_argument(
-            "--workers", type=_count, metavar="N", help="so many connections fill at once (1)"
+            "--workers",
+            type=_count,
+            metavar="N",
+            help="so many connections, or workers of a queue, fill at once",
         )
         parser.add_argument(
             "--throttle",
@@ -87,6 +91,30 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--dry-run", action="store_true", help="say what would be filled, and fill nothing"
+        )
+        self._add_executors(parser)
+
+    @staticmethod
+    def _add_executors(parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--executor", choices=conf.EXECUTORS, help="in place of SAFEMIGRATE_EXECUTOR: by whose workers"
+        )
+        parser.add_argument("--queue", metavar="NAME", help="in place of SAFEMIGRATE_QUEUE")
+        parser.add_argument(
+            "--task-seconds", type=_seconds, metavar="30", help="in place of SAFEMIGRATE_TASK_SECONDS"
+        )
+        start = parser.add_mutually_exclusive_group()
+        start.add_argument(
+            "--eta", type=_time_of_day, metavar="02:00", help="have workers begin at this time"
+        )
+        start.add_argument(
+            "--countdown", type=_seconds, metavar="10m", help="have workers begin after this time"
+        )
+        parser.add_argument(
+            "--chain", action="store_true", help="one database after another, then verify; an error ends it"
+        )
+        parser.add_argument(
+            "--migrate", action="store_true", help="with --chain: then migrate to where the field is required"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -138,10 +166,77 @@ class Command(BaseCommand):
         if run.status == Status.QUEUED:
             self.stdout.write(f"The next process takes it: {run.command}")
 
+    def _sweep(self, options: Mapping[str, Any]) -> None:
+        for line in dispatch.sweep():
+            self.stdout.write(line)
+
     # Filling
 
     def _run(self, options: Mapping[str, Any]) -> None:
-        limit = Limits(time.monotonic(), options["max_time"], options["until"], options["max_rows"])
+        executor = options["executor"] or conf.get("SAFEMIGRATE_EXECUTOR")
+        _refuse_mixed(options, executor)
+        if executor != "inline" and not options["dry_run"]:
+            self._begin(executor, options)
+        elif options["chain"]:
+            self._chain(options)
+        else:
+            self._fill_each(options)
+
+    def _begin(self, executor: str, options: Mapping[str, Any]) -> None:
+        """Give the runs to the workers of a queue: all at once, or the first of a chain."""
+        aliases = list(self._aliases(options))
+        wanted = {
+            "queue": options["queue"],
+            "workers": options["workers"],
+            "seconds": options["task_seconds"],
+        }
+        wanted |= {"throttles": options["throttle"], "batch_size": options["batch_size"]}
+        with_options = dispatch.options_of(**wanted)
+        failed = []
+        for number, alias in enumerate(aliases):
+            links = chain.links(aliases[number:], migrate=options["migrate"]) if options["chain"] else None
+            try:
+                begun = self._begin_on(alias, executor, with_options, links, options)
+            except (SafemigrateError, Error) as error:
+                failed.append(f"{alias}: {str(error).strip()}")
+                begun = links is not None
+            if begun and options["chain"]:
+                break
+        else:
+            self._finish(aliases, options)
+        if failed:
+            raise CommandError("\n".join(failed))
+
+    def _begin_on(
+        self, alias: str, executor: str, wanted: dict[str, Any], links: Any, options: Mapping[str, Any]
+    ) -> bool:
+        job = self._job(options["label"], alias)
+        at = _start(options)
+        run = dispatch.begin(job, executor, wanted, not_before=at, then=links)
+        if run is None:
+            self.stdout.write(f"{job.label} on {alias}: every row has a value; nothing was enqueued.")
+            return False
+        when = f" from {reports.moment(at)} on" if at else ""
+        self.stdout.write(
+            f"{job.label} on {alias}: run {run.pk}, enqueued in {run.options['queue']} of {executor}; no more than "
+            f"{run.options['workers']} of its workers fill at once{when}. To see it: "
+            f"python manage.py backfill show {run.pk} --follow"
+        )
+        return True
+
+    def _chain(self, options: Mapping[str, Any]) -> None:
+        """Fill one database after another here, and end with the first that is not full."""
+        aliases, limit = list(self._aliases(options)), _limits(options)
+        for alias in aliases:
+            self._fill(alias, limit, options)
+        self._finish(aliases, options)
+
+    def _finish(self, aliases: Sequence[str], options: Mapping[str, Any]) -> None:
+        if options["chain"] and not options["dry_run"]:
+            chain.finish(options["label"], aliases, migrate=options["migrate"], tell=self.stdout.write)
+
+    def _fill_each(self, options: Mapping[str, Any]) -> None:
+        limit = _limits(options)
         failed = []
         for alias in self._aliases(options):
             try:
@@ -183,6 +278,39 @@ STEERING = {
     "cancel": "end a run for good after its batch; what is filled stays filled",
     "retry": "let the next process take a run that failed, was stopped, or whose process is gone",
 }
+
+
+def _limits(options: Mapping[str, Any]) -> Limits:
+    return Limits(time.monotonic(), options["max_time"], options["until"], options["max_rows"])
+
+
+def _start(options: Mapping[str, Any]) -> datetime | None:
+    at: datetime | None = options["eta"]
+    if options["countdown"] is not None:
+        at = timezone.now() + timedelta(seconds=options["countdown"])
+    return at
+
+
+#: What means something only where one process fills, and only where the workers of a queue do.
+ALONE = {"max_time": "--max-time", "max_rows": "--max-rows", "until": "--until"}
+SHARED = {"queue": "--queue", "task_seconds": "--task-seconds", "eta": "--eta", "countdown": "--countdown"}
+
+
+def _refuse_mixed(options: Mapping[str, Any], executor: str) -> None:
+    wrong = SHARED if executor == "inline" else ALONE
+    given = [flag for name, flag in wrong.items() if options[name] is not None]
+    if given and executor == "inline":
+        raise CommandError(
+            f"{given[0]} is for the workers of a queue: add --executor celery, rq or tasks.", returncode=2
+        )
+    if given:
+        raise CommandError(
+            f"{given[0]} is for a fill in this process, and {executor} does it elsewhere. To fill at some hours only: "
+            "--throttle safemigrate.throttles.FillHours; to end it: python manage.py backfill pause.",
+            returncode=2,
+        )
+    if options["migrate"] and not options["chain"]:
+        raise CommandError("--migrate is the end of a chain: add --chain.", returncode=2)
 
 
 def _settings(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,238 @@
+"""A run is given to the workers of a queue, and woken up again where nobody works on it.
+
+A queue is never trusted: a message only says which run. What is to be done stands in the run and its ranges,
+so a message that is lost costs time, and one that comes twice costs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import connections
+from django.db.models import F
+from django.utils import timezone
+
+from safemigrate import context, ranges, runs, signals
+from safemigrate.batches import Batches
+from safemigrate.conf import get
+from safemigrate.databases import for_connection
+from safemigrate.exceptions import AlreadyRunning, NotEnqueued, NothingToRun
+from safemigrate.executors import named
+from safemigrate.fills import Job, find
+from safemigrate.keys import key_from_json, key_to_json
+from safemigrate.models import BackfillRun
+from safemigrate.populate import AsWritten, resolve
+from safemigrate.statuses import OVER, Status
+from safemigrate.work import may_share
+
+logger = logging.getLogger("safemigrate")
+
+WORK = "safemigrate.tasks.work"
+#: The longest that the sweep waits before it enqueues once more what nobody took, in seconds.
+PATIENCE = 3600.0
+SETTLED = {Status.PAUSING: Status.PAUSED, Status.CANCELLING: Status.CANCELLED}
+
+Then = dict[str, Any] | None
+
+
+def options_of(**given: Any) -> dict[str, Any]:
+    """Return how a run is to be worked on: what was given for it, and the settings for the rest."""
+    standing = {
+        "queue": get("SAFEMIGRATE_QUEUE"),
+        "workers": get("SAFEMIGRATE_QUEUE_WORKERS"),
+        "seconds": get("SAFEMIGRATE_TASK_SECONDS"),
+        "throttles": list(get("SAFEMIGRATE_THROTTLES")),
+        "batch_size": None,
+    }
+    return standing | {name: value for name, value in given.items() if value is not None}
+
+
+def begin(
+    job: Job,
+    executor: str,
+    options: dict[str, Any],
+    *,
+    not_before: datetime | None = None,
+    then: Then = None,
+) -> BackfillRun | None:
+    """Open the run of a fill, and enqueue a task for each worker that may take part; None where nothing is NULL.
+
+    Locks nothing, and returns at once, however large the table is. Run again it goes on with the same run.
+    Raises AlreadyRunning, RunPaused, and NotEnqueued, after which the run waits for a sweep.
+    """
+    _refuse(job, executor)
+    target = job.target
+    batches = Batches(target.model, target.alias, target.marks)
+    if not batches.any_left():
+        runs.close(target)
+        return None
+    options = options | {"workers": _workers(job, options["workers"])}
+    run = _queued(job, batches, executor, options, not_before, then)
+    wait = max((not_before - timezone.now()).total_seconds(), 0.0) if not_before else 0.0
+    wake(run, wait)
+    return run
+
+
+def _refuse(job: Job, executor: str) -> None:
+    if not named(executor).is_apart:
+        raise NotEnqueued(
+            f"The executor {executor} is set up to do its tasks at once, in the process that enqueues them (as tests "
+            "like it). To fill in this process: --executor inline."
+        )
+    source = resolve(job.operation.populate, job.operation.names)
+    if isinstance(source, AsWritten):
+        raise NothingToRun(
+            f"{job.label} is filled by {source.title}, in one go: there are no parts that workers could share. Fill "
+            "it with --executor inline, or write the populate as an expression or as a function of one row."
+        )
+    if not runs.is_kept():
+        raise NothingToRun(
+            f"Workers share a run through its record, and {runs.database()} has no table for it: "
+            f"python manage.py migrate safemigrate --database {runs.database()}"
+        )
+
+
+def _workers(job: Job, wanted: int) -> int:
+    """Return how many may work at once: one, where a batch depends on the one before."""
+    source = resolve(job.operation.populate, job.operation.names)
+    assert not isinstance(source, AsWritten), "these were refused"
+    database = for_connection(connections[job.alias])
+    if wanted == 1 or may_share(source, job.target, database):
+        return wanted
+    logger.info("%s on %s: one worker at a time, as its batches depend on each other", job.label, job.alias)
+    return 1
+
+
+def _queued(
+    job: Job,
+    batches: Batches,
+    executor: str,
+    options: dict[str, Any],
+    not_before: datetime | None,
+    then: Then,
+) -> BackfillRun:
+    details = _details(job, batches, executor) | {"options": options, "not_before": not_before}
+    run = runs.queue(job.target, details | ({"then": then} if then is not None else {}))
+    if ranges.of(run).exists():
+        ranges.reopen(run)
+    else:
+        ranges.cut_first(run, batches, key_from_json(batches.model, run.cursor))
+    return run
+
+
+def _details(job: Job, batches: Batches, executor: str) -> dict[str, Any]:
+    database = for_connection(connections[job.alias])
+    return {
+        "migration": job.migration,
+        "populate": job.title,
+        "executor": executor,
+        "started_by": context.current.person or runs.person(),
+        "rows_total": database.estimated_rows(job.model),
+        "total_is_exact": False,
+        "last_key": key_to_json(batches.last()),
+        "host": "",
+        "process": None,
+        "machine": "",
+        "wakes": 0,
+    }
+
+
+def hand_over(label: str, alias: str) -> str:
+    """Give the workers what is too much for `migrate`, where the project says so; return that in words."""
+    executor = get("SAFEMIGRATE_EXECUTOR")
+    if not get("SAFEMIGRATE_MIGRATE_ENQUEUES") or executor == "inline":
+        return ""
+    try:
+        run = begin(find(label, alias), executor, options_of())
+    except AlreadyRunning as error:
+        return str(error)
+    return f"They are given to the workers of a queue: run {run.pk} of {executor}." if run else ""
+
+
+def enqueue(run: BackfillRun, seconds: float = 0.0, tries: int = 0) -> None:
+    """Enqueue one task for the run, `seconds` from now at the earliest. Raises NotEnqueued."""
+    named(run.executor).enqueue(WORK, run.pk, tries, queue=run.options["queue"], seconds=seconds)
+
+
+def wake(run: BackfillRun, seconds: float = 0.0) -> None:
+    """Enqueue a task for each worker that is missing. Raises NotEnqueued, which says how to go on."""
+    woken = {"woken": timezone.now() + timedelta(seconds=seconds), "wakes": F("wakes") + 1}
+    runs.records().filter(pk=run.pk).update(**woken)
+    missing = run.options["workers"] - ranges.held(ranges.of(run)).count()
+    try:
+        for _ in range(missing):
+            enqueue(run, seconds)
+    except NotEnqueued as error:
+        raise NotEnqueued(
+            f"{error} Run {run.pk} ({run}) is kept, and waits. When the cause is gone: python manage.py backfill sweep"
+        ) from error
+
+
+def wake_queued(sender: Any, run: BackfillRun, **kwargs: Any) -> None:
+    """Enqueue a run that a person let go on, in the admin or by a command."""
+    if not run.is_shared:
+        return
+    try:
+        ranges.reopen(run)
+        wake(run)
+    except NotEnqueued as error:
+        runs.note(run, str(error))
+        logger.error("%s", error)
+
+
+def connect() -> None:
+    signals.run_queued.connect(wake_queued, dispatch_uid="safemigrate.dispatch")
+
+
+def settle(run: BackfillRun) -> bool:
+    """Let a run that was asked to pause or to end do so, once no worker holds a part of it."""
+    to = SETTLED.get(Status(run.status))
+    if to is None or ranges.held(ranges.of(run)).exists():
+        return False
+    if not runs.move(run, to, "", lease_until=None, waiting_for=""):
+        return False
+    runs.tell(signals.run_stopped, runs.find(run.pk))
+    return True
+
+
+def sweep() -> list[str]:
+    """Enqueue what nobody works on, and return in words what was done.
+
+    Whatever was lost: a broker's messages, all workers at once. What is enqueued and not taken is enqueued
+    again after a lease, then after two, four, ... up to an hour. To be run every minute or so; harmless twice.
+    """
+    return list(_swept())
+
+
+def _swept() -> Iterator[str]:
+    open_ = runs.records().exclude(executor="inline").exclude(status__in=OVER)
+    for run in open_.order_by("pk"):
+        if run.is_held():
+            continue
+        if run.status in SETTLED:
+            if settle(run):
+                yield f"Run {run.pk} ({run}) is {runs.find(run.pk).get_status_display()}."
+        elif run.status in (Status.QUEUED, Status.RUNNING) and _is_forgotten(run):
+            yield _woken(run)
+    for run in runs.records().filter(status=Status.SUCCEEDED, then__isnull=False).order_by("pk"):
+        if not run.is_held() and _is_forgotten(run):
+            yield _woken(run)
+
+
+def _is_forgotten(run: BackfillRun) -> bool:
+    now = timezone.now()
+    if run.not_before is not None and now < run.not_before + runs.lease():
+        return False
+    wait = min(runs.lease().total_seconds() * 2**run.wakes / 2, PATIENCE)
+    return run.woken is None or now >= run.woken + timedelta(seconds=wait)
+
+
+def _woken(run: BackfillRun) -> str:
+    try:
+        wake(run)
+    except NotEnqueued as error:
+        return str(error)
+    return f"Run {run.pk} ({run}): nobody works on it; enqueued in {run.options['queue']} again."

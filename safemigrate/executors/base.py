@@ -1,0 +1,57 @@
+"""What may be done later, by another process, and how it is handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from django.db import close_old_connections
+from django.utils.module_loading import import_string
+
+from safemigrate.exceptions import NotEnqueued
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+#: The functions that messages may name, by their dotted paths.
+declared: dict[str, Callable[..., Any]] = {}
+
+
+class Executor(Protocol):
+    """A way to have a declared function done by another process."""
+
+    #: Is it done apart from the process that enqueues it? Where it is not, enqueue() returns when it is done.
+    is_apart: bool
+
+    def enqueue(self, path: str, *arguments: Any, queue: str, seconds: float = 0.0) -> None:
+        """Have it done by the queue, `seconds` from now at the earliest. Raises NotEnqueued; then nothing was sent."""
+
+
+def declare(function: Function) -> str:
+    """Let messages name the function; return its dotted path."""
+    path = f"{function.__module__}.{function.__qualname__}"
+    declared[path] = function
+    return path
+
+
+def call(path: str, *arguments: Any) -> None:
+    """Do what a message says. Only what was declared: a message is no way to call anything else.
+
+    The connections are this task's own: one that the server closed since the last task is opened anew.
+    """
+    if path not in declared:
+        import_string(path)
+    if path not in declared:
+        raise NotEnqueued(f"{path} is not declared with @background, so no message may call it.")
+    close_old_connections()
+    try:
+        declared[path](*arguments)
+    finally:
+        close_old_connections()
+
+
+def missing(executor: str, package: str) -> NotEnqueued:
+    """Return what to say where the package that an executor stands on is not installed."""
+    return NotEnqueued(
+        f"The executor {executor} needs {package}, which is not installed here: "
+        f"pip install 'safemigrate[{executor}]'. Or fill in this process: --executor inline."
+    )

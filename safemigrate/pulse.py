@@ -1,0 +1,39 @@
+"""A thread that gives a sign of life, whatever its process is doing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+#: Seconds.
+BEAT = 1.0
+
+
+class Pulse(threading.Thread):
+    """Calls `beat` every second until it is stopped, on connections of its own.
+
+    `beat` returns how many of the seconds to the next one it spent on something else.
+    """
+
+    def __init__(self, name: str, beat: Callable[[], float]) -> None:
+        super().__init__(name=name, daemon=True)
+        self.beat = beat
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        try:
+            spent = 0.0
+            while not self.ended.wait(BEAT - spent):
+                spent = self.beat()
+        finally:
+            for connection in connections.all(initialized_only=True):
+                # SQLite's own close() leaves a database in memory open, as if nobody else had it open.
+                BaseDatabaseWrapper.close(connection)
+
+    def stop(self) -> None:
+        """Wait for the beat under way, and end."""
+        self.ended.set()
+        self.join()

@@ -1,0 +1,180 @@
+"""The ranges of a run that several workers share: cut, taken under a lease, given back, ended.
+
+They are cut as they are asked for, each by one look into the primary key's index, so that a run begins at once
+however large the table is and however its keys lie. How large the next one is follows from the time that the
+last one took.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F, Q, QuerySet
+from django.utils import timezone
+
+from safemigrate import conf, runs
+from safemigrate.batches import Batches, Range
+from safemigrate.keys import key_from_json, key_to_json
+from safemigrate.models import BackfillRange, BackfillRun
+from safemigrate.pacing import Pace
+from safemigrate.runs import lease
+from safemigrate.statuses import OVER, Status
+
+#: How long a range should take, and how many rows it may have.
+PACE = Pace(seconds=10.0, start=10_000, smallest=200, largest=500_000)
+#: So many ranges at least for each worker, as far as the number of rows is known.
+EACH = 4
+#: The longest that a worker waits before it looks again, and before a range is tried again, in seconds.
+LOOK_AGAIN, LONGEST = 5.0, 60.0
+
+
+@dataclass(frozen=True)
+class Wait:
+    """There is nothing to take now; others hold what is left, or the database has workers enough."""
+
+    seconds: float
+
+
+def records() -> QuerySet[BackfillRange]:
+    return BackfillRange._default_manager.using(runs.database())
+
+
+def of(run: BackfillRun) -> QuerySet[BackfillRange]:
+    return records().filter(run_id=run.pk)
+
+
+def held(ranges: QuerySet[BackfillRange]) -> QuerySet[BackfillRange]:
+    """Return those that a worker holds now."""
+    return ranges.filter(ended=None, lease_until__gt=timezone.now())
+
+
+def cut_first(run: BackfillRun, batches: Batches, after: Any) -> None:
+    """Cut the first range: after the key where an earlier process stopped, else from the first row to fill.
+
+    May read the table up to that row.
+    """
+    inclusive = after is None
+    start = batches.first_todo() if inclusive else after
+    size, last = _size(run), key_from_json(batches.model, run.last_key)
+    if part := batches.next(start, last, size, inclusive=inclusive):
+        _create(run, 1, part)
+
+
+def take(run: BackfillRun, batches: Batches, worker: str) -> BackfillRange | Wait | None:
+    """Take a range that nobody holds under a lease, or the next one, or, when all have ended, the end.
+
+    None where this worker is one too many, or the run is no longer what it was. Whoever takes waits for the
+    others who do, for the moment that it takes.
+    """
+    limit = run.options["workers"]
+    with transaction.atomic(using=runs.database()):
+        if not _alone(run):
+            return None
+        if held(of(run)).count() >= limit:
+            return None
+        if held(records().filter(run__alias=run.alias)).count() >= limit:
+            return Wait(LOOK_AGAIN)
+        found = _free(run) or _cut(run, batches)
+        if isinstance(found, BackfillRange):
+            _lease(run, found, worker)
+        return found
+
+
+def _alone(run: BackfillRun) -> bool:
+    """Keep all others from taking a range on this database until the end of the transaction.
+
+    An UPDATE that changes nothing does so on every database, SQLite among them.
+    """
+    runs.records().filter(alias=run.alias).exclude(status__in=OVER).order_by().update(alias=run.alias)
+    return runs.records().filter(pk=run.pk, token=run.token, status=Status.RUNNING).exists()
+
+
+def _free(run: BackfillRun) -> BackfillRange | None:
+    now = timezone.now()
+    free = Q(lease_until=None) | Q(lease_until__lte=now)
+    ready = Q(not_before=None) | Q(not_before__lte=now)
+    return of(run).filter(free, ready, ended=None).order_by("number").first()
+
+
+def _cut(run: BackfillRun, batches: Batches) -> BackfillRange | Wait | None:
+    newest = of(run).order_by("-number").first()
+    if newest is None or newest.is_the_end:
+        return _wait(run) if newest and newest.ended is None else None
+    after, last = (key_from_json(batches.model, key) for key in (newest.last, run.last_key))
+    part = batches.next(after, last, _size(run, newest), inclusive=False)
+    if part is not None:
+        return _create(run, newest.number + 1, part)
+    return _wait(run) or _create(run, newest.number + 1, None)
+
+
+def _wait(run: BackfillRun) -> Wait | None:
+    """Return how long to wait for the ranges that others hold, or that are to be tried again later."""
+    now = timezone.now()
+    moments = of(run).filter(ended=None).values_list("lease_until", "not_before")
+    left = [max(filter(None, pair), default=now) - now for pair in moments]
+    return Wait(min(max(min(left).total_seconds(), 0.2), LOOK_AGAIN)) if left else None
+
+
+def _size(run: BackfillRun, newest: BackfillRange | None = None) -> int:
+    """Return the rows of the next range: from the time of the newest, and so that there are some for each."""
+    rows = PACE.start
+    if newest is not None and newest.seconds:
+        done = newest.size if newest.ended else max(newest.rows_done, 1)
+        rows = PACE.next_size(done, newest.seconds)
+    elif newest is not None:
+        rows = newest.size
+    share = run.rows_total // (EACH * run.options["workers"])
+    return max(min(rows, share or rows), PACE.smallest)
+
+
+def _create(run: BackfillRun, number: int, part: Range | None) -> BackfillRange:
+    """Write the range down; None is the end of the run."""
+    keys: dict[str, Any] = {}
+    if part is not None:
+        keys = {"first": key_to_json(part.first), "last": key_to_json(part.last), "after": part.after}
+    return records().create(run_id=run.pk, number=number, size=part.size if part else 0, **keys)
+
+
+def _lease(run: BackfillRun, found: BackfillRange, worker: str) -> None:
+    until = timezone.now() + lease()
+    found.was_left = found.lease_until is not None
+    found.lease_until, found.worker, found.not_before = until, worker, None
+    found.token, found.attempts = found.token + 1, found.attempts + 1
+    found.save(update_fields=["lease_until", "worker", "not_before", "token", "attempts"])
+    runs.records().filter(pk=run.pk).update(lease_until=until, heartbeat=timezone.now(), wakes=0)
+
+
+def mine(part: BackfillRange) -> QuerySet[BackfillRange]:
+    """Return the range as long as nobody else has taken it; nothing otherwise."""
+    return records().filter(pk=part.pk, token=part.token, ended=None)
+
+
+def give_back(part: BackfillRange) -> bool:
+    """Let anybody take it at once: it was left in good order."""
+    return bool(mine(part).update(lease_until=None, attempts=0))
+
+
+def put_off(part: BackfillRange, error: str) -> bool:
+    """Let anybody take it later: the later the more often it failed, and never all at the same moment."""
+    seconds = min(2.0**part.attempts, LONGEST) * random.uniform(0.5, 1.0)
+    later = timezone.now() + timedelta(seconds=seconds)
+    return bool(mine(part).update(lease_until=None, not_before=later, error=error))
+
+
+def end(part: BackfillRange) -> bool:
+    """Note that all of it is seen to; False where another worker has taken it."""
+    return bool(mine(part).update(lease_until=None, ended=timezone.now(), error=""))
+
+
+def is_worn_out(part: BackfillRange) -> bool:
+    """Did it fail, or kill its worker, more often than a range may?"""
+    return bool(part.attempts > conf.get("SAFEMIGRATE_TASK_RETRIES") + 1)
+
+
+def reopen(run: BackfillRun) -> None:
+    """Give the ranges that have not ended another full number of tries."""
+    of(run).filter(ended=None).update(attempts=0, not_before=None, lease_until=None, token=F("token") + 1)

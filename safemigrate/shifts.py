@@ -1,0 +1,297 @@
+"""A worker's shift: it takes one range after another for some seconds, saves, and has itself enqueued again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import Error
+from django.utils import timezone
+
+from safemigrate import chain, dispatch, fills, ranges, runs, signals
+from safemigrate.backfill import Filling
+from safemigrate.batches import Batches, Range
+from safemigrate.conf import get
+from safemigrate.exceptions import (
+    BadRow,
+    BadRows,
+    LeaseLost,
+    LimitReached,
+    NotEnqueued,
+    NothingToRun,
+    RunCancelled,
+    RunPaused,
+    TooManyRetries,
+)
+from safemigrate.executors import named
+from safemigrate.holding import Holding, storable
+from safemigrate.keys import key_from_json, key_to_json
+from safemigrate.models import BackfillRange, BackfillRun
+from safemigrate.populate import AsWritten, resolve
+from safemigrate.statuses import Status
+
+logger = logging.getLogger("safemigrate")
+
+#: The seconds after which a task comes again that a throttle held, or that needs newer code than its worker has.
+LATER = 15.0
+#: The longest pause between two tries while the database is away, in seconds.
+LONGEST = 60.0
+
+
+@dataclass(frozen=True)
+class Again:
+    """The task is to be enqueued again, `seconds` from now; `tries` counts those that a database error ended."""
+
+    seconds: float = 0.0
+    tries: int = 0
+
+
+def work(key: int, tries: int = 0) -> None:
+    """Do one task for the run of that number.
+
+    While the broker takes no messages it is not given back: this process goes on itself.
+    """
+    shift = Shift(key)
+    while again := shift.work(tries):
+        tries = again.tries
+        try:
+            shift.enqueue(again)
+        except NotEnqueued as error:
+            logger.warning("%s This worker goes on with run %s itself.", error, key)
+            time.sleep(min(again.seconds, ranges.LOOK_AGAIN))
+        else:
+            return
+
+
+class Shift:
+    """One process's work on a run, for the seconds that a task may take."""
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.run: BackfillRun | None = None
+
+    def work(self, tries: int) -> Again | None:
+        """Work until the time is over; return when to go on, None when there is nothing more to do."""
+        try:
+            return self._work()
+        except Error as error:
+            runs.drop_lost_connection()
+            if tries >= get("SAFEMIGRATE_TASK_RETRIES"):
+                raise
+            logger.warning(
+                "run %s: the database failed, the task is put off: %s", self.key, str(error).strip()
+            )
+            return Again(min(2.0**tries, LONGEST) * random.uniform(0.5, 1.0), tries + 1)
+
+    def enqueue(self, again: Again) -> None:
+        if self.run is None:  # The database has not even said how the run is worked on.
+            executor, queue = named(), get("SAFEMIGRATE_QUEUE")
+            executor.enqueue(dispatch.WORK, self.key, again.tries, queue=queue, seconds=again.seconds)
+        else:
+            dispatch.enqueue(self.run, again.seconds, again.tries)
+
+    def _work(self) -> Again | None:
+        run = runs.records().filter(pk=self.key).first()
+        if run is None or not run.is_shared:
+            logger.info("run %s is not for the workers of a queue any more; the task ends", self.key)
+            return None
+        self.run = run
+        if run.status == Status.SUCCEEDED and run.then is not None:
+            chain.go_on(run)
+        if dispatch.settle(run) or run.status not in (Status.QUEUED, Status.RUNNING):
+            return None
+        early = (run.not_before - timezone.now()).total_seconds() if run.not_before else 0.0
+        return Again(early) if early > 0 else self._begin(run)
+
+    def _begin(self, run: BackfillRun) -> Again | None:
+        job = self._job(run)
+        if job is None:
+            return Again(LATER)
+        self.run = run = _started(run)
+        try:
+            job.check_column()
+            job.rehearse()
+            source = resolve(job.operation.populate, job.operation.names)
+            assert not isinstance(source, AsWritten), "dispatch.begin refuses these"
+            options = run.options
+            size = options["batch_size"] or job.operation.batch_size
+            filling = Filling(job.target, source, size, workers=1, throttles=options["throttles"])
+            return self._ranges(run, filling, time.monotonic() + options["seconds"])
+        except Error:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is, the run shall show it
+            fail(run, error)
+            return None
+
+    def _job(self, run: BackfillRun) -> fills.Job | None:
+        """Return the fill in the code of this worker, None where that is older, or newer, than the run."""
+        first = run.field_names.partition("+")[0]
+        label, found = f"{run.app_label}.{run.model_name}.{first}", None
+        try:
+            found = fills.find(label, run.alias)
+        except (NothingToRun, LookupError) as error:
+            logger.debug("%s", error)
+        if found is not None and found.migration == run.migration:
+            return found
+        text = f"the code of worker {name()} has no {run.migration}: restart it with the code of this run"
+        logger.warning("run %s (%s): %s. The task is put back, nothing is lost.", run.pk, run, text)
+        runs.records().filter(pk=run.pk, token=run.token).update(waiting_for=text[:500])
+        return None
+
+    def _ranges(self, run: BackfillRun, filling: Filling, until: float) -> Again | None:
+        while time.monotonic() < until:
+            part = ranges.take(run, filling.batches, name())
+            if part is None:
+                return None
+            if isinstance(part, ranges.Wait):
+                return Again(part.seconds)
+            if ranges.is_worn_out(part):
+                fail(run, _worn_out(part))
+                return None
+            if part.was_left:
+                self._replace(run)
+            more, again = self._fill(run, filling, part, until)
+            if not more:
+                return again
+        return Again()
+
+    def _replace(self, run: BackfillRun) -> None:
+        """Enqueue a task in place of that of a worker which died: its message died with it, on most queues."""
+        try:
+            dispatch.enqueue(run)
+        except NotEnqueued as error:
+            logger.warning("%s", error)
+
+    def _fill(
+        self, run: BackfillRun, filling: Filling, part: BackfillRange, until: float
+    ) -> tuple[bool, Again | None]:
+        """Fill a range; return whether this shift goes on with the next, and if not, how it does."""
+        holding = Holding(run, part, filling.target, until)
+        try:
+            if part.is_the_end:
+                filling.run_end(holding)
+            else:
+                filling.run_range(_range(part, filling.batches), holding)
+        except LimitReached:
+            ranges.give_back(part)
+            return False, Again(LATER if holding.is_held_up else 0.0)
+        except (RunPaused, RunCancelled):
+            ranges.give_back(part)
+            dispatch.settle(runs.find(run.pk))
+            return False, None
+        except LeaseLost as lost:
+            logger.warning("%s", lost)
+            return True, None
+        except (TooManyRetries, Error) as error:
+            logger.warning("run %s, range %s is put off: %s", run.pk, part.number, str(error).strip())
+            runs.drop_lost_connection()
+            ranges.put_off(part, storable(str(error)))
+            return True, None
+        except BaseException:
+            ranges.give_back(part)
+            raise
+        return self._ended(run, part, holding)
+
+    def _ended(self, run: BackfillRun, part: BackfillRange, holding: Holding) -> tuple[bool, Again | None]:
+        if not ranges.end(part):
+            return True, None
+        if part.is_the_end:
+            succeed(run)
+            return False, Again() if run.then is not None else None
+        if holding.bad and (error := _too_many(run)):
+            raise error
+        return True, None
+
+
+def _range(part: BackfillRange, batches: Batches) -> Range:
+    first, last = (key_from_json(batches.model, key) for key in (part.first, part.last))
+    return Range(first, last, part.after, part.size)
+
+
+def name() -> str:
+    """Return who this worker is: host, process, and the thread where it is not the main one."""
+    thread = threading.current_thread()
+    which = "" if thread is threading.main_thread() else f" {thread.name}"
+    return f"{socket.gethostname()}:{os.getpid()}{which}"[:255]
+
+
+def _started(run: BackfillRun) -> BackfillRun:
+    """Move a run that waits into work; one of the workers does, the first."""
+    now = timezone.now()
+    if run.status == Status.QUEUED:
+        changes = {"attempts": run.attempts + 1, "started": run.started or now, "heartbeat": now}
+        changes |= {"lease_until": now + runs.lease(), "waiting_for": ""}
+        moved = runs.move(run, Status.RUNNING, run.started_by, **changes)
+        run = runs.find(run.pk)
+        if moved:
+            logger.info("%s: run %s begins, by the workers of %s", run, run.pk, run.executor)
+            runs.tell(signals.run_started, run)
+    return run
+
+
+def succeed(run: BackfillRun) -> None:
+    """Close a run of which no row is NULL any more."""
+    if _close(run, Status.SUCCEEDED, error="", total_is_exact=True):
+        logger.info("%s: run %s succeeded", run, run.pk)
+        runs.tell(signals.run_finished, runs.find(run.pk))
+
+
+def fail(run: BackfillRun, error: Exception) -> None:
+    """End a run by an error; the other workers stop after their batches."""
+    trace = "".join(traceback.format_exception(error))
+    told: dict[str, Any] = {"error": storable(str(error)), "traceback": storable(trace)}
+    if isinstance(error, BadRows):
+        told["bad_rows"] = [[key_to_json(row.key), storable(row.reason)] for row in error.examples]
+    if _close(run, Status.FAILED, finished=timezone.now(), **told):
+        failed = runs.find(run.pk)
+        runs.note(failed, storable(str(error)).splitlines()[0])
+        logger.error("%s: run %s failed: %s", run, run.pk, error)
+        runs.tell(signals.run_failed, failed, error=error)
+
+
+def _close(run: BackfillRun, status: str, **changes: Any) -> bool:
+    """Move the run there, from whatever state it is in by now; False where it is no longer this one's."""
+    for _ in range(10):
+        record = runs.find(run.pk)
+        if record.token != run.token or not runs.may(record, status):
+            return False
+        if status == Status.SUCCEEDED:
+            changes["rows_total"] = record.rows_done
+        if runs.move(record, status, "", lease_until=None, waiting_for="", **changes):
+            return True
+    return False
+
+
+def _worn_out(part: BackfillRange) -> TooManyRetries:
+    why = f"the last error was: {part.error}" if part.error else "their workers died without a word"
+    return TooManyRetries(
+        f"Range {part.number} of run {part.run_id}, from {part.first} to {part.last}, was tried "
+        f"{part.attempts - 1} times, and {why}. What is filled stays filled. When the cause is gone: "
+        f"python manage.py backfill retry {part.run_id}"
+    )
+
+
+def _too_many(run: BackfillRun) -> BadRows | None:
+    """Return the error of a run whose ranges, all together, have more bad rows than it may have."""
+    most = get("SAFEMIGRATE_MAX_BAD_ROWS")
+    found = [
+        BadRow(key, reason)
+        for bad in ranges.of(run).values_list("bad_rows", flat=True)
+        for key, reason in bad
+    ]
+    if len(found) <= most:
+        return None
+    listed = "\n".join(f"  {row}" for row in found[:10])
+    return BadRows(
+        f"more than {most:,} rows of {run} got no value. The run stopped there (SAFEMIGRATE_MAX_BAD_ROWS). The "
+        f"first 10:\n{listed}\nCorrect these rows or the populate, and go on: {run.command}",
+        count=len(found),
+        examples=found[:most],
+    )

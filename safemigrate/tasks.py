@@ -1,0 +1,21 @@
+"""What the workers of a queue are asked to do. Celery finds this module by itself."""
+
+from __future__ import annotations
+
+from safemigrate import dispatch, shifts
+from safemigrate.executors import background
+
+
+@background
+def work(run: int, tries: int = 0) -> None:
+    """Work on the run for SAFEMIGRATE_TASK_SECONDS at the most, save, and enqueue the same again if there is more.
+
+    Delivered twice it does nothing twice: whatever it does, it holds a lease on it.
+    """
+    shifts.work(run, tries)
+
+
+@background
+def sweep() -> None:
+    """Enqueue what nobody works on: see `backfill sweep`. For a clock: Celery's beat, cron, a scheduler."""
+    dispatch.sweep()

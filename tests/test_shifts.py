@@ -1,0 +1,769 @@
+"""The workers of a queue share a run: each message delivered by the test, when and as often as it likes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.db import OperationalError, connections
+from django.db.migrations.recorder import MigrationRecorder
+from django.db.models import F
+from django.utils import timezone
+
+from safemigrate import chain, conf, dispatch, fills, ranges, runs, shifts, signals
+from safemigrate.batches import Batches
+from safemigrate.exceptions import AlreadyRunning, NotEnqueued
+from safemigrate.executors import base
+from safemigrate.models import BackfillRange, BackfillRun
+from safemigrate.statuses import Status
+from tests import replaceable
+from tests.processes import MONTH, Polls
+from tests.replaceable import month_later
+
+FIELD = "polls.Question.expires_date"
+ROWS = 2_000
+SQLITE = pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
+POSTGRESQL = pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
+
+
+class Queue:
+    """An executor that keeps its messages for the test."""
+
+    is_apart = True
+    is_away = False
+    messages: list[tuple[Any, ...]] = []
+    seconds: list[float] = []
+
+    def enqueue(self, path: str, *arguments: Any, queue: str, seconds: float = 0.0) -> None:
+        if Queue.is_away:
+            raise NotEnqueued("The broker is away.")
+        Queue.messages.append((path, *arguments))
+        Queue.seconds.append(seconds)
+
+    @staticmethod
+    def deliver() -> None:
+        """Deliver the oldest message to a worker, which is this process."""
+        Queue.seconds.pop(0)
+        base.call(*Queue.messages.pop(0))
+
+    @staticmethod
+    def deliver_all(most: int = 100) -> int:
+        """Deliver until there are none; a worker that waits finds the time past."""
+        for number in range(most):
+            if not Queue.messages:
+                return number
+            Queue.deliver()
+        raise AssertionError(f"after {most} messages there are still {len(Queue.messages)}")
+
+
+@pytest.fixture(autouse=True)
+def _queue(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
+    monkeypatch.setitem(conf.EXECUTORS, "celery", f"{__name__}.Queue")
+    monkeypatch.setattr(Queue, "messages", [])
+    monkeypatch.setattr(Queue, "seconds", [])
+    monkeypatch.setattr(Queue, "is_away", False)
+    monkeypatch.setattr(base, "close_old_connections", lambda: None)
+    monkeypatch.setattr(ranges, "PACE", ranges.Pace(seconds=10, start=300, smallest=300, largest=300))
+    settings.SAFEMIGRATE_BATCH_SIZE = 100
+    settings.SAFEMIGRATE_LEASE_SECONDS = 3
+
+
+@pytest.fixture
+def polls(place: dict[str, Any], settings: Any) -> Polls:
+    """Polls with the column, empty, whose runs are recorded beside them."""
+    polls = Polls(**place, rows=ROWS)
+    settings.MIGRATION_MODULES = {"polls": "tests.split_migrations"}
+    settings.SAFEMIGRATE_RUNS_DATABASE = polls.alias
+    call_command("migrate", "safemigrate", database=polls.alias, verbosity=0)
+    call_command("migrate", "polls", "0003", database=polls.alias, verbosity=0)
+    return polls
+
+
+def begin(alias: str, *arguments: str) -> BackfillRun:
+    call_command("backfill", "run", FIELD, "--database", alias, "--executor", "celery", *arguments)
+    return the_run()
+
+
+def the_run() -> BackfillRun:
+    return runs.records().order_by("-pk").first()
+
+
+def all_ranges() -> list[BackfillRange]:
+    return list(ranges.of(the_run()))
+
+
+def assert_filled(polls: Polls, unsaid: int = 0) -> None:
+    """Every row has the value that the function gives, the run says so, and no part of it is left.
+
+    A worker that dies does not say what it filled in its last second.
+    """
+    assert polls.questions().filter(expires_date=F("pub_date") + MONTH).count() == polls.rows
+    run = the_run()
+    said = polls.rows - unsaid
+    assert (run.status, run.rows_done, run.rows_total) == (Status.SUCCEEDED, said, said)
+    assert not run.is_held()
+    assert {part.ended is not None for part in all_ranges()} == {True}
+
+
+@pytest.fixture
+def replaced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], Any]], None]:
+    return lambda function: monkeypatch.setattr(replaceable, "value", function)
+
+
+# From the command to the end
+
+
+def test_the_workers_fill_it_range_by_range(polls: Polls, capsys: pytest.CaptureFixture[str]) -> None:
+    run = begin(polls.alias)
+    assert (run.status, run.executor, run.migration) == (Status.QUEUED, "celery", "polls.0004_fill")
+    assert "enqueued in safemigrate of celery" in capsys.readouterr().out
+    workers = run.options["workers"]
+    assert Queue.messages == [(dispatch.WORK, run.pk, 0)] * workers
+    Queue.deliver_all()
+    assert_filled(polls)
+    *parts, end = all_ranges()
+    assert [part.rows_done for part in parts] == [300] * 6 + [200]
+    assert end.is_the_end
+    assert end.rows_done == 0
+    assert [event.text for event in the_run().events.all()] == ["queued → running", "running → succeeded"]
+
+
+def test_a_task_that_has_no_time_left_saves_where_it_is(polls: Polls, settings: Any) -> None:
+    """It has itself enqueued again, with the range given back; nothing is done twice."""
+    begin(polls.alias, "--task-seconds", "1")
+    runs.records().update(options=the_run().options | {"seconds": 0.000_001, "workers": 1})
+    del Queue.messages[1:], Queue.seconds[1:]
+    rows = []
+    while Queue.messages:
+        Queue.deliver()
+        rows.append(the_run().rows_done)
+        assert not ranges.held(ranges.of(the_run())).exists()
+        if len(rows) == 1:
+            runs.records().update(options=the_run().options | {"seconds": 0.05})
+    assert rows == sorted(rows)
+    assert len(rows) > 2
+    assert_filled(polls)
+
+
+def test_messages_that_come_twice_do_nothing_twice(polls: Polls, replaced: Any) -> None:
+    seen: list[int] = []
+    replaced(lambda question: seen.append(question.pk) or month_later(question))
+    run = begin(polls.alias)
+    Queue.messages *= 5
+    Queue.seconds *= 5
+    Queue.deliver_all()
+    assert_filled(polls)
+    assert len(seen) == len(set(seen)) == ROWS
+    Queue().enqueue(dispatch.WORK, run.pk, queue="")
+    Queue.deliver()
+    assert Queue.messages == []
+
+
+@POSTGRESQL
+def test_several_workers_at_once_hold_different_ranges(polls: Polls, replaced: Any) -> None:
+    together = threading.Barrier(3)
+    first: dict[int, bool] = {}
+
+    def slowly(question: Any) -> Any:
+        if not first.setdefault(threading.get_ident(), False):
+            first[threading.get_ident()] = True
+            together.wait(timeout=10)
+        return month_later(question)
+
+    replaced(slowly)
+    run = begin(polls.alias, "--workers", "3")
+    threads = [threading.Thread(target=worker, args=(run.pk,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    Queue.deliver_all()
+    assert_filled(polls)
+    assert len({part.worker for part in all_ranges()}) >= 3
+
+
+def worker(key: int) -> None:
+    try:
+        shifts.work(key)
+    finally:
+        connections.close_all()
+
+
+# Workers that die
+
+
+def take(run: BackfillRun, worker: str = "another:1") -> Any:
+    """Take a range as a worker does that dies then."""
+    shifts._started(run)
+    run = the_run()
+    target = fills.find(FIELD, run.alias).target
+    return ranges.take(run, Batches(target.model, run.alias, target.marks), worker)
+
+
+def expire(**changes: Any) -> None:
+    """Let all leases have ended."""
+    past = timezone.now() - timedelta(seconds=1)
+    ranges.records().filter(ended=None).exclude(lease_until=None).update(lease_until=past)
+    runs.records().update(lease_until=past, **changes)
+
+
+def test_what_a_dead_worker_held_is_taken_when_its_lease_ends(polls: Polls) -> None:
+    run = begin(polls.alias, "--workers", "2")
+    dead = take(run)
+    del Queue.messages[1:], Queue.seconds[1:]
+    if polls.connection.vendor == "sqlite":  # One worker at a time: the message that is left is one too many.
+        Queue.deliver_all()
+        assert the_run().rows_done == 0
+        expire(woken=None)
+        dispatch.sweep()
+    else:
+        while the_run().rows_done < ROWS - 300:
+            Queue.deliver()
+        assert Queue.seconds[0] > 0  # It waits for the dead one's lease.
+        expire()
+    Queue.deliver_all()
+    assert_filled(polls)
+    again = ranges.records().get(pk=dead.pk)
+    assert (again.attempts, again.token) == (1, 2)
+    assert again.worker == shifts.name()
+
+
+@SQLITE
+def test_a_task_is_enqueued_in_place_of_the_one_that_died(polls: Polls) -> None:
+    run = begin(polls.alias)
+    take(run)
+    expire()
+    runs.records().update(options=the_run().options | {"seconds": 0.000_001})
+    Queue.deliver()
+    assert len(Queue.messages) == 2  # Its own, and the dead one's.
+
+
+@SQLITE
+def test_a_worker_that_wakes_up_after_its_lease_writes_nothing_more(polls: Polls, replaced: Any) -> None:
+    """Its range was taken, and ended, by another one."""
+    run = begin(polls.alias, "--batch-size", "10")
+
+    def value(question: Any) -> Any:
+        if question.pk == 3 * 15:  # Half-way through the first range, it sleeps; another one ends the run.
+            replaced(month_later)
+            expire()
+            woken = threading.Thread(target=worker, args=(run.pk,))
+            woken.start()
+            woken.join()
+        return month_later(question)
+
+    replaced(value)
+    Queue.deliver()
+    first = all_ranges()[0]
+    assert first.token == 2
+    assert Queue.deliver_all() == 1
+    assert_filled(polls, unsaid=10)
+
+
+@SQLITE
+def test_a_range_that_kills_every_worker_fails_the_run(polls: Polls, settings: Any) -> None:
+    settings.SAFEMIGRATE_TASK_RETRIES = 2
+    run = begin(polls.alias)
+    for _ in range(3):
+        assert take(run).number == 1
+        expire()
+    Queue.deliver_all()
+    run = the_run()
+    assert run.status == Status.FAILED
+    assert "Range 1" in run.error
+    assert "was tried 3 times, and their workers died without a word" in run.error
+    runs.retry(run.pk, "ada")
+    Queue.deliver_all()
+    assert_filled(polls)
+
+
+# Errors
+
+
+@SQLITE
+def test_a_database_that_fails_puts_the_range_off(
+    polls: Polls, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another range is taken meanwhile; this one is tried again later, the later the more often it failed."""
+    settings.SAFEMIGRATE_RETRIES = 0
+    failures: list[int] = []
+
+    def fails(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith('UPDATE "polls_question"') and len(failures) < 2:
+            failures.append(1)
+            raise OperationalError("database is locked")
+        return execute(sql, params, many, context)
+
+    begin(polls.alias)
+    with polls.connection.execute_wrapper(fails):
+        Queue.deliver()
+    put_off = [part for part in all_ranges() if part.ended is None]
+    assert [part.number for part in put_off] == [1, 2]
+    assert {"database is locked" in part.error for part in put_off} == {True}
+    assert min(part.not_before for part in put_off) > timezone.now()
+    ranges.of(the_run()).update(not_before=None)
+    Queue.deliver_all()
+    assert_filled(polls)
+
+
+@SQLITE
+def test_while_the_record_is_out_of_reach_the_task_is_put_off_a_bounded_number_of_times(
+    polls: Polls, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.SAFEMIGRATE_TASK_RETRIES = 3
+    settings.SAFEMIGRATE_EXECUTOR = "celery"
+    begin(polls.alias)
+
+    def fails(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        raise OperationalError("the database system is shutting down")
+
+    with polls.connection.execute_wrapper(fails), pytest.raises(OperationalError):
+        Queue.deliver_all()
+    assert "the task is put off: the database system is shutting down" in caplog.text
+    assert Queue.messages == []
+    run = the_run()
+    assert run.status == Status.QUEUED
+    runs.records().update(woken=timezone.now() - timedelta(hours=2))
+    dispatch.sweep()
+    Queue.deliver_all()
+    assert_filled(polls)
+
+
+def test_rows_without_a_value_fail_the_run_at_its_end(polls: Polls, replaced: Any) -> None:
+    replaced(lambda question: None if question.pk in (3, 3_000) else month_later(question))
+    begin(polls.alias)
+    Queue.deliver_all()
+    run = the_run()
+    assert run.status == Status.FAILED
+    assert run.bad_rows == [[3, "the function returned None"], [3_000, "the function returned None"]]
+    assert "2 rows" in run.error
+    assert polls.questions().filter(expires_date=None).count() == 2
+    replaced(month_later)
+    begin(polls.alias)
+    Queue.deliver_all()
+    assert the_run().pk == run.pk
+    assert_filled(polls)
+
+
+@SQLITE
+def test_too_many_of_them_end_it_before(polls: Polls, replaced: Any, settings: Any) -> None:
+    settings.SAFEMIGRATE_MAX_BAD_ROWS = 10
+    replaced(lambda question: None if question.pk % 150 == 0 else month_later(question))  # 6 in a range
+    begin(polls.alias)
+    Queue.deliver_all()
+    run = the_run()
+    assert run.status == Status.FAILED
+    assert "more than 10 rows" in run.error
+    assert run.rows_done == 2 * 294
+    assert len(run.bad_rows) == 10
+
+
+@SQLITE
+def test_an_error_of_the_populate_fails_the_run_and_is_shown(
+    polls: Polls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise ZeroDivisionError("by zero")
+
+    heard: list[Any] = []
+    signals.run_failed.connect(
+        lambda **kwargs: heard.append(kwargs["error"]), weak=False, dispatch_uid="test"
+    )
+    begin(polls.alias)
+    monkeypatch.setattr(shifts.Filling, "run_range", broken)
+    Queue.deliver_all()
+    signals.run_failed.disconnect(dispatch_uid="test")
+    assert (the_run().status, the_run().error) == (Status.FAILED, "by zero")
+    assert "ZeroDivisionError" in the_run().traceback
+    assert isinstance(heard[0], ZeroDivisionError)
+    assert not ranges.held(ranges.of(the_run())).exists()
+
+
+# The broker
+
+
+def test_while_the_broker_is_away_the_worker_goes_on_itself(
+    polls: Polls, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin(polls.alias)
+    runs.records().update(options=the_run().options | {"seconds": 0.000_001})
+    Queue.is_away = True
+    Queue.deliver()
+    assert "This worker goes on" in caplog.text
+    assert_filled(polls)
+
+
+@SQLITE
+def test_a_broker_that_is_away_at_the_start_loses_nothing(polls: Polls) -> None:
+    Queue.is_away = True
+    with pytest.raises(CommandError, match=r"The broker is away. Run \d+ .* backfill sweep"):
+        begin(polls.alias)
+    assert the_run().status == Status.QUEUED
+    runs.records().update(woken=timezone.now() - timedelta(minutes=1))
+    assert dispatch.sweep() == ["The broker is away. " + sweep_later(the_run())]
+    Queue.is_away = False
+    runs.records().update(woken=timezone.now() - timedelta(minutes=1))
+    call_command("backfill", "sweep")
+    Queue.deliver_all()
+    assert_filled(polls)
+
+
+def sweep_later(run: BackfillRun) -> str:
+    kept = f"Run {run.pk} ({run}) is kept, and waits."
+    return f"{kept} When the cause is gone: python manage.py backfill sweep"
+
+
+def test_the_sweep_enqueues_what_nobody_works_on_at_growing_intervals(polls: Polls) -> None:
+    run = begin(polls.alias)
+    Queue.messages.clear()  # As a broker does that forgets.
+    assert dispatch.sweep() == []  # It may be on its way.
+    waits = []
+    for _ in range(4):
+        seconds = 1
+        while True:
+            woken = timezone.now() - timedelta(seconds=seconds)
+            runs.records().update(woken=woken)
+            if dispatch.sweep():
+                break
+            seconds += 1
+        waits.append(seconds)
+    assert waits == [3, 6, 12, 24]
+    assert len(Queue.messages) == 4 * run.options["workers"]
+    Queue.deliver_all()
+    assert_filled(polls)
+    assert dispatch.sweep() == []
+
+
+@SQLITE
+def test_the_sweep_leaves_a_run_alone_that_somebody_works_on(polls: Polls) -> None:
+    run = begin(polls.alias)
+    take(run)
+    runs.records().update(woken=timezone.now() - timedelta(hours=2))
+    assert dispatch.sweep() == []
+
+
+# Steering
+
+
+def steered(polls: Polls, replaced: Any, action: str) -> list[int]:
+    """Have a person ask for something in mid range; return the keys that were computed until it ended."""
+    seen: list[int] = []
+    run = begin(polls.alias, "--batch-size", "10")
+
+    def value(question: Any) -> Any:
+        seen.append(question.pk)
+        if len(seen) == 95:
+            getattr(runs, action)(run.pk, "ada")
+        return month_later(question)
+
+    replaced(value)
+    Queue.deliver_all()
+    replaced(month_later)
+    return seen
+
+
+def test_a_pause_ends_all_work_within_a_batch_and_a_resume_begins_it_again(
+    polls: Polls, replaced: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safemigrate.holding.LOOK", 0.0)
+    seen = steered(polls, replaced, "pause")
+    assert len(seen) <= 120
+    assert the_run().status == Status.PAUSED
+    assert not the_run().is_held()
+    with pytest.raises(CommandError, match="is paused"):
+        begin(polls.alias)
+    assert dispatch.sweep() == []
+    call_command("backfill", "resume", str(the_run().pk))
+    assert len(Queue.messages) == the_run().options["workers"]
+    Queue.deliver_all()
+    assert_filled(polls)
+    texts = [event.text for event in the_run().events.all()]
+    assert texts[1:4] == ["running → pausing", "pausing → paused", "paused → queued"]
+
+
+@SQLITE
+def test_a_cancel_ends_it_for_good(polls: Polls, replaced: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safemigrate.holding.LOOK", 0.0)
+    seen = steered(polls, replaced, "cancel")
+    assert len(seen) <= 120
+    cancelled = the_run()
+    assert cancelled.status == Status.CANCELLED
+    assert cancelled.rows_done == polls.filled() > 0
+    again = begin(polls.alias)
+    assert again.pk != cancelled.pk
+    Queue.deliver_all()
+    assert polls.questions().filter(expires_date=F("pub_date") + MONTH).count() == ROWS
+
+
+@SQLITE
+@pytest.mark.parametrize(("asked", "becomes"), [("pause", Status.PAUSED), ("cancel", Status.CANCELLED)])
+def test_what_is_asked_of_workers_that_are_dead_is_done_by_the_sweep(
+    polls: Polls, asked: str, becomes: str
+) -> None:
+    run = begin(polls.alias)
+    take(run)
+    getattr(runs, asked)(run.pk, "ada")
+    assert dispatch.sweep() == []
+    expire()
+    assert dispatch.sweep() == [f"Run {run.pk} ({run}) is {becomes}."]
+    assert the_run().status == becomes
+
+
+@SQLITE
+def test_a_run_that_waits_for_its_workers_can_be_taken_over_by_one_process(polls: Polls) -> None:
+    begin(polls.alias)
+    call_command("backfill", "run", FIELD, "--database", polls.alias, verbosity=0)
+    run = the_run()
+    assert (run.status, run.executor) == (Status.SUCCEEDED, "inline")
+    assert Queue.deliver_all() == 1
+    assert polls.filled() == ROWS
+
+
+@SQLITE
+def test_while_workers_hold_it_no_process_takes_it(polls: Polls) -> None:
+    run = begin(polls.alias)
+    take(run)
+    job = fills.find(FIELD, polls.alias)
+    with pytest.raises(AlreadyRunning, match="by the workers of celery"):
+        job.run()
+    with pytest.raises(AlreadyRunning, match="by the workers of celery"):
+        dispatch.begin(job, "celery", dispatch.options_of())
+
+
+# Limits
+
+
+@POSTGRESQL
+def test_no_more_workers_at_once_than_are_allowed_on_a_database(polls: Polls) -> None:
+    run = begin(polls.alias, "--workers", "2")
+    assert [take(run).number, take(run).number] == [1, 2]
+    assert take(run) is None  # One too many of this run: it is not enqueued again.
+    other = BackfillRun.objects.using(runs.database()).create(
+        app_label="a", model_name="b", field_names="c", alias=polls.alias, status=Status.RUNNING,
+        executor="celery", options=run.options, rows_total=0,
+    )  # fmt: skip
+    batches = Batches(polls.questions().model, polls.alias, ["expires_date"])
+    assert ranges.take(other, batches, "x") == ranges.Wait(ranges.LOOK_AGAIN)
+    ranges.give_back(ranges.of(run)[0])
+    other.delete()
+    assert take(run).number == 1
+
+
+@SQLITE
+def test_it_starts_later(polls: Polls, capsys: pytest.CaptureFixture[str]) -> None:
+    run = begin(polls.alias, "--countdown", "10m")
+    assert 595 < Queue.seconds[0] <= 600
+    assert " from 20" in capsys.readouterr().out
+    assert dispatch.sweep() == []
+    Queue.deliver()  # The queue is early: it cannot wait.
+    assert the_run().status == Status.QUEUED
+    assert 595 < Queue.seconds[0] <= 600
+    runs.records().update(not_before=timezone.now())
+    Queue.deliver_all()
+    assert_filled(polls)
+    assert run.not_before is not None
+
+
+class Never:
+    """A throttle that never lets it go on."""
+
+    def __init__(self, model: Any, alias: str) -> None: ...
+
+    def reason(self, run: Any) -> str | None:
+        return "not now"
+
+
+@SQLITE
+def test_a_throttle_that_holds_for_long_gives_the_worker_back(
+    polls: Polls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safemigrate.holding.PATIENCE", 0.2)
+    begin(polls.alias, "--throttle", f"{__name__}.Never")
+    Queue.deliver()
+    assert Queue.seconds == [shifts.LATER]
+    assert the_run().waiting_for == "not now"
+    runs.records().update(options=the_run().options | {"throttles": []})
+    Queue.deliver_all()
+    assert_filled(polls)
+    assert the_run().waiting_for == ""
+
+
+# What is not for workers
+
+
+def test_nothing_is_enqueued_where_nothing_is_to_be_filled(
+    polls: Polls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    polls.questions().all().delete()
+    call_command("backfill", "run", FIELD, "--database", polls.alias, "--executor", "celery")
+    assert "every row has a value; nothing was enqueued" in capsys.readouterr().out
+    assert Queue.messages == []
+    assert the_run() is None
+
+
+@SQLITE
+def test_migrate_enqueues_nothing_by_itself(polls: Polls, settings: Any) -> None:
+    settings.SAFEMIGRATE_EXECUTOR = "celery"
+    call_command("migrate", "polls", database=polls.alias, verbosity=0)
+    assert Queue.messages == []
+    assert polls.filled() == ROWS
+
+
+@SQLITE
+def test_migrate_enqueues_what_is_too_much_for_it_where_the_project_says_so(
+    polls: Polls, settings: Any
+) -> None:
+    settings.SAFEMIGRATE_EXECUTOR = "celery"
+    settings.SAFEMIGRATE_MAX_ROWS_IN_MIGRATE = 100
+    settings.SAFEMIGRATE_MIGRATE_ENQUEUES = True
+    with pytest.raises(CommandError, match=r"run \d+ of celery\. When it has succeeded, run migrate again"):
+        call_command("migrate", "polls", database=polls.alias, verbosity=0)
+    with pytest.raises(CommandError, match=r"run \d+ of celery"):
+        call_command("migrate", "polls", database=polls.alias, verbosity=0)
+    Queue.deliver_all()
+    assert_filled(polls)
+    call_command("migrate", "polls", database=polls.alias, verbosity=0)
+    assert polls.columns()["expires_date"] is False
+
+
+@SQLITE
+@pytest.mark.parametrize("code", ["older", "other"])
+def test_a_worker_with_other_code_gives_the_task_back(
+    polls: Polls, settings: Any, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin(polls.alias)
+    if code == "older":
+        settings.MIGRATION_MODULES = {}
+    else:
+        runs.records().update(migration="polls.0009_fill_otherwise")
+    Queue.deliver()
+    assert "The task is put back, nothing is lost" in caplog.text
+    assert Queue.seconds == [shifts.LATER]
+    assert "restart it with the code of this run" in the_run().waiting_for
+    settings.MIGRATION_MODULES = {"polls": "tests.split_migrations"}
+    runs.records().update(migration="polls.0004_fill")
+    Queue.deliver_all()
+    assert_filled(polls)
+
+
+@SQLITE
+def test_an_executor_that_works_at_once_is_refused(polls: Polls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Queue, "is_apart", False)
+    with pytest.raises(CommandError, match="--executor inline"):
+        begin(polls.alias)
+
+
+@SQLITE
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--executor", "celery", "--max-rows", "5"], "--max-rows is for a fill in this process"),
+        (["--eta", "02:00"], "add --executor"),
+        (["--queue", "slow"], "add --executor"),
+        (["--migrate"], "add --chain"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(polls: Polls, arguments: list[str], hint: str) -> None:
+    with pytest.raises(CommandError, match=hint):
+        call_command("backfill", "run", FIELD, "--database", polls.alias, *arguments)
+    assert Queue.messages == []
+
+
+# A chain
+
+
+@pytest.fixture
+def both(polls: Polls, settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[list[str]]:
+    """Two databases with the column."""
+    settings.MIGRATION_MODULES = {}
+    archive = connections["archive"]
+    archive.close()
+    monkeypatch.setitem(archive.settings_dict, "NAME", str(tmp_path / "archive.sqlite3"))
+    Polls("archive", {}, rows=100)
+    settings.MIGRATION_MODULES = {"polls": "tests.split_migrations"}
+    call_command("migrate", "polls", "0003", database="archive", verbosity=0)
+    yield [polls.alias, "archive"]
+    archive.close()
+
+
+def begin_chain(both: list[str], *arguments: str) -> None:
+    databases = [part for alias in both for part in ("--database", alias)]
+    call_command("backfill", "run", FIELD, *databases, "--chain", *arguments)
+
+
+def filled_on(alias: str) -> int:
+    return apps.get_model("polls", "Question").objects.using(alias).exclude(expires_date=None).count()
+
+
+def required_on(alias: str) -> bool:
+    return ("polls", "0005_require") in MigrationRecorder(connections[alias]).applied_migrations()
+
+
+@SQLITE
+@pytest.mark.parametrize("executor", ["celery", "inline"])
+@pytest.mark.parametrize("migrate", [True, False])
+def test_a_chain_fills_one_database_after_another_and_then_migrates(
+    both: list[str], executor: str, migrate: bool
+) -> None:
+    begin_chain(both, "--executor", executor, *(["--migrate"] if migrate else []))
+    if executor == "celery":
+        assert [run.alias for run in runs.records()] == both[:1]
+        Queue.deliver_all()
+        last, first = runs.records()
+        assert [event.text for event in first.events.all()][-1] == f"then: archive, run {last.pk}"
+        assert f"verified: every row has a value on {both[0]}, archive" in [e.text for e in last.events.all()]
+    assert [filled_on(alias) for alias in both] == [ROWS, 100]
+    assert [required_on(alias) for alias in both] == [migrate, migrate]
+
+
+@SQLITE
+@pytest.mark.parametrize("executor", ["celery", "inline"])
+def test_an_error_ends_the_chain(both: list[str], executor: str, replaced: Any) -> None:
+    replaced(lambda question: None if question.pk == 3 else month_later(question))
+    if executor == "inline":
+        with pytest.raises(CommandError, match="1 rows"):
+            begin_chain(both, "--executor", executor, "--migrate")
+    else:
+        begin_chain(both, "--executor", executor, "--migrate")
+        Queue.deliver_all()
+        assert the_run().status == Status.FAILED
+    assert [filled_on(alias) for alias in both] == [ROWS - 1, 0]
+    if executor == "celery":  # It goes on where it ended.
+        replaced(month_later)
+        runs.retry(the_run().pk, "ada")
+        Queue.deliver_all()
+        assert [required_on(alias) for alias in both] == [True, True]
+
+
+@SQLITE
+def test_what_fails_after_a_run_is_shown_in_it(both: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("no migrate today")
+
+    begin_chain(both, "--executor", "celery", "--migrate")
+    monkeypatch.setattr(chain, "call_command", fails)
+    Queue.deliver_all()
+    last = the_run()
+    assert last.status == Status.SUCCEEDED
+    assert last.error == "The chain stopped after this run: RuntimeError: no migrate today"
+    assert last.then is None
+
+
+@SQLITE
+def test_a_chain_whose_worker_died_is_taken_up_by_the_sweep(both: list[str]) -> None:
+    begin_chain(both, "--executor", "celery")
+    while the_run().status != Status.SUCCEEDED:
+        Queue.deliver()
+    Queue.messages.clear()
+    Queue.seconds.clear()
+    assert [filled_on(alias) for alias in both] == [ROWS, 0]
+    runs.records().update(woken=timezone.now() - timedelta(hours=2))
+    assert len(dispatch.sweep()) == 1
+    Queue.deliver_all()
+    assert [filled_on(alias) for alias in both] == [ROWS, 100]
