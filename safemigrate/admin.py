@@ -194,9 +194,10 @@ class BackfillRunAdmin(ModelAdmin):
             "facts": pages.facts(run),
             "is_moving": pages.is_moving(run),
             "advice": pages.advice(run),
-            "command": run.command,
+            "command": run.next_command,
             "buttons": self._buttons(request, run),
             "chart": rate_chart(run.samples),
+            "ranges": pages.ranges(run),
             "bad_rows": self._bad_rows(request, run),
             "events": [
                 (pages.moment(event.at), pages.event(event), event.who)

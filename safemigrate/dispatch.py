@@ -33,6 +33,9 @@ logger = logging.getLogger("safemigrate")
 WORK = "safemigrate.tasks.work"
 #: The longest that the sweep waits before it enqueues once more what nobody took, in seconds.
 PATIENCE = 3600.0
+#: The longest that a message waits at once, in seconds: it comes again, early, and waits again. Celery's workers keep
+#: those that wait, and a broker takes what is kept for long for lost, and delivers it once more.
+HOP = 120.0
 SETTLED = {Status.PAUSING: Status.PAUSED, Status.CANCELLING: Status.CANCELLED}
 
 Then = dict[str, Any] | None
@@ -154,7 +157,8 @@ def hand_over(label: str, alias: str) -> str:
 
 def enqueue(run: BackfillRun, seconds: float = 0.0, tries: int = 0) -> None:
     """Enqueue one task for the run, `seconds` from now at the earliest. Raises NotEnqueued."""
-    named(run.executor).enqueue(WORK, run.pk, tries, queue=run.options["queue"], seconds=seconds)
+    queue, wait = run.options["queue"], min(seconds, HOP)
+    named(run.executor).enqueue(WORK, run.pk, tries, queue=queue, seconds=wait)
 
 
 def wake(run: BackfillRun, seconds: float = 0.0) -> None:

@@ -97,9 +97,20 @@ class BackfillRun(models.Model):
         return f"python manage.py backfill run {label} --database {self.alias}{by}"
 
     @property
+    def next_command(self) -> str:
+        """The line to type where nobody is at work on it."""
+        waits = self.is_shared and self.status in HELD | {Status.QUEUED}
+        return "python manage.py backfill sweep" if waits else self.command
+
+    @property
     def is_shared(self) -> bool:
         """Do the workers of a queue share it?"""
         return self.executor != "inline"
+
+    @property
+    def open_ranges(self) -> list[BackfillRange]:
+        """The ranges that have been cut and have not ended, of a run that workers share."""
+        return list(self.ranges.filter(ended=None)) if self.is_shared else []
 
     @property
     def is_over(self) -> bool:
@@ -174,6 +185,9 @@ class BackfillRange(models.Model):
 
     def __str__(self) -> str:
         return f"{self.run}, range {self.number}"
+
+    def is_held(self) -> bool:
+        return self.lease_until is not None and self.lease_until > timezone.now()
 
     #: Did the worker that had it before leave it without a word? Known to the one that took it.
     was_left = False

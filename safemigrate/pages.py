@@ -148,6 +148,21 @@ def _value(value: Any) -> Any:
     return "" if value is None else value
 
 
+def ranges(run: BackfillRun) -> list[tuple[Any, ...]]:
+    """Return for each range that has not ended: number, worker, where it is, rows, attempt, error."""
+    return [
+        (
+            part.number,
+            part.worker if part.is_held() else _("nobody"),
+            _("the end") if part.is_the_end else f"{part.first} … {part.cursor or ''} … {part.last}",
+            number(part.rows_done),
+            part.attempts,
+            part.error,
+        )
+        for part in run.open_ranges
+    ]
+
+
 def is_moving(run: BackfillRun) -> bool:
     """May it look different in a few seconds?"""
     return run.status in HELD | {Status.QUEUED}
@@ -155,6 +170,15 @@ def is_moving(run: BackfillRun) -> bool:
 
 def advice(run: BackfillRun) -> str:
     """Return what to do before typing the command; empty where a process is at work, or none is needed."""
+    if run.is_shared and (run.is_hung() or run.status == Status.QUEUED):
+        words = {"queue": run.options.get("queue", ""), "executor": run.executor}
+        return (
+            _(
+                "No worker is at work on it. See whether one listens to the queue %(queue)s of %(executor)s. "
+                "What the queue has forgotten is enqueued again by:"
+            )
+            % words
+        )
     if run.is_hung():
         return _hung(run)
     return "" if run.is_over or run.is_held() else str(_NEXT[run.status])

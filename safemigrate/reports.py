@@ -7,7 +7,8 @@ from typing import Any
 
 from django.utils import timezone
 
-from safemigrate.models import BackfillRun
+from safemigrate.models import BackfillRange, BackfillRun
+from safemigrate.statuses import Status
 
 HEADINGS = ["id", "field", "database", "status", "rows", "of", "done", "rows/s", "left", "started", "by"]
 RIGHT = {"id", "rows", "of", "done", "rows/s", "left"}
@@ -51,6 +52,7 @@ def as_dict(run: BackfillRun, *, full: bool = False) -> dict[str, Any]:
     found["bad_rows"] = len(run.bad_rows)
     if full:
         found["bad_rows"] = [{"key": key, "reason": reason} for key, reason in run.bad_rows]
+        found["ranges"] = [_range(part) for part in run.open_ranges]
         found["output"], found["traceback"] = run.output.splitlines(), run.traceback
         found["events"] = [{"at": _iso(e.at), "text": e.text, "who": e.who} for e in run.events.all()]
     return found
@@ -69,7 +71,10 @@ def page(run: BackfillRun) -> str:
         ("migration", run.migration),
         ("populate", run.populate),
         ("started", f"{moment(run.started)} by {run.started_by or '?'}, attempt {run.attempts}"),
-        ("process", f"{run.process} on {run.host} ({run.executor})"),
+        ("process", "" if run.is_shared else f"{run.process} on {run.host} ({run.executor})"),
+        ("queue", f"{run.options['queue']} of {run.executor}" if run.is_shared and run.options else ""),
+        ("starts at", moment(run.not_before) if run.status == Status.QUEUED else ""),
+        ("ranges", _ranges(run)),
         ("heartbeat", moment(run.heartbeat)),
         ("finished", moment(run.finished)),
         ("cursor", "" if run.cursor is None else str(run.cursor)),
@@ -81,6 +86,28 @@ def page(run: BackfillRun) -> str:
     ]
     lines = [f"{name + ':':<11} {text}" for name, text in facts if text]
     return "\n".join([f"Run {run.pk}", *lines, *_advice(run)])
+
+
+def _ranges(run: BackfillRun) -> str:
+    """Return how many have ended, and each that has not, with the worker that holds it."""
+    if not run.is_shared:
+        return ""
+    ended = run.ranges.exclude(ended=None).count()
+    return f"{ended:,} have ended" + "".join(f"\n  {_line(part)}" for part in run.open_ranges)
+
+
+def _line(part: BackfillRange) -> str:
+    what = "the end" if part.is_the_end else f"{part.first} to {part.last}, at {part.cursor}"
+    who = f"held by {part.worker}" if part.is_held() else "free"
+    later = f", tried again at {moment(part.not_before)}" if part.not_before else ""
+    error = f": {part.error}" if part.error else ""
+    return f"{part.number}: {what}; {who}, attempt {part.attempts}{later}{error}"
+
+
+def _range(part: BackfillRange) -> dict[str, Any]:
+    plain = ("number", "first", "last", "cursor", "rows_done", "seconds", "attempts", "worker", "error")
+    times = {name: _iso(getattr(part, name)) for name in ("lease_until", "not_before")}
+    return {name: getattr(part, name) for name in plain} | times
 
 
 def span(length: timedelta | None) -> str:
@@ -96,6 +123,13 @@ def moment(at: datetime | None) -> str:
 
 
 def _advice(run: BackfillRun) -> list[str]:
+    if run.is_shared and (run.is_hung() or run.status == Status.QUEUED):
+        return [
+            "",
+            f"No worker is at work on it. See whether one listens to the queue {run.options.get('queue')}.",
+            "What the queue has forgotten is enqueued again by:",
+            f"    {run.next_command}",
+        ]
     if not run.is_hung():
         return []
     return [

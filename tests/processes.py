@@ -9,6 +9,7 @@ import sys
 import threading
 from datetime import timedelta
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 from django.apps import apps
@@ -41,6 +42,20 @@ SEEDS = {
 }
 
 
+class Process(subprocess.Popen[bytes]):
+    """One that does not outlive a test that failed: nobody waits for its end then."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, error, trace)
+
+
 class Polls:
     """The polls as they were before the field, on one database, with a number of questions."""
 
@@ -59,7 +74,7 @@ class Polls:
 
     def start(self, *arguments: str, program: tuple[str, ...] = ("-m", "django"), **environment: str) -> Any:
         """Start `migrate`; its output comes by a pipe."""
-        return subprocess.Popen(
+        return Process(
             [sys.executable, *program, "migrate", "polls", "--database", self.alias, *arguments],
             env=self.environment | environment,
             stdout=subprocess.PIPE,
@@ -75,7 +90,7 @@ class Polls:
 
     def finish(self) -> None:
         with self.start() as process:
-            output, errors = process.communicate()
+            output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, (output + errors).decode()
 
     def filled(self) -> int:

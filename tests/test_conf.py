@@ -35,6 +35,12 @@ WRONG = {
     "SAFEMIGRATE_RUNS_DATABASE": [None, "nowhere"],
     "SAFEMIGRATE_LEASE_SECONDS": [0, 2.9, None],
     "SAFEMIGRATE_MAX_ROWS_IN_MIGRATE": [-1, 1.5, "many"],
+    "SAFEMIGRATE_EXECUTOR": [None, "", "Celery", "huey"],
+    "SAFEMIGRATE_QUEUE": [None, "", 1],
+    "SAFEMIGRATE_QUEUE_WORKERS": [0, None, 1.5],
+    "SAFEMIGRATE_TASK_SECONDS": [0, -1, None, "30s"],
+    "SAFEMIGRATE_TASK_RETRIES": [-1, None, 1.5],
+    "SAFEMIGRATE_MIGRATE_ENQUEUES": [None, 1, "yes"],
     "SAFEMIGRATE_NOTIFY": [None, "ops@example.com", [None]],
 }
 RIGHT = {
@@ -53,6 +59,9 @@ RIGHT = {
     "SAFEMIGRATE_RUNS_DATABASE": ["archive"],
     "SAFEMIGRATE_LEASE_SECONDS": [3, 60.5],
     "SAFEMIGRATE_MAX_ROWS_IN_MIGRATE": [None, 0, 10**9],
+    "SAFEMIGRATE_EXECUTOR": ["inline", "celery", "rq", "tasks"],
+    "SAFEMIGRATE_QUEUE_WORKERS": [1, 64],
+    "SAFEMIGRATE_TASK_SECONDS": [0.5, 600],
     "SAFEMIGRATE_NOTIFY": [[], ["ops@example.com"]],
 }
 
@@ -67,7 +76,9 @@ def test_every_setting_is_one_flat_name_and_says_what_it_means() -> None:
     for name, setting in conf.SETTINGS.items():
         assert name.startswith("SAFEMIGRATE_")
         assert setting.valid(setting.default)
-        assert setting.form.startswith(("a number", "True or False", "a list of", "hours as in", "an alias"))
+        assert setting.form.startswith(
+            ("a number", "True or False", "a list of", "hours as in", "an alias", "one of", "the name")
+        )
         assert setting.meaning.endswith(".")
 
 

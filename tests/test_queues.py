@@ -210,6 +210,29 @@ def test_a_database_that_is_stopped_and_started_again(
         project.assert_all_filled_once(FEW)
 
 
+#: Cuts a connection off, once, at the statement that would close the run.
+CUT_OFF = """
+CREATE SEQUENCE closings;
+CREATE FUNCTION cut_off() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF nextval('closings') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER cut_off BEFORE UPDATE ON safemigrate_backfillrun
+    FOR EACH ROW WHEN (NEW.status = 'succeeded') EXECUTE FUNCTION cut_off();
+"""
+
+
+@pytest.mark.parametrize("kind", ["tasks"], indirect=True)
+def test_a_worker_that_is_lost_right_before_it_closes_the_run(make: Make) -> None:
+    project = make(1_000)
+    project.sql("default", CUT_OFF)
+    project.work(2)
+    project.begin()
+    project.wait_for_status("succeeded")
+    assert project.value("SELECT last_value FROM closings") > 1
+    project.assert_all_filled_once(1_000)
+
+
 # Code, messages and people
 
 

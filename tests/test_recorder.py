@@ -26,11 +26,11 @@ from django.db import OperationalError, connections, models
 from django.db.models import F, QuerySet, Value
 from django.utils import timezone
 
-from safemigrate import apps, backfill, context, recorder, runs, signals
+from safemigrate import apps, backfill, context, pulse, recorder, runs, signals
 from safemigrate.databases import for_connection
 from safemigrate.exceptions import BadRows, LeaseLost, LimitReached, RunCancelled
 from safemigrate.limits import Limited, Limits
-from safemigrate.models import BackfillEvent, BackfillRun
+from safemigrate.models import BackfillEvent, BackfillRange, BackfillRun
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate
 from safemigrate.statuses import Status
 from tests.conftest import ROOT, cleaned
@@ -82,6 +82,12 @@ def _recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def road(alias: str) -> Road:
     return Road(alias)
+
+
+def beat(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let a run be recorded so often."""
+    monkeypatch.setattr(recorder, "BEAT", seconds)
+    monkeypatch.setattr(pulse, "BEAT", seconds)
 
 
 def add_expires(populate: Any = LATER, **kwargs: Any) -> AddRequiredField:
@@ -162,7 +168,7 @@ def test_nothing_is_recorded_where_nothing_is_to_be_filled(road: Road) -> None:
 
 
 def test_the_total_is_estimated_at_once_and_counted_then(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "HEARTBEAT", 0.05)
+    beat(monkeypatch, 0.3)
     monkeypatch.setattr(recorder, "COUNTED", 70)
     totals: list[tuple[bool, int]] = []
     road.fill(300)
@@ -293,7 +299,7 @@ def test_the_outputs_of_two_threads_may_end_in_any_order() -> None:
 
 
 def test_threads_and_connections_are_closed(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "HEARTBEAT", 0.05)
+    beat(monkeypatch, 0.05)
     before, counted = set(threading.enumerate()), open_connections(road.alias)
     road.fill(100)
     during: list[int] = []
@@ -349,7 +355,7 @@ def test_the_runs_of_any_database_may_be_recorded_in_it(
     road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On each database: the heart writes beside the fill, and the fill must not wait for it."""
-    monkeypatch.setattr(recorder, "HEARTBEAT", 0.05)
+    beat(monkeypatch, 0.05)
     keep_runs_on(road.alias, settings)
     road.fill(100)
     road.run(add_expires(slowly(0.005), batch_size=10))
@@ -362,6 +368,7 @@ def keep_runs_on(alias: str, settings: Any) -> None:
         with connections[alias].schema_editor() as editor:
             editor.create_model(BackfillRun)
             editor.create_model(BackfillEvent)
+            editor.create_model(BackfillRange)
     settings.SAFEMIGRATE_RUNS_DATABASE = alias
 
 
@@ -413,7 +420,7 @@ def test_a_connection_to_the_runs_that_is_lost_is_made_again(
     road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The runs on PostgreSQL, the fill on SQLite; the server ends every connection in the middle."""
-    monkeypatch.setattr(recorder, "HEARTBEAT", 0.05)
+    beat(monkeypatch, 0.05)
     keep_runs_on("postgresql", settings)
     killer = connections["postgresql"].copy()
     killer.inc_thread_sharing()
@@ -536,7 +543,7 @@ def test_a_cursor_that_is_no_key_of_the_table_costs_time_only(road: Road, cursor
 def test_a_cursor_is_not_lost_while_nothing_is_filled_yet(
     road: Road, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder, "HEARTBEAT", 0.0)
+    beat(monkeypatch, 0.0)
     road.fill(30)
     cursor = stopped(road, 10)
     with pytest.raises(LimitReached), limited(seconds=0):
@@ -748,6 +755,7 @@ def test_a_process_pauses_after_its_batch_goes_on_and_is_cancelled(polls: Polls)
         )
         assert polls.filled() == paused_at
         assert recorded().is_held()
+        time.sleep(0.6)
         runs.resume(run.pk, "bob")
         wait_until(lambda: polls.filled() > paused_at, process)
         before = polls.filled()

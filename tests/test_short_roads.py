@@ -572,7 +572,7 @@ def test_killed_in_the_copy_the_table_is_as_it_was(
     connections[alias].close()
     monkeypatch.setitem(connections[alias].settings_dict, "NAME", str(tmp_path / "polls.sqlite3"))
     names = json.loads(environment["SAFEMIGRATE_TEST_NAMES"]) | {alias: str(tmp_path / "polls.sqlite3")}
-    polls = Polls(alias, environment | {"SAFEMIGRATE_TEST_NAMES": json.dumps(names)}, rows=10_000)
+    polls = Polls(alias, environment | {"SAFEMIGRATE_TEST_NAMES": json.dumps(names)}, rows=2_000)
     before = polls.schema()
     with polls.start_and_die(statement, 0.01) as process:
         output, errors = process.communicate()

@@ -10,7 +10,7 @@ from django.db import connections
 
 from safemigrate import runs
 from safemigrate.exceptions import IllegalMove
-from safemigrate.models import BackfillRun
+from safemigrate.models import BackfillEvent, BackfillRange, BackfillRun
 from safemigrate.recorder import end_of
 from safemigrate.statuses import HELD, MOVES, OVER, Status, sources
 
@@ -75,10 +75,7 @@ def test_a_pause_and_a_cancel_outlive_the_process_that_is_stopped_first() -> Non
 def table(alias: str) -> str:
     """The alias that runs are recorded on, which may be any database."""
     with connections[alias].schema_editor() as editor:
-        made = (
-            [] if alias == "default" else [BackfillRun, BackfillRun._meta.get_field("events").related_model]
-        )
-        for model in made:
+        for model in [] if alias == "default" else [BackfillRun, BackfillEvent, BackfillRange]:
             editor.create_model(model)
     return alias
 

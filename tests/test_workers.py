@@ -24,9 +24,10 @@ from safemigrate.databases import for_connection
 from safemigrate.exceptions import BadRows, LimitReached
 from safemigrate.operations import AddNullableField
 from safemigrate.populate import PerRow, Suffix, resolve
+from safemigrate.processes import is_gone, machine
 from safemigrate.work import work_for
 from tests.conftest import ROOT
-from tests.processes import Polls
+from tests.processes import Polls, Process
 from tests.roads import MONTH, START, Road
 
 SERVERS = pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
@@ -471,10 +472,10 @@ def test_a_process_that_is_killed_leaves_its_batches_to_the_caller(polls: Polls,
 
 @pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
 def test_the_processes_end_with_the_first_one_when_that_is_killed(polls: Polls, tmp_path: Path) -> None:
-    with subprocess.Popen(command(polls), env=polls.environment | {"SLOW": "0.02"}) as first:
+    with Process(command(polls), env=polls.environment | {"SLOW": "0.02"}) as first:
         pids = wait_for(lambda: {int(path.name) for path in (tmp_path / "pids").iterdir()} - {first.pid})
         first.kill()
-    assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    assert wait_for(lambda: all(is_gone(pid, machine()) for pid in pids))
 
 
 def wait_for(found: Callable[[], Any]) -> Any:

@@ -33,7 +33,7 @@ from tools.servers import MissingServer, PostgreSQL, ServerError
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "example_polls"
 WORD = "expire"  # what the field brought into the project is in lines that say so
-CHANGED = ("polls/models.py", "polls/admin.py", "polls/views.py", "polls/tests.py")
+CHANGED = ("polls/models.py", "polls/admin.py", "polls/reports.py", "polls/views.py", "polls/tests.py")
 FIELD = "polls.Question.expires_date"
 POPULATE = "F('pub_date') + timedelta(days=30)"
 OPEN_FOR = timedelta(days=30)

@@ -36,7 +36,7 @@ if ! flock --nonblock 9; then
     exit 0
 fi
 
-note "start: $(printf '%q ' "$@")"
+note "start:$(printf ' %q' "$@")"
 before=$(stat --format %s "$log")
 "$@" >>"$log" 2>&1 &
 command=$!

@@ -41,7 +41,8 @@ def later(
     """Have a @background function done by SAFEMIGRATE_EXECUTOR, `seconds` from now at the earliest.
 
     Inline it is done at once, when this returns. Raises NotEnqueued where the queue does not take it.
-    In a transaction, call it by transaction.on_commit: a worker is often quicker than the commit.
+    In a transaction, call it by transaction.on_commit: a worker is often quicker than the commit. With Celery keep
+    `seconds` well below the broker's visibility or consumer timeout, or it is done more than once.
     """
     path = f"{function.__module__}.{function.__qualname__}"
     if path not in base.declared:

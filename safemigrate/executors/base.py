@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from django.db import close_old_connections
+from django.db import connections
 from django.utils.module_loading import import_string
 
 from safemigrate.exceptions import NotEnqueued
@@ -42,11 +42,18 @@ def call(path: str, *arguments: Any) -> None:
         import_string(path)
     if path not in declared:
         raise NotEnqueued(f"{path} is not declared with @background, so no message may call it.")
-    close_old_connections()
+    renew_connections()
     try:
         declared[path](*arguments)
     finally:
-        close_old_connections()
+        renew_connections()
+
+
+def renew_connections() -> None:
+    """As before and after a request; but inline, or by an eager queue, the caller may be in a transaction."""
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
 
 
 def missing(executor: str, package: str) -> NotEnqueued:
