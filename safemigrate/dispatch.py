@@ -22,7 +22,7 @@ from safemigrate.databases import for_connection
 from safemigrate.exceptions import AlreadyRunning, NotEnqueued, NothingToRun
 from safemigrate.executors import named
 from safemigrate.fills import Job, find
-from safemigrate.keys import key_from_json, key_to_json
+from safemigrate.keys import key_to_json
 from safemigrate.models import BackfillRun
 from safemigrate.populate import AsWritten, resolve
 from safemigrate.statuses import OVER, Status
@@ -122,7 +122,7 @@ def _queued(
     if ranges.of(run).exists():
         ranges.reopen(run)
     else:
-        ranges.cut_first(run, batches, key_from_json(batches.model, run.cursor))
+        ranges.cut_first(run, batches)
     return run
 
 

@@ -52,16 +52,17 @@ def held(ranges: QuerySet[BackfillRange]) -> QuerySet[BackfillRange]:
     return ranges.filter(ended=None, lease_until__gt=timezone.now())
 
 
-def cut_first(run: BackfillRun, batches: Batches, after: Any) -> None:
+def cut_first(run: BackfillRun, batches: Batches) -> BackfillRange:
     """Cut the first range: after the key where an earlier process stopped, else from the first row to fill.
 
     May read the table up to that row.
     """
+    after = key_from_json(batches.model, run.cursor)
     inclusive = after is None
     start = batches.first_todo() if inclusive else after
-    size, last = _size(run), key_from_json(batches.model, run.last_key)
-    if part := batches.next(start, last, size, inclusive=inclusive):
-        _create(run, 1, part)
+    last = key_from_json(batches.model, run.last_key)
+    part = None if start is None else batches.next(start, last, _size(run), inclusive=inclusive)
+    return _create(run, 1, part)
 
 
 def take(run: BackfillRun, batches: Batches, worker: str) -> BackfillRange | Wait | None:
@@ -102,8 +103,10 @@ def _free(run: BackfillRun) -> BackfillRange | None:
 
 def _cut(run: BackfillRun, batches: Batches) -> BackfillRange | Wait | None:
     newest = of(run).order_by("-number").first()
-    if newest is None or newest.is_the_end:
-        return _wait(run) if newest and newest.ended is None else None
+    if newest is None:  # Whoever began the run died before it cut the first one.
+        return cut_first(run, batches)
+    if newest.is_the_end:
+        return _wait(run)
     after, last = (key_from_json(batches.model, key) for key in (newest.last, run.last_key))
     part = batches.next(after, last, _size(run, newest), inclusive=False)
     if part is not None:
@@ -176,5 +179,6 @@ def is_worn_out(part: BackfillRange) -> bool:
 
 
 def reopen(run: BackfillRun) -> None:
-    """Give the ranges that have not ended another full number of tries."""
+    """Give the ranges that have not ended another full number of tries; the end comes after those still to be cut."""
+    of(run).filter(ended=None, last__isnull=True).delete()
     of(run).filter(ended=None).update(attempts=0, not_before=None, lease_until=None, token=F("token") + 1)

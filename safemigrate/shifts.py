@@ -12,7 +12,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import Error
+from django.db import Error, transaction
 from django.utils import timezone
 
 from safemigrate import chain, dispatch, fills, ranges, runs, signals
@@ -200,11 +200,11 @@ class Shift:
         return self._ended(run, part, holding)
 
     def _ended(self, run: BackfillRun, part: BackfillRange, holding: Holding) -> tuple[bool, Again | None]:
+        if part.is_the_end:
+            succeed(run, part)
+            return False, Again() if run.then is not None else None
         if not ranges.end(part):
             return True, None
-        if part.is_the_end:
-            succeed(run)
-            return False, Again() if run.then is not None else None
         if holding.bad and (error := _too_many(run)):
             raise error
         return True, None
@@ -236,9 +236,11 @@ def _started(run: BackfillRun) -> BackfillRun:
     return run
 
 
-def succeed(run: BackfillRun) -> None:
-    """Close a run of which no row is NULL any more."""
-    if _close(run, Status.SUCCEEDED, error="", total_is_exact=True):
+def succeed(run: BackfillRun, end: BackfillRange) -> None:
+    """Close a run of which no row is NULL any more, together with its end: whoever dies leaves both open."""
+    with transaction.atomic(using=runs.database()):
+        closed = ranges.end(end) and _close(run, Status.SUCCEEDED, error="", total_is_exact=True)
+    if closed:
         logger.info("%s: run %s succeeded", run, run.pk)
         runs.tell(signals.run_finished, runs.find(run.pk))
 

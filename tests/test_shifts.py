@@ -6,6 +6,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from django.db import OperationalError, connections, models
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import F
 from django.utils import timezone
+from django.utils.module_loading import import_string
 
 from safemigrate import chain, conf, dispatch, fills, pages, ranges, runs, shifts, signals
 from safemigrate.batches import Batches, keys_of
@@ -284,6 +286,62 @@ def test_a_range_that_kills_every_worker_fails_the_run(polls: Polls, settings: A
     runs.retry(run.pk, "ada")
     Queue.deliver_all()
     assert_filled(polls)
+
+
+def dies(*arguments: Any, **values: Any) -> Any:
+    raise KeyboardInterrupt  # Nothing of what comes after is done.
+
+
+@SQLITE
+@pytest.mark.parametrize("function", ["ranges.cut_first", "dispatch.wake"])
+def test_whoever_begins_a_run_may_die_at_any_moment(
+    polls: Polls, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"safemigrate.{function}", dies)
+        begin(polls.alias)
+    assert len(dispatch.sweep()) == 1
+    Queue.deliver_all()
+    assert_filled(polls)
+
+
+@SQLITE
+@pytest.mark.parametrize("function", ["ranges.end", "runs.move", "runs.tell", "ranges._create"])
+def test_a_worker_may_die_at_any_moment(polls: Polls, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each call of what changes the record, and right after it."""
+    for number in (0, 1, 3, 7):
+        for after in (False, True):
+            polls.questions().update(expires_date=None)
+            runs.records().all().delete()
+            begin(polls.alias)
+            with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+                patch.setattr(f"safemigrate.{function}", Dying(function, number, after=after))
+                Queue.deliver_all()
+            Queue.messages.clear()
+            Queue.seconds.clear()
+            expire(woken=None)
+            dispatch.sweep()
+            Queue.deliver_all()
+            unsaid = polls.rows - the_run().rows_done
+            assert unsaid in (0, 100, 200, 300)
+            assert_filled(polls, unsaid)
+
+
+class Dying:
+    """Ends a worker at the n-th call of a function, before or after it."""
+
+    def __init__(self, function: str, number: int, *, after: bool) -> None:
+        self.real = import_string(f"safemigrate.{function}")
+        self.left, self.after = number, after
+
+    def __call__(self, *arguments: Any, **values: Any) -> Any:
+        self.left -= 1
+        if self.left == -1 and not self.after:
+            raise KeyboardInterrupt
+        answer = self.real(*arguments, **values)
+        if self.left == -1:
+            raise KeyboardInterrupt
+        return answer
 
 
 # Errors
