@@ -105,9 +105,10 @@ def event(happened: BackfillEvent) -> str:
 
 def facts(run: BackfillRun) -> list[tuple[str, list[tuple[str, Any]]]]:
     """Return all else that is known of the run: headings, each with names and values."""
+    where = ("executor", "not_before") if run.is_shared else ("host", "process", "executor")
     return [
         (_("Times"), _times(run)),
-        (_("Who and where"), _named(run, "started_by", "attempts", "host", "process", "executor")),
+        (_("Who and where"), _named(run, "started_by", "attempts", *where)),
         (_("What"), [*_named(run, "migration", "populate", "field_names", "alias"), *_rows(run)]),
     ]
 
