@@ -208,8 +208,11 @@ class Filling:
             self._go_through(ledger, self._next(self.state.resume_after, part.last), part.last)
 
     def _fill_left(self, ledger: Ledger) -> None:
-        if self._again(self.batches.any_left):
+        keys = self._stragglers()
+        if len(keys) == STRAGGLERS:
             self._fill_all(ledger)
+        else:
+            self._fill_rest(ledger, keys)
 
     def _fill_all(self, ledger: Ledger) -> None:
         self._sweep(ledger)
@@ -219,6 +222,10 @@ class Filling:
             self.state.resume_after = None
             self._sweep(ledger)
             keys = self._stragglers()
+        self._fill_rest(ledger, keys)
+
+    def _fill_rest(self, ledger: Ledger, keys: list[Any]) -> None:
+        """Fill these, and those that come in meanwhile. Raises BadRows for what stays without a value."""
         for _ in range(SWEEPS):
             if not keys:
                 return
@@ -256,7 +263,8 @@ class Filling:
             self._fill(batch)
         else:
             self._note_done(batch, *done)
-        self._advance(ledger, batch)
+        self.state.cursor = batch.last
+        self._advance(ledger)
 
     def _gather(self) -> None:
         """Count what others had under way when an error ended the run: it is committed."""
@@ -285,7 +293,7 @@ class Filling:
             batch = Range(chunk[0], chunk[-1], size=size if len(chunk) == size else 0)
             self._wait(ledger)
             self._fill(batch)
-            self._advance(ledger, batch)
+            self._advance(ledger)
 
     def _wait(self, ledger: Ledger) -> None:
         """Wait as long as a throttle says so. Nothing is locked meanwhile, and no pace sees it."""
@@ -302,8 +310,7 @@ class Filling:
             time.sleep(min(max(waited / 4, SLEEP / 50), SLEEP))
         state.waiting, state.waited = "", before + time.monotonic() - started
 
-    def _advance(self, ledger: Ledger, batch: Range) -> None:
-        self.state.cursor = batch.last
+    def _advance(self, ledger: Ledger) -> None:
         self.state.bad = list(self.bad.values())
         ledger.advance(self.state)
 

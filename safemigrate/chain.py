@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.core.management import call_command
-from django.db import Error
-from django.db.models import Q
+from django.db import Error, connections
+from django.db.models import F, Q
 from django.utils import timezone
 
 from safemigrate import dispatch, fills, runs, signals
-from safemigrate.exceptions import AlreadyRunning, NullsRemain, SafemigrateError
-from safemigrate.models import BackfillRun
+from safemigrate.databases import for_connection
+from safemigrate.exceptions import AlreadyRunning, NotEnqueued, NullsRemain, SafemigrateError
+from safemigrate.models import BackfillRun, open_key
 from safemigrate.pulse import Pulse
 
 logger = logging.getLogger("safemigrate")
@@ -32,9 +33,9 @@ def go_on(run: BackfillRun) -> None:
     pulse.start()
     try:
         _step(run)
-    except Error:
-        raise  # The database is away: a later task, or the sweep, goes on.
-    except Exception as error:  # noqa: BLE001  whatever it is, the run shall show it
+    except Exception as error:
+        if isinstance(error, Error) and for_connection(connections[run.alias]).is_transient(error):
+            raise  # The database is away: a later task, or the sweep, goes on.
         _stop(run, error)
     else:
         _mine(run).update(then=None)
@@ -49,7 +50,11 @@ def _mine(run: BackfillRun) -> Any:
 
 def _taken(run: BackfillRun) -> bool:
     free = Q(lease_until=None) | Q(lease_until__lte=timezone.now())
-    return bool(_mine(run).filter(free, then__isnull=False).update(lease_until=timezone.now() + runs.lease()))
+    taken = {"lease_until": timezone.now() + runs.lease(), "token": F("token") + 1}
+    if not _mine(run).filter(free, then__isnull=False).update(**taken):
+        return False
+    run.token += 1
+    return True
 
 
 def _beat(run: BackfillRun) -> float:
@@ -62,14 +67,24 @@ def _step(run: BackfillRun) -> None:
     then: dict[str, Any] = run.then or {}
     for number, alias in enumerate(then["next"]):
         rest = then | {"next": then["next"][number + 1 :]}
+        job = fills.find(label, alias)
         try:
-            begun = dispatch.begin(fills.find(label, alias), run.executor, run.options, then=rest)
-        except AlreadyRunning:  # Begun by a worker that died before it could say so.
+            begun = dispatch.begin(job, run.executor, run.options, then=rest)
+        except (AlreadyRunning, NotEnqueued) as error:
+            if not _follows(job):
+                raise
+            runs.note(run, f"then: {alias}: {error}")  # It goes on from there by itself.
             return
         if begun is not None:
             runs.note(run, f"then: {alias}, run {begun.pk}")
             return
     finish(label, then["all"], migrate=then["migrate"], tell=lambda text: runs.note(run, text))
+
+
+def _follows(job: fills.Job) -> bool:
+    """Is the next run begun, as a link of the chain: by a worker that died then, or while the broker is away?"""
+    key = open_key(job.label, job.alias)
+    return runs.records().filter(open_key=key, then__isnull=False).exists()
 
 
 def finish(label: str, aliases: Sequence[str], *, migrate: bool, tell: Any) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
-from django.db import connections
+from django.db import connections, transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -26,6 +27,7 @@ from safemigrate.keys import key_to_json
 from safemigrate.models import BackfillRun
 from safemigrate.populate import AsWritten, resolve
 from safemigrate.statuses import OVER, Status
+from safemigrate.throttles import Throttles
 from safemigrate.work import may_share
 
 logger = logging.getLogger("safemigrate")
@@ -66,7 +68,7 @@ def begin(
     Locks nothing, and returns at once, however large the table is. Run again it goes on with the same run.
     Raises AlreadyRunning, RunPaused, and NotEnqueued, after which the run waits for a sweep.
     """
-    _refuse(job, executor)
+    _refuse(job, executor, options)
     target = job.target
     batches = Batches(target.model, target.alias, target.marks)
     if not batches.any_left():
@@ -79,7 +81,10 @@ def begin(
     return run
 
 
-def _refuse(job: Job, executor: str) -> None:
+def _refuse(job: Job, executor: str, options: dict[str, Any]) -> None:
+    """Raise what a worker would find out only later."""
+    named(executor).check(options["queue"])
+    Throttles(job.model, job.alias, options["throttles"])
     if not named(executor).is_apart:
         raise NotEnqueued(
             f"The executor {executor} is set up to do its tasks at once, in the process that enqueues them (as tests "
@@ -170,6 +175,7 @@ def wake(run: BackfillRun, seconds: float = 0.0) -> None:
         for _ in range(missing):
             enqueue(run, seconds)
     except NotEnqueued as error:
+        runs.records().filter(pk=run.pk).update(woken=None, wakes=run.wakes)  # The next sweep shall try it.
         raise NotEnqueued(
             f"{error} Run {run.pk} ({run}) is kept, and waits. When the cause is gone: python manage.py backfill sweep"
         ) from error
@@ -177,10 +183,14 @@ def wake(run: BackfillRun, seconds: float = 0.0) -> None:
 
 def wake_queued(sender: Any, run: BackfillRun, **kwargs: Any) -> None:
     """Enqueue a run that a person let go on, in the admin or by a command."""
-    if not run.is_shared:
-        return
+    if run.is_shared:  # A worker is often quicker than the transaction of a request.
+        transaction.on_commit(partial(_wake, run), using=runs.database())
+
+
+def _wake(run: BackfillRun) -> None:
     try:
-        ranges.reopen(run)
+        if run.status == Status.QUEUED:  # Else its workers have not even seen that it was to pause.
+            ranges.reopen(run)
         wake(run)
     except NotEnqueued as error:
         runs.note(run, str(error))
@@ -230,7 +240,7 @@ def _is_forgotten(run: BackfillRun) -> bool:
     now = timezone.now()
     if run.not_before is not None and now < run.not_before + runs.lease():
         return False
-    wait = min(runs.lease().total_seconds() * 2**run.wakes / 2, PATIENCE)
+    wait = min(runs.lease().total_seconds() * 2.0 ** min(run.wakes, 20) / 2, PATIENCE)
     return run.woken is None or now >= run.woken + timedelta(seconds=wait)
 
 

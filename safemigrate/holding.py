@@ -41,7 +41,7 @@ class Holding:
         self.batches = 0
         self.looked = self.written = self.seen = time.monotonic()
         self.began = (part.rows_done, part.seconds)
-        self.is_held_up, self.bad = False, False
+        self.is_held_up, self.bad, self.waited = False, False, 0.0
         self.pulse = Pulse(f"safemigrate range {part.pk}", self._beat)
 
     def start(self, state: Run) -> None:
@@ -76,10 +76,14 @@ class Holding:
             runs.tell(signals.batch_done, self.run, rows=self.state.filled, seconds=self.state.took)
 
     def _obey(self, now: float) -> None:
-        if now >= self.until:
+        # The end fills something or finds out what cannot be filled: else the next task would begin like this one.
+        if now >= self.until and not (
+            self.part.is_the_end and self.state.cursor is None and not self.state.rows
+        ):
             raise LimitReached("the time of the task is over")
-        waits = self.state.waiting and self.state.waited >= PATIENCE
-        if waits:
+        if not self.state.waiting:
+            self.waited = self.state.waited
+        elif self.state.waited - self.waited >= PATIENCE:
             self.is_held_up = True
             raise LimitReached(f"waiting: {self.state.waiting}")
 
@@ -101,11 +105,8 @@ class Holding:
 
     def _beat(self) -> float:
         until = timezone.now() + lease()
-        try:
-            if ranges.mine(self.part).update(lease_until=until):
-                self._open().update(lease_until=until, heartbeat=timezone.now())
-        except Error:  # The next beat may come through; the lease is longer than a few.
-            runs.drop_lost_connection()
+        if ranges.mine(self.part).update(lease_until=until):
+            self._open().update(lease_until=until, heartbeat=timezone.now())
         return 0.0
 
     def _open(self) -> Any:
@@ -137,7 +138,7 @@ class Holding:
             "seconds": seconds + state.working,
             "bad_rows": [[key_to_json(row.key), storable(row.reason)] for row in state.bad],
         }
-        if state.cursor is not None and not self.part.is_the_end:
+        if state.cursor is not None:
             progress["cursor"] = key_to_json(state.cursor)
         # It got somewhere: what killed the workers before is behind it.
         return progress | ({"attempts": 1} if state.rows > self.rows else {})

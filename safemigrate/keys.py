@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -11,6 +12,8 @@ def key_to_json(key: Any) -> Any:
     """Return a primary key as JSON has it: numbers as they are, all else as text; a composite one as a list."""
     if isinstance(key, tuple | list):
         return [key_to_json(part) for part in key]
+    if isinstance(key, bytes | memoryview):
+        return b64encode(key).decode()  # as BinaryField reads it
     return key if key is None or isinstance(key, int) else str(key)
 
 

@@ -125,6 +125,12 @@ class BackfillRun(models.Model):
         """Should a process be at work on the run, and gives no sign of life?"""
         return self.status in HELD - {Status.PAUSED} and not self.is_held(now)
 
+    def is_forgotten(self, now: datetime | None = None) -> bool:
+        """Should workers of a queue be at work on it, and none is?"""
+        now = now or timezone.now()
+        early = self.not_before is not None and self.not_before > now
+        return self.is_shared and not early and (self.is_hung(now) or self.status == Status.QUEUED)
+
     @property
     def rate(self) -> float:
         """Rows per second over the last 60 s of work."""

@@ -171,7 +171,7 @@ def is_moving(run: BackfillRun) -> bool:
 
 def advice(run: BackfillRun) -> str:
     """Return what to do before typing the command; empty where a process is at work, or none is needed."""
-    if run.is_shared and (run.is_hung() or run.status == Status.QUEUED):
+    if run.is_forgotten():
         words = {"queue": run.options.get("queue", ""), "executor": run.executor}
         return (
             _(

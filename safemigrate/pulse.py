@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from django.db import connections
+from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 #: Seconds.
@@ -27,11 +27,22 @@ class Pulse(threading.Thread):
         try:
             spent = 0.0
             while not self.ended.wait(BEAT - spent):
-                spent = self.beat()
+                spent = self._beat()
         finally:
-            for connection in connections.all(initialized_only=True):
-                # SQLite's own close() leaves a database in memory open, as if nobody else had it open.
-                BaseDatabaseWrapper.close(connection)
+            self._close()
+
+    def _beat(self) -> float:
+        try:
+            return self.beat()
+        except Error:  # The next beat may come through; a lease is longer than a few.
+            self._close()
+            return 0.0
+
+    @staticmethod
+    def _close() -> None:
+        for connection in connections.all(initialized_only=True):
+            # SQLite's own close() leaves a database in memory open, as if nobody else had it open.
+            BaseDatabaseWrapper.close(connection)
 
     def stop(self) -> None:
         """Wait for the beat under way, and end."""

@@ -71,26 +71,36 @@ def take(run: BackfillRun, batches: Batches, worker: str) -> BackfillRange | Wai
     None where this worker is one too many, or the run is no longer what it was. Whoever takes waits for the
     others who do, for the moment that it takes.
     """
-    limit = run.options["workers"]
+    limit, open_ = (
+        run.options["workers"],
+        _open_on(run.alias),
+    )  # Read before, or it would be what is seen later.
     with transaction.atomic(using=runs.database()):
-        if not _alone(run):
+        if not _alone(run, open_):
             return None
         if held(of(run)).count() >= limit:
             return None
         if held(records().filter(run__alias=run.alias)).count() >= limit:
-            return Wait(LOOK_AGAIN)
+            return _wait_for_a_place(run)
         found = _free(run) or _cut(run, batches)
         if isinstance(found, BackfillRange):
             _lease(run, found, worker)
         return found
 
 
-def _alone(run: BackfillRun) -> bool:
+def _open_on(alias: str) -> list[int]:
+    open_ = runs.records().filter(alias=alias).exclude(status__in=OVER)
+    return list(open_.order_by("pk").values_list("pk", flat=True))
+
+
+def _alone(run: BackfillRun, open_: list[int]) -> bool:
     """Keep all others from taking a range on this database until the end of the transaction.
 
-    An UPDATE that changes nothing does so on every database, SQLite among them.
+    An UPDATE that changes nothing does so on every database, SQLite among them. One after another, always in the same
+    order: of two who lock several rows by one statement, each may have what the other one waits for.
     """
-    runs.records().filter(alias=run.alias).exclude(status__in=OVER).order_by().update(alias=run.alias)
+    for key in open_:
+        runs.records().filter(pk=key).update(alias=run.alias)
     return runs.records().filter(pk=run.pk, token=run.token, status=Status.RUNNING).exists()
 
 
@@ -122,6 +132,15 @@ def _wait(run: BackfillRun) -> Wait | None:
     return Wait(min(max(min(left).total_seconds(), 0.2), LOOK_AGAIN)) if left else None
 
 
+def _wait_for_a_place(run: BackfillRun) -> Wait:
+    """Wait until the workers of other runs leave the database; nobody shall take this one for hung meanwhile."""
+    now = timezone.now()
+    until = now + lease() + timedelta(seconds=LOOK_AGAIN)
+    why = f"other runs have the {run.options['workers']} workers that may fill on {run.alias} at once"
+    runs.records().filter(pk=run.pk).update(lease_until=until, heartbeat=now, waiting_for=why)
+    return Wait(LOOK_AGAIN)
+
+
 def _size(run: BackfillRun, newest: BackfillRange | None = None) -> int:
     """Return the rows of the next range: from the time of the newest, and so that there are some for each."""
     rows = PACE.start
@@ -139,7 +158,9 @@ def _create(run: BackfillRun, number: int, part: Range | None) -> BackfillRange:
     keys: dict[str, Any] = {}
     if part is not None:
         keys = {"first": key_to_json(part.first), "last": key_to_json(part.last), "after": part.after}
-    return records().create(run_id=run.pk, number=number, size=part.size if part else 0, **keys)
+    keys["size"] = part.size if part else 0
+    # Whoever began the run, and a worker, may both cut the first one.
+    return records().get_or_create(run_id=run.pk, number=number, defaults=keys)[0]
 
 
 def _lease(run: BackfillRun, found: BackfillRange, worker: str) -> None:
@@ -180,5 +201,6 @@ def is_worn_out(part: BackfillRange) -> bool:
 
 def reopen(run: BackfillRun) -> None:
     """Give the ranges that have not ended another full number of tries; the end comes after those still to be cut."""
-    of(run).filter(ended=None, last__isnull=True).delete()
+    of(run).filter(last__isnull=True).delete()
+    of(run).exclude(ended=None).update(bad_rows=[])  # The end looks at those rows again.
     of(run).filter(ended=None).update(attempts=0, not_before=None, lease_until=None, token=F("token") + 1)

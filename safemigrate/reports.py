@@ -70,7 +70,10 @@ def page(run: BackfillRun) -> str:
         ("time", f"{run.seconds_running:,.0f} s at work, {run.seconds_waiting:,.0f} s waiting"),
         ("migration", run.migration),
         ("populate", run.populate),
-        ("started", f"{moment(run.started)} by {run.started_by or '?'}, attempt {run.attempts}"),
+        (
+            "started",
+            f"{moment(run.started) or 'not yet'}, by {run.started_by or '?'}, attempt {run.attempts}",
+        ),
         ("process", "" if run.is_shared else f"{run.process} on {run.host} ({run.executor})"),
         ("queue", f"{run.options['queue']} of {run.executor}" if run.is_shared and run.options else ""),
         ("starts at", moment(run.not_before) if run.status == Status.QUEUED else ""),
@@ -97,11 +100,15 @@ def _ranges(run: BackfillRun) -> str:
 
 
 def _line(part: BackfillRange) -> str:
-    what = "the end" if part.is_the_end else f"{part.first} to {part.last}, at {part.cursor}"
+    what = "the end" if part.is_the_end else f"{part.first} to {part.last}{_at(part)}"
     who = f"held by {part.worker}" if part.is_held() else "free"
     later = f", tried again at {moment(part.not_before)}" if part.not_before else ""
     error = f": {part.error}" if part.error else ""
     return f"{part.number}: {what}; {who}, attempt {part.attempts}{later}{error}"
+
+
+def _at(part: BackfillRange) -> str:
+    return "" if part.cursor is None else f", at {part.cursor}"
 
 
 def _range(part: BackfillRange) -> dict[str, Any]:
@@ -123,7 +130,7 @@ def moment(at: datetime | None) -> str:
 
 
 def _advice(run: BackfillRun) -> list[str]:
-    if run.is_shared and (run.is_hung() or run.status == Status.QUEUED):
+    if run.is_forgotten():
         return [
             "",
             f"No worker is at work on it. See whether one listens to the queue {run.options.get('queue')}.",

@@ -276,6 +276,7 @@ def _taken(record: BackfillRun) -> dict[str, Any]:
         "error": "",
         "traceback": "",
         "waiting_for": "",
+        "then": None,
     }
 
 

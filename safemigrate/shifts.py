@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from django.db import Error, transaction
@@ -30,11 +31,11 @@ from safemigrate.exceptions import (
     RunPaused,
     TooManyRetries,
 )
-from safemigrate.executors import named
 from safemigrate.holding import Holding, storable
 from safemigrate.keys import key_from_json, key_to_json
 from safemigrate.models import BackfillRange, BackfillRun
 from safemigrate.populate import AsWritten, resolve
+from safemigrate.pulse import BEAT
 from safemigrate.statuses import Status
 
 logger = logging.getLogger("safemigrate")
@@ -43,6 +44,8 @@ logger = logging.getLogger("safemigrate")
 LATER = 15.0
 #: The longest pause between two tries while the database is away, in seconds.
 LONGEST = 60.0
+#: What an earlier attempt left is not said of the next one.
+CLEAN: dict[str, Any] = {"error": "", "traceback": "", "bad_rows": []}
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,9 @@ class Shift:
             return Again(min(2.0**tries, LONGEST) * random.uniform(0.5, 1.0), tries + 1)
 
     def enqueue(self, again: Again) -> None:
-        if self.run is None:  # The database has not even said how the run is worked on.
-            executor, queue = named(), get("SAFEMIGRATE_QUEUE")
-            executor.enqueue(dispatch.WORK, self.key, again.tries, queue=queue, seconds=again.seconds)
-        else:
-            dispatch.enqueue(self.run, again.seconds, again.tries)
+        if self.run is None:
+            raise NotEnqueued("The database has not said yet by which queue the run is worked on.")
+        dispatch.enqueue(self.run, again.seconds, again.tries)
 
     def _work(self) -> Again | None:
         run = runs.records().filter(pk=self.key).first()
@@ -149,7 +150,7 @@ class Shift:
         while time.monotonic() < until:
             part = ranges.take(run, filling.batches, name())
             if part is None:
-                return None
+                return _one_too_many(run)
             if isinstance(part, ranges.Wait):
                 return Again(part.seconds)
             if ranges.is_worn_out(part):
@@ -181,7 +182,7 @@ class Shift:
                 filling.run_range(_range(part, filling.batches), holding)
         except LimitReached:
             ranges.give_back(part)
-            return False, Again(LATER if holding.is_held_up else 0.0)
+            return False, self._held_up(run) if holding.is_held_up else Again()
         except (RunPaused, RunCancelled):
             ranges.give_back(part)
             dispatch.settle(runs.find(run.pk))
@@ -190,6 +191,10 @@ class Shift:
             logger.warning("%s", lost)
             return True, None
         except (TooManyRetries, Error) as error:
+            if isinstance(error, Error) and not filling.database.is_transient(error):
+                ranges.give_back(part)
+                fail(run, error)
+                return False, None
             logger.warning("run %s, range %s is put off: %s", run.pk, part.number, str(error).strip())
             runs.drop_lost_connection()
             ranges.put_off(part, storable(str(error)))
@@ -199,15 +204,39 @@ class Shift:
             raise
         return self._ended(run, part, holding)
 
+    @staticmethod
+    def _held_up(run: BackfillRun) -> Again:
+        """Keep the run until the task comes again: it does not hang, it waits."""
+        until = timezone.now() + timedelta(seconds=LATER) + runs.lease()
+        runs.records().filter(pk=run.pk, token=run.token).update(lease_until=until)
+        return Again(LATER)
+
     def _ended(self, run: BackfillRun, part: BackfillRange, holding: Holding) -> tuple[bool, Again | None]:
         if part.is_the_end:
-            succeed(run, part)
-            return False, Again() if run.then is not None else None
+            closed = succeed(run, part)
+            return not closed, Again() if closed and run.then is not None else None
         if not ranges.end(part):
             return True, None
         if holding.bad and (error := _too_many(run)):
             raise error
         return True, None
+
+
+def _one_too_many(run: BackfillRun) -> Again | None:
+    """End, unless all who hold a range are dead: nobody else might be there when their leases end."""
+    before = runs.find(run.pk)
+    if dispatch.settle(before) or before.token != run.token or not _waits_for(before):
+        return None
+    time.sleep(3 * BEAT)
+    after = runs.find(run.pk)
+    until = after.lease_until
+    if until is None or not _waits_for(after) or until != before.lease_until:
+        return None
+    return Again(max((until - timezone.now()).total_seconds(), 0.0))
+
+
+def _waits_for(run: BackfillRun) -> bool:
+    return run.status == Status.RUNNING and run.lease_until is not None
 
 
 def _range(part: BackfillRange, batches: Batches) -> Range:
@@ -227,7 +256,7 @@ def _started(run: BackfillRun) -> BackfillRun:
     now = timezone.now()
     if run.status == Status.QUEUED:
         changes = {"attempts": run.attempts + 1, "started": run.started or now, "heartbeat": now}
-        changes |= {"lease_until": now + runs.lease(), "waiting_for": ""}
+        changes |= {"lease_until": now + runs.lease(), "waiting_for": "", "finished": None} | CLEAN
         moved = runs.move(run, Status.RUNNING, run.started_by, **changes)
         run = runs.find(run.pk)
         if moved:
@@ -236,13 +265,15 @@ def _started(run: BackfillRun) -> BackfillRun:
     return run
 
 
-def succeed(run: BackfillRun, end: BackfillRange) -> None:
+def succeed(run: BackfillRun, end: BackfillRange) -> bool:
     """Close a run of which no row is NULL any more, together with its end: whoever dies leaves both open."""
     with transaction.atomic(using=runs.database()):
-        closed = ranges.end(end) and _close(run, Status.SUCCEEDED, error="", total_is_exact=True)
+        closed = ranges.end(end) and _close(run, Status.SUCCEEDED, **CLEAN, total_is_exact=True)
+        transaction.set_rollback(not closed, using=runs.database())
     if closed:
         logger.info("%s: run %s succeeded", run, run.pk)
         runs.tell(signals.run_finished, runs.find(run.pk))
+    return closed
 
 
 def fail(run: BackfillRun, error: Exception) -> None:

@@ -139,27 +139,36 @@ class Vacuum(Watch):
         super().__init__(model, alias)
         self.every = get("SAFEMIGRATE_VACUUM_ROWS")
         self.vacuumed = 0
+        self.before = 0  # rows of the ranges before, each of which is a run of its own here
+        self.run: Any = None
         self.announced = False
 
     def reason(self, run: Any) -> str | None:
         if not self.vitals.keeps_dead_rows:
             return None
-        return super().reason(run) or self._own(run)
+        if self.run is not None and run is not self.run:
+            self.before += self.run.rows
+        self.run = run
+        return super().reason(run) or self._own()
+
+    @property
+    def rows(self) -> int:
+        return self.before + int(self.run.rows)
 
     def ask(self, run: Any) -> str | None:
         if not self.vitals.vacuuming(self.model):
             return None
-        self.vacuumed = run.rows
+        self.vacuumed = self.rows
         return f"a vacuum is at work on {self.model._meta.db_table}"
 
-    def _own(self, run: Any) -> str | None:
-        if run.rows - self.vacuumed < self.every:
+    def _own(self) -> str | None:
+        if self.rows - self.vacuumed < self.every:
             return None
         if not self.announced:  # said first, so that it is shown while it runs
             self.announced = True
             return f"VACUUM of {self.model._meta.db_table}"
         self.vitals.vacuum(self.model)
-        self.vacuumed, self.announced = run.rows, False
+        self.vacuumed, self.announced = self.rows, False
         return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from django.apps import apps
 from django.db import connections
 from django.utils.module_loading import import_string
 
@@ -22,6 +23,9 @@ class Executor(Protocol):
     #: Is it done apart from the process that enqueues it? Where it is not, enqueue() returns when it is done.
     is_apart: bool
 
+    def check(self, queue: str) -> None:
+        """Raise NotEnqueued where it can be seen, without asking the broker, that nothing can be enqueued there."""
+
     def enqueue(self, path: str, *arguments: Any, queue: str, seconds: float = 0.0) -> None:
         """Have it done by the queue, `seconds` from now at the earliest. Raises NotEnqueued; then nothing was sent."""
 
@@ -38,7 +42,7 @@ def call(path: str, *arguments: Any) -> None:
 
     The connections are this task's own: one that the server closed since the last task is opened anew.
     """
-    if path not in declared:
+    if path not in declared and apps.get_containing_app_config(path):  # A message imports nothing else.
         import_string(path)
     if path not in declared:
         raise NotEnqueued(f"{path} is not declared with @background, so no message may call it.")

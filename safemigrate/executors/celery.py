@@ -10,6 +10,8 @@ from typing import Any
 from safemigrate.exceptions import NotEnqueued
 from safemigrate.executors.base import call, missing
 
+#: A task of ours ends by itself; the project's time limits for its own tasks would kill it in the middle. In seconds.
+NO_LIMIT = 10**7
 #: What is published is tried again for about three seconds; a worker goes on by itself then, a command says so.
 RETRY = {"max_retries": 4, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 2.0}
 
@@ -31,7 +33,7 @@ class Celery:
     def enqueue(self, path: str, *arguments: Any, queue: str, seconds: float = 0.0) -> None:
         from kombu.exceptions import OperationalError
 
-        self._refuse_no_app()
+        self.check(queue)
         task = self.app.tasks.get(path)
         send = task.apply_async if task else partial(self.app.send_task, path)
         options = {"queue": queue, "countdown": seconds or None, "serializer": "json", "ignore_result": True}
@@ -41,7 +43,7 @@ class Celery:
             broker = self.app.connection_for_write().as_uri()
             raise NotEnqueued(f"Celery's broker, {broker}, does not take messages: {error}.") from error
 
-    def _refuse_no_app(self) -> None:
+    def check(self, queue: str) -> None:
         if self.app.main == "default":  # The one that Celery makes where there is none.
             raise NotEnqueued(
                 "This process has no Celery app, so it cannot know the broker. Import yours where Django starts: in "
@@ -63,4 +65,6 @@ def declare(function: Callable[..., Any], path: str) -> None:
         call(path, *arguments)
 
     run.__doc__, run.__name__ = function.__doc__, function.__name__
-    shared_task(run, name=path, acks_late=True, reject_on_worker_lost=True, ignore_result=True)
+    ours = path.startswith("safemigrate.")
+    limits = {"time_limit": NO_LIMIT, "soft_time_limit": NO_LIMIT} if ours else {}
+    shared_task(run, name=path, acks_late=True, reject_on_worker_lost=True, ignore_result=True, **limits)

@@ -12,5 +12,7 @@ class Inline:
 
     is_apart = False
 
+    def check(self, queue: str) -> None: ...
+
     def enqueue(self, path: str, *arguments: Any, queue: str, seconds: float = 0.0) -> None:
         call(path, *arguments)

@@ -6,6 +6,8 @@ from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any
 
+from django.conf import settings
+
 from safemigrate.exceptions import NotEnqueued
 from safemigrate.executors.base import call, missing
 
@@ -20,11 +22,13 @@ class RQ:
             raise missing("rq", "django-rq")
 
     def enqueue(self, path: str, *arguments: Any, queue: str, seconds: float = 0.0) -> None:
+        from django_rq import get_queue
         from redis.exceptions import RedisError
 
         options = {"job_timeout": -1, "result_ttl": 0, "description": f"{path}{arguments}"}
+        self.check(queue)
         try:
-            jobs = self._queue(queue)
+            jobs = get_queue(queue)
             if seconds:
                 jobs.enqueue_in(timedelta(seconds=seconds), call, path, *arguments, **options)
             else:
@@ -32,15 +36,10 @@ class RQ:
         except RedisError as error:
             raise NotEnqueued(f"The Redis of the queue {queue} does not take jobs: {error}.") from error
 
-    @staticmethod
-    def _queue(name: str) -> Any:
-        import django_rq
-        from django.conf import settings
-
+    def check(self, queue: str) -> None:
         known = getattr(settings, "RQ_QUEUES", {})
-        if name not in known:
+        if queue not in known:
             raise NotEnqueued(
-                f"There is no queue {name!r} in RQ_QUEUES (there is: {', '.join(known) or 'none'}). Add one, so that "
+                f"There is no queue {queue!r} in RQ_QUEUES (there is: {', '.join(known) or 'none'}). Add one, so that "
                 "a long fill does not stand in the way of your other jobs; or set SAFEMIGRATE_QUEUE, or --queue."
             )
-        return django_rq.get_queue(name)

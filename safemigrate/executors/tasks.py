@@ -40,13 +40,16 @@ class Tasks:
         # The two that Django brings: one does it at once, the other never.
         return type(backend).__name__ not in ("ImmediateBackend", "DummyBackend")
 
-    def enqueue(self, path: str, *arguments: Any, queue: str, seconds: float = 0.0) -> None:
+    def check(self, queue: str) -> None:
         if backend.queues and queue not in backend.queues:
             raise NotEnqueued(
                 f"There is no queue {queue!r} in TASKS (there is: {', '.join(sorted(backend.queues))}). Add it to "
                 'QUEUES of "default", so that a long fill does not stand in the way of your other tasks; or set '
                 "SAFEMIGRATE_QUEUE, or --queue."
             )
+
+    def enqueue(self, path: str, *arguments: Any, queue: str, seconds: float = 0.0) -> None:
+        self.check(queue)
         later = timezone.now() + timedelta(seconds=seconds) if seconds and backend.supports_defer else None
         try:
             do.using(queue_name=queue, run_after=later).enqueue(path, list(arguments))
