@@ -74,7 +74,8 @@ def begin(
     if not batches.any_left():
         runs.close(target)
         return None
-    options = options | {"workers": _workers(job, options["workers"])}
+    wanted = options.get("wanted", options["workers"])  # A chain goes on to other databases.
+    options = options | {"workers": _workers(job, wanted), "wanted": wanted}
     run = _queued(job, batches, executor, options, not_before, then)
     wait = max((not_before - timezone.now()).total_seconds(), 0.0) if not_before else 0.0
     wake(run, wait)

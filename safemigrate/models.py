@@ -109,8 +109,8 @@ class BackfillRun(models.Model):
 
     @property
     def open_ranges(self) -> list[BackfillRange]:
-        """The ranges that have been cut and have not ended, of a run that workers share."""
-        return list(self.ranges.filter(ended=None)) if self.is_shared else []
+        """The ranges that have been cut and have not ended, the first 100, of a run that workers share."""
+        return list(self.ranges.using(self._state.db).filter(ended=None)[:100]) if self.is_shared else []
 
     @property
     def is_over(self) -> bool:
@@ -188,6 +188,11 @@ class BackfillRange(models.Model):
         ordering = ["run", "number"]
         default_permissions = ()
         constraints = [models.UniqueConstraint(fields=["run", "number"], name="safemigrate_range_number")]
+        # For what each worker asks under a lock: which are held, and which are free.
+        indexes = [
+            models.Index(fields=["lease_until"], name="safemigrate_range_lease"),
+            models.Index(fields=["run", "ended"], name="safemigrate_range_ended"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.run}, range {self.number}"

@@ -39,6 +39,10 @@ class Wait:
     seconds: float
 
 
+class Cut:
+    """No range is free: the next one is to be cut."""
+
+
 def records() -> QuerySet[BackfillRange]:
     return BackfillRange._default_manager.using(runs.database())
 
@@ -71,20 +75,25 @@ def take(run: BackfillRun, batches: Batches, worker: str) -> BackfillRange | Wai
     None where this worker is one too many, or the run is no longer what it was. Whoever takes waits for the
     others who do, for the moment that it takes.
     """
-    limit, open_ = (
-        run.options["workers"],
-        _open_on(run.alias),
-    )  # Read before, or it would be what is seen later.
+    while isinstance(taken := _take(run, worker), Cut):
+        cut = _cut(run, batches)  # Under no lock: it reads as many keys of an index as a range may have.
+        if not isinstance(cut, BackfillRange):
+            return cut
+    return taken
+
+
+def _take(run: BackfillRun, worker: str) -> BackfillRange | Wait | Cut | None:
+    limit = run.options["workers"]
+    open_ = _open_on(run.alias)  # Read before the transaction, or it would be what is seen in all of it.
     with transaction.atomic(using=runs.database()):
-        if not _alone(run, open_):
-            return None
-        if held(of(run)).count() >= limit:
+        if not _alone(run, open_) or held(of(run)).count() >= limit:
             return None
         if held(records().filter(run__alias=run.alias)).count() >= limit:
             return _wait_for_a_place(run)
-        found = _free(run) or _cut(run, batches)
-        if isinstance(found, BackfillRange):
-            _lease(run, found, worker)
+        found = _free(run)
+        if found is None:
+            return Cut()
+        _lease(run, found, worker)
         return found
 
 

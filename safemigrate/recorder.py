@@ -272,10 +272,7 @@ class Heart(Pulse):
     def _beat(self) -> float:
         now = timezone.now()
         held = records().filter(pk=self.record.pk, token=self.record.token)
-        try:
-            held.update(heartbeat=now, lease_until=now + lease())
-        except Error:  # The next beat may come through; the lease is longer than a few.
-            runs.drop_lost_connection()
+        held.update(heartbeat=now, lease_until=now + lease())
         return self._count()
 
     def _count(self) -> float:

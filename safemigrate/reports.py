@@ -95,7 +95,7 @@ def _ranges(run: BackfillRun) -> str:
     """Return how many have ended, and each that has not, with the worker that holds it."""
     if not run.is_shared:
         return ""
-    ended = run.ranges.exclude(ended=None).count()
+    ended = run.ranges.using(run._state.db).exclude(ended=None).count()
     return f"{ended:,} have ended" + "".join(f"\n  {_line(part)}" for part in run.open_ranges)
 
 

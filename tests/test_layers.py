@@ -46,7 +46,7 @@ ROWS = [
     ["shortcuts"],
     ["ledgers", "limits", "notify", "operations", "progress", "ranges", "recorder"],
     ["fills", "holding"],
-    ["dispatch"],
+    ["closing", "dispatch"],
     ["chain"],
     ["shifts"],
     ["tasks"],

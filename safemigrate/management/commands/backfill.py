@@ -163,7 +163,9 @@ class Command(BaseCommand):
     def _steer(self, action: str, options: Mapping[str, Any]) -> None:
         run = getattr(runs, action)(options["id"], runs.person())
         self.stdout.write(f"Run {run.pk} ({run}) is {run.get_status_display()}.")
-        if run.status == Status.QUEUED:
+        if run.is_shared and run.status == Status.QUEUED:
+            self.stdout.write(f"Its workers are called. If none takes it: {run.next_command}")
+        elif run.status == Status.QUEUED:
             self.stdout.write(f"The next process takes it: {run.command}")
 
     def _sweep(self, options: Mapping[str, Any]) -> None:
