@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -13,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +147,33 @@ def expires(rows):
 
 
 def minutes(text):
+    if text == "bad":
+        raise ValueError("a bad question")
     return int(md5(text.encode()).hexdigest()[:4], 16)
 """
+#: What beat or cron would do.
+SWEEPING = """\
+import time
+
+from django.core.management import call_command
+
+while True:
+    call_command("backfill", "sweep")
+    time.sleep(2)
+"""
+
+#: Does one command after another, without the time that Python takes to start.
+PROMPT = """\
+import json
+import sys
+
+from django.core.management import call_command
+
+for line in sys.stdin:
+    call_command(*json.loads(line))
+    print("done", flush=True)
+"""
+
 EXPECTED = (
     "pub_date + interval '30 days' + "
     "('x' || substr(md5(question_text), 1, 4))::bit(16)::int * interval '1 minute'"
@@ -205,7 +231,7 @@ class Kind:
 
 
 CELERY_WORKER = (
-    "-m celery -A celery_app worker --queues {queue} --concurrency 1 --hostname {number}@%h "
+    "-m celery -A celery_app worker --queues {queue} --concurrency 1 --hostname {name}@{queue} "
     "--loglevel INFO --without-mingle --without-gossip"
 )
 KINDS = {
@@ -222,23 +248,33 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
 class PostgreSQLServer:
     """A server whose databases the projects are to use."""
 
-    host: str
-    port: int
-    user: str
+    def __init__(self, host: str, port: int, user: str) -> None:
+        self.host, self.port, self.user = host, port, user
+        self.connections: dict[str, Any] = {}
 
     def sql(self, database: str, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
-        connection = psycopg2.connect(host=self.host, port=self.port, user=self.user, dbname=database)
-        connection.autocommit = True
         try:
-            with connection.cursor() as cursor:
+            with self.connection(database).cursor() as cursor:
                 cursor.execute(statement, arguments or None)
                 return cursor.fetchall() if cursor.description else []
-        finally:
-            connection.close()
+        except (psycopg2.OperationalError, psycopg2.InterfaceError):
+            self.connections.pop(database, None)
+            raise
+
+    def connection(self, database: str) -> Any:
+        """Return one that is kept: the tests ask often."""
+        if database not in self.connections:
+            made = psycopg2.connect(host=self.host, port=self.port, user=self.user, dbname=database)
+            made.autocommit = True
+            self.connections[database] = made
+        return self.connections[database]
+
+    def leave(self, database: str) -> None:
+        if database in self.connections:
+            self.connections.pop(database).close()
 
     @contextmanager
     def database(self, template: str | None = None) -> Iterator[str]:
@@ -248,7 +284,10 @@ class PostgreSQLServer:
         try:
             yield name
         finally:
-            with suppress(psycopg2.OperationalError):  # The server has gone already, and all with it.
+            self.leave(name)
+            with suppress(
+                psycopg2.OperationalError, psycopg2.InterfaceError
+            ):  # The server has gone already, and all with it.
                 self.sql("postgres", f"DROP DATABASE {name} WITH (FORCE)")
 
 
@@ -280,9 +319,9 @@ class QueueProject(Project):
         self.write("polls/migrations/__init__.py", "")
         for name, text in MIGRATIONS.items():
             self.write(f"polls/migrations/{name}.py", text)
-        self.workers: list[Worker] = []
-        self.sweeper: subprocess.Popen[bytes] | None = None
-        self.swept = 0.0
+        self.workers: list[Process] = []
+        self.clock: Process | None = None
+        self.prompt: subprocess.Popen[str] | None = None
 
     def migrate(self) -> None:
         """Make the tables, with the column, which is NULL everywhere."""
@@ -303,7 +342,32 @@ class QueueProject(Project):
     # Steering
 
     def backfill(self, *arguments: str) -> str:
-        return self.must("backfill", *arguments)
+        return self.at_prompt("backfill", *arguments) if self.prompt else self.must("backfill", *arguments)
+
+    def open_prompt(self) -> None:
+        """Let one process do all further commands, as they are many."""
+        with self.log("prompt").open("ab") as log:
+            self.prompt = subprocess.Popen(
+                [sys.executable, "manage.py", "shell", "-c", PROMPT],
+                cwd=self.folder,
+                env=self.environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def at_prompt(self, *command: str) -> str:
+        assert self.prompt is not None
+        assert self.prompt.stdin is not None
+        assert self.prompt.stdout is not None
+        self.prompt.stdin.write(json.dumps(command) + "\n")
+        self.prompt.stdin.flush()
+        said = ""
+        while (line := self.prompt.stdout.readline()) != "done\n":
+            assert line, self.report()
+            said += line
+        return said
 
     def begin(self, *arguments: str) -> str:
         return self.backfill("run", FIELD, "--executor", self.kind.executor, *arguments)
@@ -361,35 +425,22 @@ class QueueProject(Project):
             [sys.executable, "-m", "tests.queues", str(self.folder)], cwd=ROOT, stdin=subprocess.PIPE
         )
 
-    def work(self, number: int, folder: Path | None = None) -> list[Worker]:
-        """Start so many workers, which are started again whenever they end: see keep()."""
+    def work(self, number: int, folder: Path | None = None) -> list[Process]:
+        """Start so many workers, and a clock that sweeps; see keep()."""
         assert self.guard.poll() is None
-        begun = [Worker(self, folder or self.folder, len(self.workers) + n) for n in range(number)]
+        names = [f"worker-{len(self.workers) + n}" for n in range(number)]
+        command = partial(self.kind.worker.format, queue=self.queue)
+        begun = [Process(self, name, command(name=name).split(), folder) for name in names]
         self.workers += begun
+        self.clock = self.clock or Process(self, "sweep", ["manage.py", "shell", "-c", SWEEPING])
         return begun
 
     def keep(self) -> None:
-        """Start what has ended, as supervisord would; and sweep, as cron would."""
-        for worker in self.workers:
-            worker.keep()
-        if time.monotonic() - self.swept >= 2 and (self.sweeper is None or self.sweeper.poll() is not None):
-            self.swept = time.monotonic()
-            self.sweeper = self.start("sweep", sys.executable, "manage.py", "backfill", "sweep")
+        """Start again what has ended, as supervisord would."""
+        for process in [*self.workers, *filter(None, [self.clock])]:
+            process.keep()
 
-    def start(self, log: str, *command: str, folder: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start a process; what it says is added to a log."""
-        with self.log(log).open("ab") as file:
-            return subprocess.Popen(
-                command,
-                cwd=folder or self.folder,
-                env=self.environment(PYTHONUNBUFFERED="1"),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
-
-    def wait(self, until: Callable[[], Any], seconds: float = 40.0, pause: float = 0.1) -> None:
+    def wait(self, until: Callable[[], Any], seconds: float = 90.0, pause: float = 0.1) -> None:
         """Keep the workers alive until it is true."""
         deadline = time.monotonic() + seconds
         while not self.safely(until):
@@ -403,7 +454,7 @@ class QueueProject(Project):
     @staticmethod
     def safely(ask: Callable[[], Any]) -> Any:
         """Return None while the database is away."""
-        with suppress(psycopg2.OperationalError):
+        with suppress(psycopg2.OperationalError, psycopg2.InterfaceError):
             return ask()
 
     def report(self) -> str:
@@ -424,26 +475,35 @@ class QueueProject(Project):
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
-    def said(self, name: str) -> str:
-        return self.log(name).read_text(errors="replace") if self.log(name).exists() else ""
-
     def close(self) -> None:
         self.guard.communicate()
-        for process in [worker.process for worker in self.workers] + [self.sweeper]:
-            if process is not None:
-                process.wait()
+        for process in [*self.workers, *filter(None, [self.clock])]:
+            process.process.wait()
+        if self.prompt is not None:
+            self.prompt.communicate()
 
 
-class Worker:
-    """A worker's processes, of which the first is started again when it has ended."""
+class Process:
+    """A process of a project, and its children; the first is started again when it has ended."""
 
-    def __init__(self, project: QueueProject, folder: Path, number: int) -> None:
-        self.project, self.folder, self.name = project, folder, f"worker-{number}"
-        self.command = project.kind.worker.format(queue=project.queue, number=number).split()
+    def __init__(
+        self, project: QueueProject, name: str, command: list[str], folder: Path | None = None
+    ) -> None:
+        self.project, self.name, self.command = project, name, command
+        self.folder = folder or project.folder
         self.start()
 
     def start(self) -> None:
-        self.process = self.project.start(self.name, sys.executable, *self.command, folder=self.folder)
+        with self.project.log(self.name).open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *self.command],
+                cwd=self.folder,
+                env=self.project.environment(PYTHONUNBUFFERED="1"),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def keep(self) -> None:
         if self.process.poll() is not None:
@@ -465,7 +525,7 @@ class Worker:
 
     @property
     def said(self) -> str:
-        return self.project.said(self.name)
+        return self.project.log(self.name).read_text(errors="replace")
 
 
 def copy_without(project: QueueProject, *names: str) -> Path:
