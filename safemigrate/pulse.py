@@ -27,11 +27,11 @@ class Pulse(threading.Thread):
         try:
             spent = 0.0
             while not self.ended.wait(BEAT - spent):
-                spent = self._beat()
+                spent = self._once()
         finally:
             self._close()
 
-    def _beat(self) -> float:
+    def _once(self) -> float:
         try:
             return self.beat()
         except Error:  # The next beat may come through; a lease is longer than a few.
