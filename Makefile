@@ -7,6 +7,7 @@
 #   make matrix   the tests on every Python, Django, driver and PostgreSQL that is reachable
 #   make bench    how fast each way to fill a column is, on each database; ROWS=20000 RUNS=1 for a quick one
 #   make bench-scale     what a row costs as the table grows; ROWS=1000000 leaves out the largest
+#   make bench-scale-out how a fill gets faster with more workers: measured, and simulated for 1,000,000,000 rows
 #   make bench-traffic   what a site's users notice of each way; ROWS=100000 RUNS=1 for a quick one
 #   make screenshots   the pictures of the admin in docs/images
 #   make clean    remove what the others made
@@ -22,8 +23,8 @@ python = $(VENV)/bin/python
 constraints = $(VENV)/constraints.txt
 bench = --page $(if $(ROWS),--rows $(ROWS)) $(if $(RUNS),--runs $(RUNS)) $(ARGS)
 
-.PHONY: demo test lint docs matrix bench bench-scale bench-traffic measured-bench measured-bench-scale \
-	measured-bench-traffic screenshots clean
+.PHONY: demo test lint docs matrix bench bench-scale bench-scale-out bench-traffic measured-bench measured-bench-scale \
+	measured-bench-scale-out measured-bench-traffic screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -44,7 +45,7 @@ matrix: $(python)
 	$(python) -m tools.matrix $(ARGS)
 
 # Both drivers of PostgreSQL and other packages, in a place of their own: the tests would take psycopg 3.
-bench bench-scale bench-traffic:
+bench bench-scale bench-scale-out bench-traffic:
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench measured-$@
 
 measured-bench: $(VENV)/.bench
@@ -52,6 +53,9 @@ measured-bench: $(VENV)/.bench
 
 measured-bench-scale: $(VENV)/.bench
 	$(python) -m benchmarks.scale $(bench)
+
+measured-bench-scale-out: $(VENV)/.bench
+	$(python) -m benchmarks.scale_out --page $(ARGS)
 
 measured-bench-traffic: $(VENV)/.bench
 	$(python) -m benchmarks.traffic $(bench)

@@ -110,7 +110,8 @@ def _stop(run: BackfillRun, error: Exception) -> None:
     waiting = run.then["next"] if run.then else []
     rest = f" Not begun: {', '.join(waiting)}." if waiting else ""
     text = f"The chain stopped after this run: {text}{rest}"
-    _mine(run).update(then=None, error=text)
+    if not _mine(run).update(then=None, error=text):
+        return  # Another worker took the step meanwhile.
     stopped = runs.find(run.pk)
     runs.note(stopped, text.splitlines()[0])
     logger.error("run %s (%s): %s", run.pk, run, text)

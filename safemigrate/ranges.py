@@ -151,15 +151,20 @@ def _wait_for_a_place(run: BackfillRun) -> Wait:
 
 
 def _size(run: BackfillRun, newest: BackfillRange | None = None) -> int:
-    """Return the rows of the next range: from the time of the newest, and so that there are some for each."""
-    rows = PACE.start
-    if newest is not None and newest.seconds:
-        done = newest.size if newest.ended else max(newest.rows_done, 1)
-        rows = PACE.next_size(done, newest.seconds)
-    elif newest is not None:
-        rows = newest.size
+    """Return the rows of the next range: from the time that one of them took, and so that there are some for each."""
+    rows = newest.size if newest is not None else PACE.start
+    timed = None if newest is None else _timed(run)
+    if timed is not None:
+        took = timed.seconds if timed.ended else timed.seconds * timed.size / timed.rows_done
+        rows = PACE.next_size(timed.size, took)
     share = run.rows_total // (EACH * run.options["workers"])
     return max(min(rows, share or rows), PACE.smallest)
+
+
+def _timed(run: BackfillRun) -> BackfillRange | None:
+    """Return the newest range whose time tells something: those that were just cut have none."""
+    told = Q(ended__isnull=False) | Q(rows_done__gt=0)
+    return of(run).filter(told, seconds__gt=0, last__isnull=False).order_by("-number").first()
 
 
 def _create(run: BackfillRun, number: int, part: Range | None) -> BackfillRange:

@@ -120,6 +120,8 @@ class Shift:
             options = run.options
             size = options["batch_size"] or job.operation.batch_size
             filling = Filling(job.target, source, size, workers=1, throttles=options["throttles"])
+            if run.batch_size and not size:  # What the shift before had learnt: a row may take long.
+                filling.state.batch_size = min(run.batch_size, filling.state.batch_size)
             return self._ranges(run, filling, time.monotonic() + options["seconds"])
         except Error:
             raise

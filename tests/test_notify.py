@@ -181,6 +181,7 @@ def test_every_signal_is_documented() -> None:
         "run_finished",
         "run_failed",
         "run_stopped",
+        "run_queued",
     ]
     assert set(signals.__all__) == set(
         re.findall(r"^\| `(\w+)` \|", page("reference/signals.md"), re.MULTILINE)

@@ -173,7 +173,7 @@ def test_the_total_is_estimated_at_once_and_counted_then(road: Road, monkeypatch
     totals: list[tuple[bool, int]] = []
     road.fill(300)
     with heard(signals.batch_done, lambda run, **_: totals.append((run.total_is_exact, run.rows_total))):
-        road.run(add_expires(slowly(0.004), batch_size=10))
+        road.run(add_expires(slowly(0.01), batch_size=10))
     assert totals[0][0] is False
     counted, total = totals[-1]
     assert counted

@@ -2,129 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import uuid
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.apps import apps
 from django.core.management import call_command
 from django.core.management.base import CommandError
-from django.db import OperationalError, connections, models
-from django.db.migrations.recorder import MigrationRecorder
+from django.db import OperationalError, models
 from django.db.models import F
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from safemigrate import chain, conf, dispatch, fills, pages, ranges, runs, shifts, signals
+from safemigrate import dispatch, fills, pages, ranges, runs, shifts, signals
 from safemigrate.batches import Batches, keys_of
-from safemigrate.exceptions import AlreadyRunning, NotEnqueued
-from safemigrate.executors import base
+from safemigrate.exceptions import AlreadyRunning
 from safemigrate.keys import key_to_json
-from safemigrate.models import BackfillRange, BackfillRun
+from safemigrate.models import BackfillRun
 from safemigrate.statuses import Status
-from tests import replaceable
+from tests.deliveries import (
+    FIELD,
+    POSTGRESQL,
+    ROWS,
+    SQLITE,
+    Queue,
+    all_ranges,
+    assert_filled,
+    begin,
+    expire,
+    full_polls,  # noqa: F401
+    kept_messages,  # noqa: F401
+    replaced_function,  # noqa: F401
+    take,
+    the_run,
+    worker,
+)
 from tests.processes import MONTH, Polls
 from tests.replaceable import month_later
 from tests.roads import START, Road, question
-
-FIELD = "polls.Question.expires_date"
-ROWS = 2_000
-SQLITE = pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
-POSTGRESQL = pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
-
-
-class Queue:
-    """An executor that keeps its messages for the test."""
-
-    is_apart = True
-    known = ("safemigrate", "slow")
-    is_away = False
-    messages: list[tuple[Any, ...]] = []
-    seconds: list[float] = []
-
-    def check(self, queue: str) -> None:
-        if queue not in Queue.known:
-            raise NotEnqueued(f"There is no queue {queue!r}.")
-
-    def enqueue(self, path: str, *arguments: Any, queue: str, seconds: float = 0.0) -> None:
-        if Queue.is_away:
-            raise NotEnqueued("The broker is away.")
-        Queue.messages.append((path, *arguments))
-        Queue.seconds.append(seconds)
-
-    @staticmethod
-    def deliver() -> None:
-        """Deliver the oldest message to a worker, which is this process."""
-        Queue.seconds.pop(0)
-        base.call(*Queue.messages.pop(0))
-
-    @staticmethod
-    def deliver_all(most: int = 100) -> int:
-        """Deliver until there are none; a worker that waits finds the time past."""
-        for number in range(most):
-            if not Queue.messages:
-                return number
-            Queue.deliver()
-        raise AssertionError(f"after {most} messages there are still {len(Queue.messages)}")
-
-
-@pytest.fixture(autouse=True)
-def _queue(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
-    monkeypatch.setitem(conf.EXECUTORS, "celery", f"{__name__}.Queue")
-    monkeypatch.setattr(Queue, "messages", [])
-    monkeypatch.setattr(Queue, "seconds", [])
-    monkeypatch.setattr(Queue, "is_away", False)
-    monkeypatch.setattr(ranges, "PACE", ranges.Pace(seconds=10, start=300, smallest=300, largest=300))
-    settings.SAFEMIGRATE_BATCH_SIZE = 100
-    settings.SAFEMIGRATE_LEASE_SECONDS = 3
-
-
-@pytest.fixture
-def polls(place: dict[str, Any], settings: Any) -> Polls:
-    """Polls with the column, empty, whose runs are recorded beside them."""
-    polls = Polls(**place, rows=ROWS)
-    settings.MIGRATION_MODULES = {"polls": "tests.split_migrations"}
-    settings.SAFEMIGRATE_RUNS_DATABASE = polls.alias
-    call_command("migrate", "safemigrate", database=polls.alias, verbosity=0)
-    call_command("migrate", "polls", "0003", database=polls.alias, verbosity=0)
-    return polls
-
-
-def begin(alias: str, *arguments: str) -> BackfillRun:
-    call_command("backfill", "run", FIELD, "--database", alias, "--executor", "celery", *arguments)
-    return the_run()
-
-
-def the_run() -> BackfillRun:
-    return runs.records().order_by("-pk").first()
-
-
-def all_ranges() -> list[BackfillRange]:
-    return list(ranges.of(the_run()))
-
-
-def assert_filled(polls: Polls, unsaid: int = 0) -> None:
-    """Every row has the value that the function gives, the run says so, and no part of it is left.
-
-    A worker that dies does not say what it filled in its last second.
-    """
-    assert polls.questions().filter(expires_date=F("pub_date") + MONTH).count() == polls.rows
-    run = the_run()
-    said = polls.rows - unsaid
-    assert (run.status, run.rows_done, run.rows_total) == (Status.SUCCEEDED, said, said)
-    assert not run.is_held()
-    assert {part.ended is not None for part in all_ranges()} == {True}
-
-
-@pytest.fixture
-def replaced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], Any]], None]:
-    return lambda function: monkeypatch.setattr(replaceable, "value", function)
-
 
 # From the command to the end
 
@@ -198,29 +117,7 @@ def test_several_workers_at_once_hold_different_ranges(polls: Polls, replaced: A
     assert len({part.worker for part in all_ranges()}) >= 3
 
 
-def worker(key: int) -> None:
-    try:
-        shifts.work(key)
-    finally:
-        connections.close_all()
-
-
 # Workers that die
-
-
-def take(run: BackfillRun, worker: str = "another:1") -> Any:
-    """Take a range as a worker does that dies then."""
-    shifts._started(run)
-    run = the_run()
-    target = fills.find(FIELD, run.alias).target
-    return ranges.take(run, Batches(target.model, run.alias, target.marks), worker)
-
-
-def expire(**changes: Any) -> None:
-    """Let all leases have ended."""
-    past = timezone.now() - timedelta(seconds=1)
-    ranges.records().filter(ended=None).exclude(lease_until=None).update(lease_until=past)
-    runs.records().update(lease_until=past, **changes)
 
 
 def test_what_a_dead_worker_held_is_taken_when_its_lease_ends(polls: Polls) -> None:
@@ -355,6 +252,7 @@ def test_a_database_that_fails_puts_the_range_off(
 ) -> None:
     """Another range is taken meanwhile; this one is tried again later, the later the more often it failed."""
     settings.SAFEMIGRATE_RETRIES = 0
+    monkeypatch.setattr("random.uniform", lambda least, most: 60.0)
     failures: list[int] = []
 
     def fails(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
@@ -634,21 +532,12 @@ def test_it_starts_later(polls: Polls, capsys: pytest.CaptureFixture[str]) -> No
     assert run.not_before is not None
 
 
-class Never:
-    """A throttle that never lets it go on."""
-
-    def __init__(self, model: Any, alias: str) -> None: ...
-
-    def reason(self, run: Any) -> str | None:
-        return "not now"
-
-
 @SQLITE
 def test_a_throttle_that_holds_for_long_gives_the_worker_back(
     polls: Polls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("safemigrate.holding.PATIENCE", 0.2)
-    begin(polls.alias, "--throttle", f"{__name__}.Never")
+    begin(polls.alias, "--throttle", "tests.deliveries.Never")
     Queue.deliver()
     assert Queue.seconds == [shifts.LATER]
     assert the_run().waiting_for == "not now"
@@ -756,100 +645,6 @@ def test_options_that_do_not_go_together_are_refused(polls: Polls, arguments: li
     assert Queue.messages == []
 
 
-# A chain
-
-
-@pytest.fixture
-def both(polls: Polls, settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[list[str]]:
-    """Two databases with the column."""
-    settings.MIGRATION_MODULES = {}
-    archive = connections["archive"]
-    archive.close()
-    monkeypatch.setitem(archive.settings_dict, "NAME", str(tmp_path / "archive.sqlite3"))
-    Polls("archive", {}, rows=100)
-    settings.MIGRATION_MODULES = {"polls": "tests.split_migrations"}
-    call_command("migrate", "polls", "0003", database="archive", verbosity=0)
-    yield [polls.alias, "archive"]
-    archive.close()
-
-
-def begin_chain(both: list[str], *arguments: str) -> None:
-    databases = [part for alias in both for part in ("--database", alias)]
-    call_command("backfill", "run", FIELD, *databases, "--chain", *arguments)
-
-
-def filled_on(alias: str) -> int:
-    return apps.get_model("polls", "Question").objects.using(alias).exclude(expires_date=None).count()
-
-
-def required_on(alias: str) -> bool:
-    return ("polls", "0005_require") in MigrationRecorder(connections[alias]).applied_migrations()
-
-
-@SQLITE
-@pytest.mark.parametrize("executor", ["celery", "inline"])
-@pytest.mark.parametrize("migrate", [True, False])
-def test_a_chain_fills_one_database_after_another_and_then_migrates(
-    both: list[str], executor: str, migrate: bool
-) -> None:
-    begin_chain(both, "--executor", executor, *(["--migrate"] if migrate else []))
-    if executor == "celery":
-        assert [run.alias for run in runs.records()] == both[:1]
-        Queue.deliver_all()
-        last, first = runs.records()
-        assert [event.text for event in first.events.all()][-1] == f"then: archive, run {last.pk}"
-        assert f"verified: every row has a value on {both[0]}, archive" in [e.text for e in last.events.all()]
-    assert [filled_on(alias) for alias in both] == [ROWS, 100]
-    assert [required_on(alias) for alias in both] == [migrate, migrate]
-
-
-@SQLITE
-@pytest.mark.parametrize("executor", ["celery", "inline"])
-def test_an_error_ends_the_chain(both: list[str], executor: str, replaced: Any) -> None:
-    replaced(lambda question: None if question.pk == 3 else month_later(question))
-    if executor == "inline":
-        with pytest.raises(CommandError, match="1 rows"):
-            begin_chain(both, "--executor", executor, "--migrate")
-    else:
-        begin_chain(both, "--executor", executor, "--migrate")
-        Queue.deliver_all()
-        assert the_run().status == Status.FAILED
-    assert [filled_on(alias) for alias in both] == [ROWS - 1, 0]
-    if executor == "celery":  # It goes on where it ended.
-        replaced(month_later)
-        runs.retry(the_run().pk, "ada")
-        Queue.deliver_all()
-        assert [required_on(alias) for alias in both] == [True, True]
-
-
-@SQLITE
-def test_what_fails_after_a_run_is_shown_in_it(both: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*arguments: Any, **options: Any) -> None:
-        raise RuntimeError("no migrate today")
-
-    begin_chain(both, "--executor", "celery", "--migrate")
-    monkeypatch.setattr(chain, "call_command", fails)
-    Queue.deliver_all()
-    last = the_run()
-    assert last.status == Status.SUCCEEDED
-    assert last.error == "The chain stopped after this run: RuntimeError: no migrate today"
-    assert last.then is None
-
-
-@SQLITE
-def test_a_chain_whose_worker_died_is_taken_up_by_the_sweep(both: list[str]) -> None:
-    begin_chain(both, "--executor", "celery")
-    while the_run().status != Status.SUCCEEDED:
-        Queue.deliver()
-    Queue.messages.clear()
-    Queue.seconds.clear()
-    assert [filled_on(alias) for alias in both] == [ROWS, 0]
-    runs.records().update(woken=timezone.now() - timedelta(hours=2))
-    assert len(dispatch.sweep()) == 1
-    Queue.deliver_all()
-    assert [filled_on(alias) for alias in both] == [ROWS, 100]
-
-
 # Shown
 
 
@@ -890,6 +685,24 @@ def test_they_are_shown_in_the_admin(polls: Polls, settings: Any) -> None:
 # Keys of every kind
 
 
+def cut(road: Road) -> tuple[list[Any], int]:
+    """Cut the table into ranges of 300 rows; return the keys in them, and how many there are, with the end."""
+    batches = Batches(road.model(), road.alias, ["question_text"])
+    run = BackfillRun.objects.create(
+        app_label="roads", model_name="Question", field_names="x", alias=road.alias, status=Status.RUNNING,
+        executor="celery", options={"workers": 8}, last_key=key_to_json(batches.last()),
+    )  # fmt: skip
+    run = runs.find(run.pk)
+    (first,) = keys_of(batches.rows.order_by("pk")[:1])
+    ranges._create(run, 1, batches.next(first, batches.last(), 300, inclusive=True))
+    seen: list[Any] = []
+    while not (taken := ranges.take(run, batches, "w")).is_the_end:
+        seen += keys_of(batches.rows.filter(shifts._range(taken, batches).condition))
+        assert ranges.end(taken)
+        assert taken.number < 10
+    return seen, ranges.of(run).count()
+
+
 @pytest.mark.parametrize("alias", ["sqlite", "postgresql", "mariadb"], indirect=True)
 @pytest.mark.parametrize(
     "key",
@@ -908,18 +721,16 @@ def test_tables_with_any_key_are_cut_without_a_gap(alias: str, key: Any, setting
     }
     road = Road(alias, question(key=key))
     road.fill(950, id=keys[type(key[1]).__name__])
-    batches = Batches(road.model(), alias, ["question_text"])
-    run = BackfillRun.objects.create(
-        app_label="roads", model_name="Question", field_names="x", alias=alias, status=Status.RUNNING,
-        executor="celery", options={"workers": 8}, last_key=key_to_json(batches.last()),
-    )  # fmt: skip
-    run = runs.find(run.pk)
-    (first,) = keys_of(batches.rows.order_by("pk")[:1])
-    ranges._create(run, 1, batches.next(first, batches.last(), 300, inclusive=True))
-    seen: list[Any] = []
-    while not (taken := ranges.take(run, batches, "w")).is_the_end:
-        seen += keys_of(batches.rows.filter(shifts._range(taken, batches).condition))
-        assert ranges.end(taken)
+    seen, parts = cut(road)
     assert sorted(seen, key=str) == sorted(road.values("pk"), key=str)
     assert len(seen) == 950
-    assert ranges.of(run).count() == 5
+    assert parts == 5
+
+
+@pytest.mark.parametrize("alias", ["sqlite", "postgresql"], indirect=True)
+def test_keys_of_bytes_are_cut_without_a_gap(alias: str) -> None:
+    road = Road(alias, question(key=("id", models.BinaryField(primary_key=True))))
+    road.fill(950, id=lambda n: hashlib.sha256(str(n).encode()).digest())
+    seen, parts = cut(road)
+    assert sorted(map(bytes, seen)) == sorted(map(bytes, road.values("pk")))
+    assert parts == 5
