@@ -177,10 +177,7 @@ def test_the_total_is_estimated_at_once_and_counted_then(road: Road, monkeypatch
     assert totals[0][0] is False
     counted, total = totals[-1]
     assert counted
-    assert total in (
-        290,
-        300,
-    )  # Where a thread writes, the batch that it had under way may be missing until the end.
+    assert 270 <= total <= 300  # Where a thread writes, what it had under way may be missing until the end.
     assert (the_run().rows_done, the_run().rows_total, the_run().total_is_exact) == (300, 300, True)
 
 
