@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -179,17 +179,11 @@ def claim(target: Target, details: dict[str, Any]) -> BackfillRun:
 
     Raises AlreadyRunning while another process holds it, and RunPaused where a person paused it.
     """
-    for _ in range(10):
-        record = _open(target)
-        if record.status == Status.CANCELLING and not record.is_held():
-            move(record, Status.CANCELLED, "")
-            continue
-        _refuse(record)
-        if move(record, Status.RUNNING, details["started_by"], **_taken(record), **details):
-            return records().get(pk=record.pk)
-    raise AlreadyRunning(
-        f"{target.label} on {target.alias} is being taken by another process at this moment."
-    )
+
+    def take(record: BackfillRun) -> bool:
+        return move(record, Status.RUNNING, details["started_by"], **_taken(record), **details)
+
+    return _moved(target, take)
 
 
 def queue(target: Target, details: dict[str, Any]) -> BackfillRun:
@@ -197,15 +191,20 @@ def queue(target: Target, details: dict[str, Any]) -> BackfillRun:
 
     Raises AlreadyRunning while it is held, and RunPaused where a person paused it.
     """
+    changes = details | {"token": F("token") + 1, "lease_until": None, "error": "", "traceback": ""}
+    changes |= {"finished": None, "waiting_for": ""}
+    return _moved(target, lambda record: _to_queue(record, changes))
+
+
+def _moved(target: Target, move_it: Callable[[BackfillRun], bool]) -> BackfillRun:
+    """Move the open run of a field that nobody holds, tried again where somebody is quicker."""
     for _ in range(10):
         record = _open(target)
         if record.status == Status.CANCELLING and not record.is_held():
             move(record, Status.CANCELLED, "")
             continue
         _refuse(record)
-        changes = details | {"token": F("token") + 1, "lease_until": None, "error": "", "traceback": ""}
-        changes |= {"finished": None, "waiting_for": ""}
-        if _to_queue(record, changes):
+        if move_it(record):
             return records().get(pk=record.pk)
     raise AlreadyRunning(
         f"{target.label} on {target.alias} is being taken by another process at this moment."
