@@ -24,6 +24,7 @@ import pytest
 from django.core.management import call_command
 from django.db import OperationalError, connections, models
 from django.db.models import F, QuerySet, Value
+from django.db.transaction import atomic
 from django.utils import timezone
 
 from safemigrate import apps, backfill, context, pulse, recorder, runs, signals
@@ -803,10 +804,41 @@ def test_the_lease_is_renewed_during_a_batch_that_is_longer(polls: Polls, tmp_pa
     assert (recorded().attempts, recorded().status) == (1, Status.SUCCEEDED)
 
 
+def halt(process: Any, polls: Polls) -> None:
+    """Stop it where it holds no lock: the database would keep that for as long as it sleeps, and nobody could go on."""
+    for _ in range(200):
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.05)  # What it sent before is done by now.
+        if is_free("default", polls) and is_free(polls.alias, polls):
+            return
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.01)
+    raise AssertionError("it never stopped between two transactions")
+
+
+def is_free(alias: str, polls: Polls) -> bool:
+    """Does nobody keep a writer waiting there?"""
+    connection = connections[alias]
+    try:
+        if connection.vendor == "sqlite":
+            with connection.cursor() as cursor:
+                cursor.execute("PRAGMA busy_timeout = 0")
+                cursor.execute("BEGIN IMMEDIATE")
+                cursor.execute("ROLLBACK")
+        else:
+            with atomic(alias):
+                list(polls.questions().select_for_update(nowait=True).values_list("pk"))
+    except OperationalError:
+        return False
+    finally:
+        connection.close()
+    return True
+
+
 def test_a_process_that_gives_no_sign_of_life_loses_the_run_and_writes_nothing_more(polls: Polls) -> None:
     with polls.start(SLOW="0.01") as first:
         run = working(first)
-        first.send_signal(signal.SIGSTOP)
+        halt(first, polls)
         stopped_at = polls.filled()
         wait_until(lambda: recorded().is_hung())
         assert (timezone.now() - recorded().heartbeat) >= timedelta(seconds=2.9)
@@ -827,7 +859,7 @@ def test_a_process_that_gives_no_sign_of_life_loses_the_run_and_writes_nothing_m
 def test_a_process_that_wakes_up_before_anybody_took_its_run_goes_on(polls: Polls) -> None:
     with polls.start(SLOW="0.002") as process:
         working(process)
-        process.send_signal(signal.SIGSTOP)
+        halt(process, polls)
         wait_until(lambda: recorded().is_hung())
         process.send_signal(signal.SIGCONT)
         assert process.wait(timeout=60) == 0
@@ -839,7 +871,7 @@ def test_a_process_that_wakes_up_before_anybody_took_its_run_goes_on(polls: Poll
 def test_a_process_that_wakes_up_after_its_run_was_cancelled_ends(polls: Polls) -> None:
     with polls.start(SLOW="0.01") as process:
         run = working(process)
-        process.send_signal(signal.SIGSTOP)
+        halt(process, polls)
         wait_until(lambda: recorded().is_hung())
         assert runs.cancel(run.pk, "ada").status == Status.CANCELLED
         before = polls.filled()
