@@ -20,9 +20,9 @@ from safemigrate.pulse import Pulse
 logger = logging.getLogger("safemigrate")
 
 
-def links(aliases: list[str], *, migrate: bool) -> dict[str, Any]:
-    """Return what is to be done after the run of the first alias, as it is kept with that run."""
-    return {"next": aliases[1:], "all": aliases, "migrate": migrate}
+def links(aliases: list[str], number: int, *, migrate: bool) -> dict[str, Any]:
+    """Return what is to be done after the run of the alias of that number, as it is kept with that run."""
+    return {"next": aliases[number + 1 :], "all": aliases, "migrate": migrate}
 
 
 def go_on(run: BackfillRun) -> None:

@@ -12,9 +12,9 @@ from django.utils import timezone
 from safemigrate import ranges, runs, signals
 from safemigrate.conf import get
 from safemigrate.exceptions import BadRow, BadRows, TooManyRetries
-from safemigrate.holding import storable
 from safemigrate.keys import key_to_json
 from safemigrate.models import BackfillRange, BackfillRun
+from safemigrate.recorder import storable
 from safemigrate.statuses import Status
 
 logger = logging.getLogger("safemigrate")

@@ -65,7 +65,8 @@ def begin(
 ) -> BackfillRun | None:
     """Open the run of a fill, and enqueue a task for each worker that may take part; None where nothing is NULL.
 
-    Locks nothing, and returns at once, however large the table is. Run again it goes on with the same run.
+    Locks nothing, and cuts one range; reads the table up to the first row to fill. Run again it goes on with the
+    same run.
     Raises AlreadyRunning, RunPaused, and NotEnqueued, after which the run waits for a sweep.
     """
     _refuse(job, executor, options)

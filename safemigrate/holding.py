@@ -21,8 +21,6 @@ from safemigrate.recorder import LOOK, storable, thinned
 from safemigrate.runs import lease
 from safemigrate.statuses import Status
 
-__all__ = ["Holding", "storable"]
-
 #: The seconds of waiting for a throttle after which the range is given back, and the worker with it.
 PATIENCE = 3.0
 
@@ -37,7 +35,7 @@ class Holding:
 
     def __init__(self, run: BackfillRun, part: BackfillRange, target: Target, until: float) -> None:
         self.run, self.part, self.target, self.until = run, part, target, until
-        self.rows = self.seconds = 0.0  # of this worker's, as far as they are written
+        self.rows, self.seconds = 0, 0.0  # of this worker's, as far as they are written
         self.batches = 0
         self.looked = self.written = self.seen = time.monotonic()
         self.began = (part.rows_done, part.seconds)

@@ -29,11 +29,12 @@ from safemigrate.exceptions import (
     RunPaused,
     TooManyRetries,
 )
-from safemigrate.holding import Holding, storable
+from safemigrate.holding import Holding
 from safemigrate.keys import key_from_json
 from safemigrate.models import BackfillRange, BackfillRun
 from safemigrate.populate import AsWritten, resolve
 from safemigrate.pulse import BEAT
+from safemigrate.recorder import storable
 from safemigrate.statuses import Status
 
 logger = logging.getLogger("safemigrate")

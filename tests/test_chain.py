@@ -60,6 +60,23 @@ def test_a_chain_fills_one_database_after_another_and_then_migrates(
 
 
 @SQLITE
+def test_a_database_that_is_full_already_is_migrated_with_the_others(both: list[str]) -> None:
+    call_command("backfill", "run", FIELD, "--database", both[0], verbosity=0)
+    begin_chain(both, "--executor", "celery", "--migrate")
+    assert the_run().alias == "archive"
+    Queue.deliver_all()
+    assert [required_on(alias) for alias in both] == [True, True]
+
+
+@SQLITE
+def test_a_limit_ends_a_chain_in_good_order(both: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    begin_chain(both, "--executor", "inline", "--migrate", "--max-rows", "100")
+    assert "its 100 rows are filled" in capsys.readouterr().out
+    assert [filled_on(alias) for alias in both] == [100, 0]
+    assert [required_on(alias) for alias in both] == [False, False]
+
+
+@SQLITE
 @pytest.mark.parametrize("executor", ["celery", "inline"])
 def test_an_error_ends_the_chain(both: list[str], executor: str, replaced: Any) -> None:
     replaced(lambda question: None if question.pk == 3 else month_later(question))

@@ -196,7 +196,7 @@ class Command(BaseCommand):
         with_options = dispatch.options_of(**wanted)
         failed = []
         for number, alias in enumerate(aliases):
-            links = chain.links(aliases[number:], migrate=options["migrate"]) if options["chain"] else None
+            links = chain.links(aliases, number, migrate=options["migrate"]) if options["chain"] else None
             try:
                 begun = self._begin_on(alias, executor, with_options, links, options)
             except (SafemigrateError, Error) as error:
@@ -229,9 +229,13 @@ class Command(BaseCommand):
     def _chain(self, options: Mapping[str, Any]) -> None:
         """Fill one database after another here, and end with the first that is not full."""
         aliases, limit = list(self._aliases(options)), _limits(options)
-        for alias in aliases:
-            self._fill(alias, limit, options)
-        self._finish(aliases, options)
+        try:
+            for alias in aliases:
+                self._fill(alias, limit, options)
+        except (AlreadyRunning, LimitReached) as reason:
+            self.stdout.write(str(reason))
+        else:
+            self._finish(aliases, options)
 
     def _finish(self, aliases: Sequence[str], options: Mapping[str, Any]) -> None:
         if options["chain"] and not options["dry_run"]:
