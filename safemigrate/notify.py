@@ -49,7 +49,7 @@ def summary(run: BackfillRun) -> str:
         ("rate", f"{_rate(run):,.0f} rows/s"),
         ("bad rows", f"{len(run.bad_rows):,}" if run.bad_rows else ""),
         ("migration", run.migration),
-        ("started", f"by {run.started_by or '?'} on {run.host}, attempt {run.attempts}"),
+        ("started", f"by {run.started_by or '?'} on {run.host or run.executor}, attempt {run.attempts}"),
         ("error", run.error),
     ]
     lines = [f"{name + ':':<11} {text}" for name, text in facts if text]

@@ -734,3 +734,13 @@ def test_keys_of_bytes_are_cut_without_a_gap(alias: str) -> None:
     seen, parts = cut(road)
     assert sorted(map(bytes, seen)) == sorted(map(bytes, road.values("pk")))
     assert parts == 5
+
+
+@SQLITE
+def test_a_mail_tells_of_its_end(polls: Polls, settings: Any, mailoutbox: list[Any]) -> None:
+    settings.SAFEMIGRATE_NOTIFY = ["ops@example.com"]
+    begin(polls.alias)
+    Queue.deliver_all()
+    (mail,) = mailoutbox
+    assert mail.subject == f"Backfill succeeded: {the_run()}"
+    assert f"by {runs.person()} on celery, attempt 1" in mail.body
