@@ -20,15 +20,16 @@ from benchmarks.applying import applied
 from benchmarks.seeds import seed
 from benchmarks.tables import Shape
 from benchmarks.ways import MONTH, trivial
-from safemigrate import dispatch, fills, holding, ranges, runs, shifts
-from safemigrate.backfill import Filling, Run
-from safemigrate.batches import Range
 from safemigrate.conf import EXECUTORS
+from safemigrate.engine.batch_runner import ComputedInPython, Made, written
+from safemigrate.engine.batches import Range
+from safemigrate.engine.engine import Filling, Run
 from safemigrate.models import BackfillRange, BackfillRun
 from safemigrate.operations import AddNullableField, Populate
-from safemigrate.populate import resolve
-from safemigrate.statuses import Status
-from safemigrate.work import ComputedInPython, Made, written
+from safemigrate.populate.sources import resolve
+from safemigrate.runs import holding, leases, lookup, scheduler, store
+from safemigrate.runs import worker as shifts
+from safemigrate.runs.status import Status
 
 NAME, ALIAS = "expires_date", "default"
 SMALL, LARGE, ROUNDS = 1_000, 10_000, 4
@@ -101,10 +102,10 @@ KINDS: dict[str, tuple[str, Any, float]] = {
 }
 
 
-def job(kind: str) -> fills.Job:
+def job(kind: str) -> lookup.Job:
     state = Shape(0).state()
     AddNullableField("question", NAME, models.DateTimeField()).state_forwards("polls", state)
-    return fills.Job(Populate("question", NAME, KINDS[kind][1]), "polls", "polls.0002_fill", ALIAS, state)
+    return lookup.Job(Populate("question", NAME, KINDS[kind][1]), "polls", "polls.0002_fill", ALIAS, state)
 
 
 def fresh_table(rows: int) -> None:
@@ -129,9 +130,9 @@ def add_empty_column(state: ProjectState) -> None:
 
 def begin(kind: str, workers: int, batch_size: int | None = None) -> BackfillRun:
     """Open a run that workers share, and empty the list of those before it."""
-    runs.records().all().delete()
-    options = dispatch.options_of(workers=workers, throttles=[], batch_size=batch_size)
-    run = dispatch.begin(job(kind), "standin", options)
+    store.records().all().delete()
+    options = scheduler.options_of(workers=workers, throttles=[], batch_size=batch_size)
+    run = scheduler.begin(job(kind), "standin", options)
     assert run is not None
     return run
 
@@ -139,7 +140,7 @@ def begin(kind: str, workers: int, batch_size: int | None = None) -> BackfillRun
 def worker(kind: str, key: int) -> Callable[[], None]:
     """Return what works on the run as a worker of a queue does, to which each message comes at once."""
     the_job, shift = job(kind), shifts.Shift(key)
-    fills.find = lambda label, alias: the_job
+    lookup.find = lambda label, alias: the_job
 
     def begin() -> None:
         while again := shift.work(0):
@@ -150,7 +151,7 @@ def worker(kind: str, key: int) -> Callable[[], None]:
 
 def seconds_of(key: int) -> tuple[float, float]:
     """Return the seconds of a run that has ended well, and those that its workers were at work."""
-    run = runs.find(key)
+    run = store.find(key)
     if run.status != Status.SUCCEEDED or run.duration is None:
         raise RuntimeError(f"run {key} is {run.status}: {run.error}")
     return run.duration.total_seconds(), run.seconds_running
@@ -286,33 +287,33 @@ def line(samples: list[tuple[int, Cost]]) -> Line:
 def records() -> dict[str, Cost]:
     """Return what the record of a run costs: a range that is cut, taken and ended, saving, the pulse, a look."""
     run, by = begin("expression", 1_000), filling("expression")
-    runs.records().update(
+    store.records().update(
         status="running", started=run.created, samples=[[n, n * 100_000] for n in range(240)]
     )
-    run = runs.find(run.pk)
-    part = ranges.take(run, by.batches, "worker")
+    run = store.find(run.pk)
+    part = leases.take(run, by.batches, "worker")
     assert isinstance(part, BackfillRange)
     held = holding.Holding(run, part, by.target, time.monotonic() + 1e6)
     held.state = Run("polls", ALIAS, 0, cursor=1)
-    find = cost(lambda: by.batches.next(1, run.last_key, ranges.PACE.smallest))
+    find = cost(lambda: by.batches.next(1, run.last_key, leases.PACE.smallest))
     add_ended_ranges(run, part.number)
     found = {
-        "cut": cost(lambda: ranges._cut(run, by.batches)) + find * -1,
-        "take": cost(lambda: ranges._take(run, "worker")) + Cost(trips=2),
+        "cut": cost(lambda: leases._cut(run, by.batches)) + find * -1,
+        "take": cost(lambda: leases._take(run, "worker")) + Cost(trips=2),
         "write": cost(held._write) + Cost(trips=2),  # BEGIN and COMMIT are statements too
         "beat": cost(held._beat),
         "look": cost(held._look),
-        "end": cost(lambda: ranges.mine(part).update(worker="worker", error="")),
+        "end": cost(lambda: leases.mine(part).update(worker="worker", error="")),
     }
-    runs.records().all().delete()
+    store.records().all().delete()
     return found
 
 
 def add_ended_ranges(run: BackfillRun, number: int) -> None:
     """Make the run one that has been going on for long."""
-    ended = {"run_id": run.pk, "first": 1, "last": 1, "size": ranges.PACE.smallest, "ended": run.created}
+    ended = {"run_id": run.pk, "first": 1, "last": 1, "size": leases.PACE.smallest, "ended": run.created}
     made = (BackfillRange(number=number + n, **ended) for n in range(1, RANGES + 1))
-    ranges.records().bulk_create(made, batch_size=5_000)
+    leases.records().bulk_create(made, batch_size=5_000)
     execute("VACUUM ANALYZE")
 
 

@@ -23,7 +23,8 @@ from django.db.migrations.state import ProjectState
 from django.db.models import F, QuerySet
 
 from benchmarks.applying import applied
-from safemigrate import apps, backfill
+from safemigrate import apps
+from safemigrate.engine import engine
 from safemigrate.operations import AddNullableField, Populate
 from tools.demo import EXAMPLE
 from tools.servers import PostgreSQL
@@ -57,7 +58,7 @@ def measured(alias: str, rows: int) -> str:
     state = table(alias, rows)
     ratios = []
     for _ in range(PAIRS):
-        without = filled(alias, state, backfill.NoLedger)
+        without = filled(alias, state, engine.NoLedger)
         ratios.append(filled(alias, state, apps.new_ledger) / without)
     return f"{statistics.median(ratios):.3f} times the time without ({min(ratios):.3f} to {max(ratios):.3f})"
 
@@ -79,7 +80,7 @@ def table(alias: str, rows: int) -> ProjectState:
 
 def filled(alias: str, state: ProjectState, ledger: Callable[[], Any]) -> float:
     """Empty the column, fill it, and return the seconds that the fill took."""
-    backfill.use_ledger(ledger)
+    engine.use_ledger(ledger)
     QuerySet(state.apps.get_model("bench", "Question"), using=alias).update(title=None)
     with connections[alias].cursor() as cursor:
         cursor.execute("VACUUM")

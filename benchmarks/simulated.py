@@ -24,13 +24,15 @@ from benchmarks.applying import applied
 from benchmarks.costs import ALIAS, Cost, Line
 from benchmarks.tables import Shape
 from benchmarks.virtual import Clock, Log, Processors, RowLock, Signal
-from safemigrate import backfill, dispatch, fills, holding, ranges, runs, shifts
-from safemigrate.backfill import Run
-from safemigrate.batches import Batches, Range
-from safemigrate.databases import for_connection
-from safemigrate.pulse import BEAT
-from safemigrate.statuses import Status
-from safemigrate.workers import Alone
+from safemigrate.backends import for_connection
+from safemigrate.engine import engine
+from safemigrate.engine.batches import Batches, Range
+from safemigrate.engine.engine import Run
+from safemigrate.engine.pipeline import Alone
+from safemigrate.runs import holding, leases, lookup, scheduler, store
+from safemigrate.runs import worker as shifts
+from safemigrate.runs.heartbeat import BEAT
+from safemigrate.runs.status import Status
 
 BEGAN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
@@ -223,23 +225,23 @@ def in_virtual_time() -> Iterator[None]:
     """Put the model in the place of the database, of the time, and of nothing else."""
     time = SimpleNamespace(monotonic=lambda: world.clock.now, sleep=world.clock.sleep)
     patches: list[Any] = [
-        *(patch.object(module, "time", time) for module in (backfill, holding, shifts)),
+        *(patch.object(module, "time", time) for module in (engine, holding, shifts)),
         patch("django.utils.timezone.now", lambda: BEGAN + timedelta(seconds=world.clock.now)),
-        patch.object(backfill, "Run", begun_now),
-        *(patch.object(module, "Batches", Keys) for module in (backfill, dispatch)),
-        patch.object(backfill, "work_for", lambda *given: Work()),
+        patch.object(engine, "Run", begun_now),
+        *(patch.object(module, "Batches", Keys) for module in (engine, scheduler)),
+        patch.object(engine, "work_for", lambda *given: Work()),
         patch.object(
-            backfill,
+            engine,
             "chosen",
             lambda work, *given: Alone() if world.case.kind == "expression" else Writer(work),
         ),
         patch.object(holding, "Pulse", Beats),
-        patch.object(dispatch, "may_share", lambda *given: True),
+        patch.object(scheduler, "may_share", lambda *given: True),
         patch.object(type(for_connection(connection)), "estimated_rows", lambda *given: world.case.rows),
-        patch.object(fills, "find", lambda label, alias: the_job),
-        patch.object(ranges, "_take", paid("take", ranges._take, locks=True)),
-        patch.object(ranges, "_cut", paid("cut", ranges._cut)),
-        patch.object(ranges, "end", paid("end", ranges.end)),
+        patch.object(lookup, "find", lambda label, alias: the_job),
+        patch.object(leases, "_take", paid("take", leases._take, locks=True)),
+        patch.object(leases, "_cut", paid("cut", leases._cut)),
+        patch.object(leases, "end", paid("end", leases.end)),
         patch.object(holding.Holding, "_write", paid("write", holding.Holding._write, locks=True)),
         patch.object(holding.Holding, "_look", paid("look", holding.Holding._look)),
     ]
@@ -257,7 +259,7 @@ def begun_now(*given: Any, **named: Any) -> Run:
     return Run(*given, **named)
 
 
-the_job: fills.Job
+the_job: lookup.Job
 
 
 def simulated(case: Case, measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,7 +276,7 @@ def simulated(case: Case, measured: Mapping[str, Any]) -> dict[str, Any]:
             world.clock.wait(ended)
     for error in world.clock.errors:
         raise error
-    run = runs.find(run.pk)
+    run = store.find(run.pk)
     wanted = {Status.CANCELLING, Status.CANCELLED} if case.seconds else {Status.SUCCEEDED}
     assert run.status in wanted, run.error
     seconds = run.duration.total_seconds() if run.duration else 0.0
@@ -282,7 +284,7 @@ def simulated(case: Case, measured: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cancel() -> None:
-    runs.records().update(status=Status.CANCELLING)
+    store.records().update(status=Status.CANCELLING)
 
 
 def worker(key: int) -> None:

@@ -26,11 +26,11 @@ from benchmarks.pages import PAGE
 from benchmarks.report import write_page
 from benchmarks.seeds import seed
 from benchmarks.tables import Shape
-from safemigrate.batches import Batches, Target
-from safemigrate.databases import for_connection
+from safemigrate.backends import for_connection
+from safemigrate.engine.batch_runner import ComputedInPython, work_for
+from safemigrate.engine.batches import Batches, Target
 from safemigrate.operations import AddNullableField
-from safemigrate.populate import resolve
-from safemigrate.work import ComputedInPython, work_for
+from safemigrate.populate.sources import resolve
 from tools.demo import EXAMPLE
 from tools.servers import PostgreSQL
 

@@ -11,8 +11,9 @@ from django.db import Error
 from django.db.models.signals import post_migrate, pre_migrate
 from django.utils.module_loading import import_string
 
-from safemigrate import backfill, checks, context, progress
-from safemigrate.ledgers import Ledgers
+from safemigrate.checks import rules
+from safemigrate.engine import context, engine, progress
+from safemigrate.engine.observers import Ledgers
 
 
 def note_migrate(verbosity: int = 1, plan: Any = (), **kwargs: Any) -> None:
@@ -24,12 +25,12 @@ def settle_runs(using: str, plan: Any = None, **kwargs: Any) -> None:
     if plan is None:
         return  # `flush`, which each test of a TransactionTestCase ends with.
     with suppress(Error):  # The runs' database may be away: `migrate` itself is done.
-        import_string("safemigrate.runs.settle")(using, set(context.current.migrations.values()))
+        import_string("safemigrate.runs.store.settle")(using, set(context.current.migrations.values()))
 
 
 def new_ledger() -> Ledgers:
     # Named, not imported: models cannot be imported before the apps are ready.
-    recorder = import_string("safemigrate.recorder.Recorder")
+    recorder = import_string("safemigrate.runs.recorder.Recorder")
     return Ledgers([recorder, *context.current.ledgers, progress.Progress])
 
 
@@ -38,10 +39,10 @@ class SafemigrateConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        backfill.use_ledger(new_ledger)
+        engine.use_ledger(new_ledger)
         pre_migrate.connect(note_migrate, dispatch_uid="safemigrate.migrate")
         post_migrate.connect(settle_runs, sender=self, dispatch_uid="safemigrate.settle")
-        register(checks.check_migrations, Tags.database)
-        import_string("safemigrate.notify.connect")()
-        import_string("safemigrate.dispatch.connect")()
-        context.hand_over = import_string("safemigrate.dispatch.hand_over")
+        register(rules.check_migrations, Tags.database)
+        import_string("safemigrate.runs.notify.connect")()
+        import_string("safemigrate.runs.scheduler.connect")()
+        context.hand_over = import_string("safemigrate.runs.scheduler.hand_over")

@@ -10,8 +10,8 @@ from typing import Any
 
 from django.conf import settings
 
+from safemigrate.engine.batch_size import Pace
 from safemigrate.exceptions import InvalidSetting
-from safemigrate.pacing import Pace
 
 EXECUTORS = {
     "inline": "safemigrate.executors.inline.Inline",

@@ -10,8 +10,8 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from safemigrate.processes import is_gone
-from safemigrate.statuses import HELD, OVER, Status
+from safemigrate.runs.processes import is_gone
+from safemigrate.runs.status import HELD, OVER, Status
 
 
 class BackfillRun(models.Model):

@@ -15,16 +15,18 @@ from django.db.migrations.operations.base import Operation, OperationCategory
 from django.db.migrations.operations.fields import AddField, AlterField, FieldOperation, RemoveField
 from django.db.migrations.operations.special import RunPython
 
-from safemigrate import backfill, conf, context, fields, guards, locks
-from safemigrate.batches import Batches, Target
-from safemigrate.databases import Database, for_connection
+from safemigrate import conf
+from safemigrate.backends import Database, for_connection
+from safemigrate.engine import context, engine
+from safemigrate.engine.batches import Batches, Target
 from safemigrate.exceptions import InTransaction, InvalidField, InvalidPopulate, NoGuard, TooManyRows
-from safemigrate.populate import AsWritten, InPython, Source, check, is_dotted_path, resolve
-from safemigrate.proofs import refuse_nulls
-from safemigrate.requiring import Requiring
-from safemigrate.road import Fill, write_down
-from safemigrate.shortcuts import Shortcut
-from safemigrate.steps import Step
+from safemigrate.populate.sources import AsWritten, InPython, Source, check, is_dotted_path, resolve
+from safemigrate.schema import fields, guards, runner
+from safemigrate.schema.fast_path import Shortcut
+from safemigrate.schema.not_null import Requiring
+from safemigrate.schema.plan import Fill, write_down
+from safemigrate.schema.proofs import refuse_nulls
+from safemigrate.schema.steps import Step
 
 __all__ = ["AddNullableField", "AddRequiredField", "GuardWrites", "Populate", "SetNotNull", "UnguardWrites"]
 
@@ -57,7 +59,7 @@ class _FieldStep:
         if schema_editor.collect_sql:
             write_down(schema_editor, road)
         else:
-            locks.run(database, road)
+            runner.run(database, road)
 
     def _label(self, app_label: str) -> str:
         return f"{app_label}.{self.model_name}.{self.name}"
@@ -243,7 +245,7 @@ class Populate(_FieldStep, Operation):
         """Fill all rows that still need it, or raise BadRows. Imports a dotted path only for that.
 
         `once`, where the fill was done before and only late rows are left, names the fields that were NULL
-        then. A function of (apps, schema_editor) is not run another time for them. `at_once` as in `backfill.fill`.
+        then. A function of (apps, schema_editor) is not run another time for them. `at_once` as in `engine.fill`.
         """
         model = to_state.apps.get_model(app_label, self.model_name)
         target = self.target(model, schema_editor.connection.alias, to_state.apps, once or ())
@@ -259,7 +261,7 @@ class Populate(_FieldStep, Operation):
             return
         if isinstance(source, InPython) and source.unique:
             self._index_early(database, schema_editor, model)
-        backfill.fill(target, source, batch_size=self.batch_size, at_once=at_once)
+        engine.fill(target, source, batch_size=self.batch_size, at_once=at_once)
 
     def _index_early(self, database: Database, schema_editor: Any, model: Any) -> None:
         field = model._meta.get_field(self.names[0])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from safemigrate import dispatch, shifts
 from safemigrate.executors import background
+from safemigrate.runs import scheduler, worker
 
 
 @background
@@ -12,10 +12,10 @@ def work(run: int, tries: int = 0) -> None:
 
     Delivered twice it does nothing twice: whatever it does, it holds a lease on it.
     """
-    shifts.work(run, tries)
+    worker.work(run, tries)
 
 
 @background
 def sweep() -> None:
     """Enqueue what nobody works on: see `backfill sweep`. For a clock: Celery's beat, cron, a scheduler."""
-    dispatch.sweep()
+    scheduler.sweep()

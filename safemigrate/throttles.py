@@ -3,7 +3,7 @@
 SAFEMIGRATE_THROTTLES names the classes. Each is made once for a fill, with the model and the alias. Its
 `reason(run)` returns None to go on, or why to wait; it is asked again until it returns None. It is called
 outside any transaction, after all that was filled is committed; several workers may be at work when it is
-asked first, none is while the fill waits; `run` is a `safemigrate.backfill.Run`.
+asked first, none is while the fill waits; `run` is a `safemigrate.engine.engine.Run`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from django.db import connections
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
+from safemigrate.backends import monitoring
 from safemigrate.conf import get
-from safemigrate.databases import vitals
 from safemigrate.exceptions import InvalidSetting, NotVisible
-from safemigrate.spelling import nearest
+from safemigrate.formatting import nearest
 
 __all__ = ["FillHours", "Nice", "ReplicationLag", "Throttle", "Vacuum", "WaitingLocks", "Watch"]
 
@@ -70,7 +70,7 @@ class Watch:
 
     def __init__(self, model: Any, alias: str) -> None:
         self.model, self.alias = model, alias
-        self.vitals = vitals.for_connection(connections[alias])
+        self.vitals = monitoring.for_connection(connections[alias])
         self.blind_for = get("SAFEMIGRATE_BLIND_SECONDS")
         self.asked: float | None = None
         self.blind_since: float | None = None

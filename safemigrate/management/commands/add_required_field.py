@@ -13,12 +13,14 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser, no_translations
 from django.db import models
 
-from safemigrate import applying, forecast, reporting, rollout, writing
 from safemigrate.exceptions import InvalidExpression, OtherChanges, SafemigrateError
-from safemigrate.expressions import Source, read
-from safemigrate.pending import Migrations
-from safemigrate.planning import Phase, from_default, plan
-from safemigrate.targets import Target, find_all
+from safemigrate.generator import applying, rollout, writer
+from safemigrate.generator.autodetector import Migrations
+from safemigrate.generator.planner import Phase, from_default, plan
+from safemigrate.generator.targets import Target, find_all
+from safemigrate.plan import plan as forecast
+from safemigrate.plan import render
+from safemigrate.populate.expressions import Source, read
 
 DESCRIPTION = """\
 Write the migration that adds a required field to a table with old rows, while the site keeps serving.
@@ -136,7 +138,7 @@ class Command(BaseCommand):
             "Exits with 1 when a step would hurt.",
         )
         parser.add_argument(
-            "--format", choices=tuple(reporting.FORMATS), default="text", help="With --plan: how it is shown."
+            "--format", choices=tuple(render.FORMATS), default="text", help="With --plan: how it is shown."
         )
 
     @no_translations
@@ -172,17 +174,17 @@ class Command(BaseCommand):
 
     def _write(self, targets: Sequence[Target], migrations: Migrations, options: Mapping[str, Any]) -> None:
         for target in targets:
-            writing.migrations_folder(target.app_label)
+            writer.migrations_folder(target.app_label)
         phases, remark = self._phases(targets, migrations, options)
-        files = writing.files(phases)
+        files = writer.files(phases)
         if options["dry_run"]:
             for file in files:
-                self.stdout.write(f"Would write {writing.shown(file.path)}:\n\n{file.text}")
+                self.stdout.write(f"Would write {writer.shown(file.path)}:\n\n{file.text}")
             self._say(remark)
             return
-        writing.write(files)
+        writer.write(files)
         for file in files:
-            self._say(self.style.SUCCESS(f"Wrote {writing.shown(file.path)}"))
+            self._say(self.style.SUCCESS(f"Wrote {writer.shown(file.path)}"))
         if not options["migrate"]:
             self._say(_next_step(phases))
         self._say(remark)
@@ -196,7 +198,7 @@ class Command(BaseCommand):
             forecast.make(target, courses[target], alias)
             for target, alias in forecast.allowed(targets, aliases)
         ]
-        self.stdout.write(reporting.FORMATS[options["format"]](forecasts))
+        self.stdout.write(render.FORMATS[options["format"]](forecasts))
         hurt = [f"{each.label} on {each.alias}" for each in forecasts if each.hurts]
         if hurt:
             raise CommandError(f"A step would hurt: {', '.join(hurt)}. The plan says why, and what to do.")
@@ -210,7 +212,7 @@ class Command(BaseCommand):
         for target in courses:
             migrations.check_unchanged(target)
         phases = self._phases(new, migrations, options)[0] if new else []
-        planned = forecast.planned([writing.load(phase) for phase in phases], migrations.state)
+        planned = forecast.planned([writer.load(phase) for phase in phases], migrations.state)
         return courses | {target: forecast.concerning(target, planned) for target in new}
 
     def _phases(
@@ -294,7 +296,7 @@ class Command(BaseCommand):
     ) -> tuple[list[Phase], str]:
         """Return the migrations to write, and what they mean for code that is running."""
         planners = _planners(populates, migrations, options)
-        simplest = [writing.load(phase) for planner in planners for phase in planner()]
+        simplest = [writer.load(phase) for planner in planners for phase in planner()]
         why_not = rollout.reasons(populates, simplest)
         shape = {"phases": options["phases"], "keep_guard": options["keep_guard"]}
         if options["keep_guard"]:
@@ -302,7 +304,7 @@ class Command(BaseCommand):
         guarded = [target for target, reason in why_not.items() if not reason]
         phases = [phase for planner in planners for phase in planner(guarded=guarded, **shape)]
         for phase in phases:
-            writing.load(phase)
+            writer.load(phase)
         return phases, rollout.told(why_not, **shape)
 
     def _migrate(self, targets: Sequence[Target], aliases: Sequence[str], options: Mapping[str, Any]) -> None:

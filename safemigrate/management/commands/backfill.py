@@ -15,13 +15,15 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error
 from django.utils import timezone
 
-from safemigrate import chain, conf, context, dispatch, fills, reports, runs
-from safemigrate.applying import chosen_aliases
+from safemigrate import conf
+from safemigrate.engine import context
 from safemigrate.exceptions import AlreadyRunning, LimitReached, SafemigrateError
-from safemigrate.limits import Limited, Limits, next_time, seconds
-from safemigrate.statuses import Status
-from safemigrate.tables import table
-from safemigrate.targets import find_all
+from safemigrate.formatting import table
+from safemigrate.generator.applying import chosen_aliases
+from safemigrate.generator.targets import find_all
+from safemigrate.runs import chain, lookup, scheduler, store, summary
+from safemigrate.runs.limits import Limited, Limits, next_time, seconds
+from safemigrate.runs.status import Status
 
 DESCRIPTION = """\
 Fill required fields outside `migrate`, and see and steer the runs.
@@ -127,28 +129,28 @@ class Command(BaseCommand):
     # Looking
 
     def _list(self, options: Mapping[str, Any]) -> None:
-        found = list(runs.records()[: options["limit"]])
+        found = list(store.records()[: options["limit"]])
         if options["json"]:
-            self.stdout.write(json.dumps([reports.as_dict(run) for run in found], indent=2))
+            self.stdout.write(json.dumps([summary.as_dict(run) for run in found], indent=2))
         elif found:
             self.stdout.write(
-                table(reports.HEADINGS, [reports.row(run) for run in found], right=reports.RIGHT)
+                table(summary.HEADINGS, [summary.row(run) for run in found], right=summary.RIGHT)
             )
         else:
             self.stdout.write("No runs are recorded yet.")
 
     def _show(self, options: Mapping[str, Any]) -> None:
-        run = runs.find(options["id"])
+        run = store.find(options["id"])
         while True:
             self.stdout.write(
-                json.dumps(reports.as_dict(run, full=True), indent=2)
+                json.dumps(summary.as_dict(run, full=True), indent=2)
                 if options["json"]
-                else reports.page(run)
+                else summary.page(run)
             )
             if not options["follow"] or not (run.is_held() or run.status == Status.QUEUED):
                 return
             time.sleep(1)
-            run = runs.find(options["id"])
+            run = store.find(options["id"])
 
     def _verify(self, options: Mapping[str, Any]) -> None:
         label = options["label"]
@@ -161,7 +163,7 @@ class Command(BaseCommand):
     # Steering
 
     def _steer(self, action: str, options: Mapping[str, Any]) -> None:
-        run = getattr(runs, action)(options["id"], runs.person())
+        run = getattr(store, action)(options["id"], store.person())
         self.stdout.write(f"Run {run.pk} ({run}) is {run.get_status_display()}.")
         if run.is_shared and run.status == Status.QUEUED:
             self.stdout.write(f"Its workers are called. If none takes it: {run.next_command}")
@@ -169,7 +171,7 @@ class Command(BaseCommand):
             self.stdout.write(f"The next process takes it: {run.command}")
 
     def _sweep(self, options: Mapping[str, Any]) -> None:
-        for line in dispatch.sweep():
+        for line in scheduler.sweep():
             self.stdout.write(line)
 
     # Filling
@@ -193,7 +195,7 @@ class Command(BaseCommand):
             "seconds": options["task_seconds"],
         }
         wanted |= {"throttles": options["throttle"], "batch_size": options["batch_size"]}
-        with_options = dispatch.options_of(**wanted)
+        with_options = scheduler.options_of(**wanted)
         failed = []
         for number, alias in enumerate(aliases):
             links = chain.links(aliases, number, migrate=options["migrate"]) if options["chain"] else None
@@ -214,11 +216,11 @@ class Command(BaseCommand):
     ) -> bool:
         job = self._job(options["label"], alias)
         at = _start(options)
-        run = dispatch.begin(job, executor, wanted, not_before=at, then=links)
+        run = scheduler.begin(job, executor, wanted, not_before=at, then=links)
         if run is None:
             self.stdout.write(f"{job.label} on {alias}: every row has a value; nothing was enqueued.")
             return False
-        when = f" from {reports.moment(at)} on" if at else ""
+        when = f" from {summary.moment(at)} on" if at else ""
         self.stdout.write(
             f"{job.label} on {alias}: run {run.pk}, enqueued in {run.options['queue']} of {executor}; no more than "
             f"{run.options['workers']} of its workers fill at once{when}. To see it: "
@@ -263,12 +265,12 @@ class Command(BaseCommand):
         with conf.changed(**_settings(options)), context.changed(ledgers=[partial(Limited, limit)]):
             job.run(batch_size=options["batch_size"])
         with suppress(Error):  # The runs' database may be away: the rows are filled.
-            runs.close(job.target)
+            store.close(job.target)
         self.stdout.write(f"{job.label} on {alias}: every row has a value.")
 
     @staticmethod
-    def _job(label: str, alias: str) -> fills.Job:
-        job = fills.find(label, alias)
+    def _job(label: str, alias: str) -> lookup.Job:
+        job = lookup.find(label, alias)
         job.check_column()
         return job
 

@@ -1,0 +1,5 @@
+"""The runs in the admin."""
+
+from safemigrate.admin.model_admin import BackfillRunAdmin
+
+__all__ = ["BackfillRunAdmin"]

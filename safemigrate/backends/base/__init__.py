@@ -1,0 +1,1 @@
+"""The questions and their safe answers, for any database."""

@@ -1,0 +1,121 @@
+"""A write guard: the database itself gives a new row the value that it was inserted without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.backends.utils import split_identifier
+from django.db.models.expressions import RawSQL
+from django.db.models.sql import UpdateQuery
+
+from safemigrate.backends.base.schema import short_name
+from safemigrate.exceptions import NoGuard
+from safemigrate.schema.steps import Lock, Step
+
+SUFFIX = "safemigrate_guard"
+
+
+class Guards:
+    """The guards of one database. Subclasses write the triggers; without one there is no guard."""
+
+    alter = Lock("the table, exclusively", "everyone")
+
+    def __init__(self, database: Any) -> None:
+        self.database = database
+        self.connection = database.connection
+        self.quote = database.quote
+
+    # Questions
+
+    def random_uuid(self, field: Any) -> str | None:
+        """Return the SQL of a random uuid (version 4) as the field's column holds it, None without any."""
+        return None
+
+    def sql(self, model: Any, field: Any, value: Any) -> str:
+        """Return the SQL of `value` as an UPDATE of the model would have it, parameters written in.
+
+        Columns stand in it qualified by the table's name.
+        """
+        query = UpdateQuery(model)
+        query.add_update_values({field.name: value})
+        sql, params = query.get_compiler(connection=self.connection).as_sql()
+        beginning = f"UPDATE {self.quote(model._meta.db_table)} SET {self.quote(field.column)} = "
+        if not sql.startswith(beginning):
+            raise NoGuard(f"Django compiles it to an UPDATE of an unexpected form: {sql}")
+        self.refuse(model, sql)
+        self.refuse_raw(value)
+        return str(self.database.with_values(sql.removeprefix(beginning), params))
+
+    def refuse_raw(self, value: Any) -> None:
+        """Raise NoGuard for raw SQL: its columns are not named with their table, for which the new row stands."""
+        if any(isinstance(part, RawSQL) for part in getattr(value, "flatten", list)()):
+            raise NoGuard("it is raw SQL, in which the columns of the new row cannot be told")
+
+    def refuse(self, model: Any, sql: str) -> None:
+        """Raise NoGuard where the database could not compute this for a row that is just coming in."""
+        if split_identifier(model._meta.db_table)[0]:
+            raise NoGuard("its table is named together with a schema, so a new row cannot stand for it")
+        if generated := [field for field in self.read(model, sql) if getattr(field, "generated", False)]:
+            raise NoGuard(f"{generated[0].name} is a generated field, not known before the row is stored")
+
+    def read(self, model: Any, sql: str) -> list[Any]:
+        """Return the fields whose columns an expression over the model reads."""
+        table = self.quote(model._meta.db_table)
+        return [
+            field
+            for field in model._meta.local_concrete_fields
+            if f"{table}.{self.quote(field.column)}" in sql
+        ]
+
+    # Steps
+
+    def constant(self, model: Any, field: Any, sql: str) -> list[Step]:
+        """Return the steps that put `sql`, which reads no column, into new rows."""
+        return self.expression(model, field, sql)
+
+    def expression(self, model: Any, field: Any, sql: str) -> list[Step]:
+        """Return the steps that put `sql` into rows that come in, or are updated, with NULL."""
+        raise NoGuard(f"no write guard is written for {self.connection.display_name}")
+
+    def down(self, model: Any, field: Any) -> list[Step]:
+        """Return the steps that take any guard of the field away."""
+        return []
+
+    # For the subclasses
+
+    def name(self, model: Any, field: Any, *more: str, limit: int = 63) -> str:
+        table = split_identifier(model._meta.db_table)[1].strip('"')
+        return short_name(table, field.column, suffix="_".join([SUFFIX, *more]), limit=limit)
+
+    def row(self, model: Any, sql: str) -> str:
+        """Return `sql` with the columns of NEW in the place of the table's own."""
+        columns = [self.quote(field.column) for field in self.read(model, sql)]
+        if not columns:
+            return f"({sql})"
+        listed = ", ".join(f"NEW.{column} AS {column}" for column in columns)
+        return f"(SELECT {sql} FROM (SELECT {listed}) AS {self.quote(model._meta.db_table)})"
+
+    def default_steps(self, model: Any, field: Any, sql: str, ending: str = "") -> list[Step]:
+        table, column = self.quote(model._meta.db_table), self.quote(field.column)
+        return [
+            Step(
+                f"guard {field.column}: new rows get a default",
+                (f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT {sql}{ending}",),
+                self.alter,
+                tables=(table,),
+            )
+        ]
+
+    def drop_default(self, model: Any, field: Any, ending: str = "") -> list[Step]:
+        if field.has_db_default():
+            return []
+        table, column = self.quote(model._meta.db_table), self.quote(field.column)
+        return [
+            Step(
+                f"take the guard of {field.column} away: its default",
+                (f"ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT{ending}",),
+                self.alter,
+                tables=(table,),
+                needed=lambda: getattr(self.database.column(model, field.column), "has_default", False),
+            )
+        ]

@@ -1,0 +1,363 @@
+"""The questions asked of a database and the orders given to it, with the answers that are safe for any."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import DatabaseError, IntegrityError, NotSupportedError, OperationalError
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.transaction import atomic
+
+from safemigrate.exceptions import OrphanRows
+from safemigrate.schema import fields
+from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
+
+COPY = Lock("the table, exclusively", "everyone", "while it is copied")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as it is in the table now."""
+
+    nullable: bool
+    has_default: bool = False
+
+
+class Database:
+    """One connection's database. Subclasses answer for theirs; this one knows what Django knows."""
+
+    #: The lock for a change of the table that takes an instant.
+    alter = Lock("the table, exclusively", "everyone")
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+
+    # Questions
+
+    def has_table(self, model: Any) -> bool:
+        return model._meta.db_table in self.connection.introspection.table_names()
+
+    def column(self, model: Any, column: str) -> Column | None:
+        """Return the column as it is, or None where the table has none of that name."""
+        with self.connection.cursor() as cursor:
+            table = model._meta.db_table
+            for info in self.connection.introspection.get_table_description(cursor, table):
+                if info.name == column:
+                    return Column(bool(info.null_ok), info.default is not None)
+        return None
+
+    def other_type(self, model: Any, field: Any) -> str | None:
+        """Return the type of the field's column where it is there with another type than the field's."""
+        return None
+
+    def estimated_rows(self, model: Any) -> int:
+        """Return about how many rows the table has, as cheaply as the database can say."""
+        return int(QuerySet(model, using=self.connection.alias).count())
+
+    def is_lock_timeout(self, error: BaseException) -> bool:
+        """Was a lock not to be had in time?"""
+        return False
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Is it likely to pass when the same is tried again: a deadlock, a lost connection?"""
+        return isinstance(error, OperationalError)
+
+    def is_null_refused(self, error: BaseException) -> bool:
+        """Did NOT NULL fail because a NULL is there?"""
+        return isinstance(error, IntegrityError)
+
+    def is_copy_refused(self, error: BaseException) -> bool:
+        """Did the server say that it can do this only by copying the table?"""
+        return False
+
+    def is_denied(self, error: BaseException) -> bool:
+        """Does the user of this connection lack a privilege?"""
+        return False
+
+    def blockers(self, tables: Sequence[str], blocks: Blocked = "everyone") -> list[str]:
+        """Return who holds a lock on the tables that one which `blocks` these has to wait for.
+
+        One line each, as far as the database tells.
+        """
+        return []
+
+    def same_text(self, value: str) -> str:
+        """Return a text that is equal for two values which a unique index here may hold to be equal."""
+        return value
+
+    def orphans(self, model: Any, field: Any) -> QuerySet[Any]:
+        """Return the rows that refer by the foreign key `field` to rows that are not there."""
+        alias = self.connection.alias
+        parents: QuerySet[Any] = QuerySet(field.remote_field.model, using=alias)
+        parent = parents.filter(**{field.target_field.attname: OuterRef(field.attname)})
+        rows: QuerySet[Any] = QuerySet(model, using=alias)
+        return rows.filter(~Exists(parent), **{f"{field.attname}__isnull": False})
+
+    def refuse_orphans(self, model: Any, field: Any) -> None:
+        """Raise OrphanRows when rows refer by the foreign key `field` to rows that are not there."""
+        alias = self.connection.alias
+        orphans = self.orphans(model, field)
+        examples = list(orphans.order_by("pk").values_list("pk", field.attname)[:10])
+        if not examples:
+            return
+        listed = "\n".join(f"  {key}: {value!r}" for key, value in examples)
+        raise OrphanRows(
+            f"{orphans.count():,} rows of {model._meta.label} on {alias} have a {field.name} that is no row of "
+            f"{field.remote_field.model._meta.label}, so no foreign key was made. The first {len(examples)}, by "
+            f"primary key:\n{listed}\nCorrect these rows and run migrate again: it carries on from here."
+        )
+
+    #: Does `add_column` give new rows the default of the database's own (db_default) already?
+    gives_defaults_early = False
+
+    #: May several connections write at the same time?
+    writes_at_once = False
+
+    #: Does a write guard fill a row before the database looks whether the column is NULL in it?
+    guards_before_not_null = True
+
+    #: Can `add_required` compute the value of the rows that are there?
+    fills_at_once = False
+
+    def session(self, model: Any) -> tuple[Any, ...]:
+        """Return what decides which rows a statement on the model's table means, on this very connection."""
+        return (str(self.connection.settings_dict["NAME"]),)
+
+    def drop_if_lost(self) -> None:
+        """Close the connection where it is lost, so that the next statement makes a new one."""
+        connection = self.connection
+        if (
+            connection.connection is not None
+            and not connection.in_atomic_block
+            and not connection.is_usable()
+        ):
+            connection.close()
+
+    @property
+    def can_roll_back(self) -> bool:
+        """Is a statement that changes a table undone with its transaction?"""
+        return bool(self.connection.features.can_rollback_ddl)
+
+    # The steps of the road
+
+    def add_column(self, model: Any, field: Any) -> list[Step]:
+        """Return the steps that add the field's bare, nullable column."""
+        statements = self.sql(lambda editor: editor.add_field(model, self.bare(field)))
+        return [
+            Step(
+                f"add the column {field.column}, nullable",
+                statements,
+                self.alter,
+                tables=(self.quote(model._meta.db_table),),
+                needed=lambda: self.column(model, field.column) is None,
+            )
+        ]
+
+    def drop_column(self, model: Any, field: Any) -> list[Step]:
+        """Return the steps that drop the field's column, with its index and constraints."""
+        return [
+            Step(
+                f"drop the column {field.column}",
+                self.sql(lambda editor: editor.remove_field(model, field)),
+                COPY,
+                tables=self.tables(model, field),
+                needed=lambda: self.column(model, field.column) is not None,
+            )
+        ]
+
+    def index_early(self, model: Any, field: Any) -> list[Step]:
+        """Return the steps that index a still empty column that is to be unique, to look values up by."""
+        return list(self.require(model, model, field).before)
+
+    def require(self, from_model: Any, model: Any, field: Any) -> Requirement:
+        """Return the steps that make the filled column required, indexed, unique and referring.
+
+        `from_model` has the column as AddNullableField left it, `model` and `field` as it shall be.
+        """
+        old = self.bare(from_model._meta.get_field(field.name))
+        alter = Step(
+            f"make {field.column} required, with its index and constraints",
+            self.sql(lambda editor: editor.alter_field(from_model, old, fields.required(field))),
+            COPY,
+            tables=self.tables(model, field),
+            needed=lambda: self._is_nullable(model, field),
+        )
+        return Requirement(settle=[alter])
+
+    def release(self, from_model: Any, model: Any, field: Any) -> list[Step]:
+        """Return the steps that take `require` back; `from_model` has the field as it was required."""
+        old = fields.required(from_model._meta.get_field(field.name))
+        alter = Step(
+            f"let {field.column} be NULL again, without its index and constraints",
+            self.sql(lambda editor: editor.alter_field(from_model, old, self.bare(field))),
+            COPY,
+            tables=self.tables(model, field),
+            needed=lambda: not self._is_nullable(model, field),
+        )
+        return [alter]
+
+    def add_required(self, from_model: Any, model: Any, field: Any, value: str = "NULL") -> Step | None:
+        """Return the one step that adds the column as it shall be in the end, None where there is none.
+
+        `from_model` has no such field. It is for a table without rows, and fails where one has come in; where
+        the database fills at once, for any: `value` is the SQL of each row's value, over the columns of the table.
+        """
+        return None
+
+    def tables(self, model: Any, field: Any) -> tuple[str, ...]:
+        """Return the model's table, and the one that the field's foreign key refers to, quoted."""
+        models = [model, field.remote_field.model] if field.remote_field and field.db_constraint else [model]
+        return tuple(dict.fromkeys(self.quote(each._meta.db_table) for each in models))
+
+    def is_required(self, model: Any, field: Any) -> bool:
+        """Is NOT NULL in force already, and proven?"""
+        return not self._is_nullable(model, field)
+
+    def _is_nullable(self, model: Any, field: Any) -> bool:
+        column = self.column(model, field.column)
+        return column is None or column.nullable
+
+    # How a step is run
+
+    @contextmanager
+    def prepared(self, tables: Sequence[str]) -> Iterator[None]:
+        """Do around all tries of a step what makes waiting for its lock harmless to others."""
+        yield
+
+    def lock_wait(self, timeout: float) -> float:
+        """Return the seconds that a try waits for a lock here, where `timeout` were asked for."""
+        return timeout
+
+    def attempt(self, statements: Sequence[str], timeout: float) -> None:
+        """Run the statements once, waiting at most about `timeout` seconds for any lock."""
+        self.execute(*statements)
+
+    def run_online(self, statements: Sequence[str]) -> None:
+        """Run statements that block nobody and may take long, each by itself."""
+        self.execute(*statements)
+
+    # A sample
+
+    def scratch_name(self, model: Any) -> str:
+        """Return the name (as of db_table) of a table beside the model's, for a sample of its rows."""
+        return short_name(model._meta.db_table, suffix="safemigrate_sample", limit=60)
+
+    def scratch(
+        self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]
+    ) -> AbstractContextManager[None]:
+        """Run with the rows that `samples` choose in the table of the model `copy`, which nobody else sees.
+
+        It has the indexes of the model's own table, on which no more is held than a reader holds; the
+        columns of `fields` are made anew. What is done meanwhile is undone at the end, and so is the table.
+        """
+        raise NotSupportedError(
+            f"a table that nobody else sees is not made on {self.connection.display_name}"
+        )
+
+    def copy_rows(self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]) -> None:
+        """Insert the rows that `samples` choose into the table of `copy`, but for the columns of `fields`."""
+        columns = ", ".join(map(self.quote, self._stored_columns(model, fields)))
+        source, target = (self.quote(each._meta.db_table) for each in (model, copy))
+        for sample in samples:
+            query = QuerySet(model, using=self.connection.alias).filter(sample).query
+            where, params = query.get_compiler(connection=self.connection).compile(query.where)
+            sql = f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {source} WHERE {where}"
+            with self.connection.cursor() as cursor:
+                cursor.execute(sql, params)
+
+    def _stored_columns(self, model: Any, fields: Sequence[Any]) -> list[str]:
+        computed = {f.column for f in model._meta.local_concrete_fields if getattr(f, "generated", False)}
+        without = computed | {field.column for field in fields}
+        with self.connection.cursor() as cursor:
+            cursor.execute(f"SELECT * FROM {self.quote(model._meta.db_table)} WHERE 1 = 0")
+            return [column[0] for column in cursor.description if column[0] not in without]
+
+    def renew_columns(self, model: Any, copy: Any, fields: Sequence[Any]) -> None:
+        """Give the table of `copy`, made like the model's, bare columns for `fields`."""
+        for field in fields:
+            if self.column(model, field.column) is not None:
+                table, column = self.quote(copy._meta.db_table), self.quote(field.column)
+                self.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+            self.execute(*self._adding(copy, self.bare(field)))
+
+    def _adding(self, model: Any, field: Any) -> tuple[str, ...]:
+        return self.sql(lambda editor: editor.add_field(model, field))
+
+    @contextmanager
+    def rolled_back(self) -> Iterator[None]:
+        """Undo at the end what was done meanwhile."""
+        with atomic(self.connection.alias):
+            yield
+            self.connection.set_rollback(True)
+
+    # For the subclasses
+
+    def bare(self, field: Any) -> Any:
+        """Return the field as the column is while it is filled."""
+        return fields.bare(field)
+
+    def quote(self, name: str) -> str:
+        return str(self.connection.ops.quote_name(name))
+
+    def execute(self, *statements: str) -> None:
+        with self.connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+    def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql, params)
+            return list(cursor.fetchall())
+
+    def with_values(self, sql: str, params: Sequence[Any]) -> str:
+        """Return the SQL with its parameters written in, for what cannot have any: DDL, and what is shown."""
+        self.connection.ensure_connection()
+        return sql % tuple(map(self.editor().quote_value, params))
+
+    def editor(self) -> Any:
+        """Return a schema editor that writes SQL down and runs none."""
+        self.connection.ensure_connection()
+        editor = self.connection.SchemaEditorClass(self.connection, collect_sql=True, atomic=False)
+        editor.deferred_sql = []
+        return editor
+
+    def sql(self, order: Callable[[Any], None]) -> tuple[str, ...]:
+        """Return the statements that Django's schema editor would run for `order`, deferred ones last."""
+        editor = self.editor()
+        order(editor)
+        for statement in editor.deferred_sql:
+            editor.execute(statement, None)
+        return tuple(text.rstrip().rstrip(";") for text in editor.collected_sql if text.strip(" ;"))
+
+
+def key_columns(model: Any) -> list[Any]:
+    """Return the fields whose columns are the primary key."""
+    return list(getattr(model._meta, "pk_fields", None) or [model._meta.pk])
+
+
+def short_name(*parts: str, suffix: str, limit: int = 63) -> str:
+    """Return a deterministic name of at most `limit` bytes: the parts and the suffix, hashed when too long.
+
+    Two underscores keep the parts apart: a_b with c is not a with b_c, and a database has one such name.
+    """
+    name = f"{'__'.join(parts)}_{suffix}"
+    if len(name.encode()) <= limit:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    room = limit - len(suffix) - len(digest) - 2
+    kept = "__".join(parts).encode()[:room].decode(errors="ignore")
+    return f"{kept}_{digest}_{suffix}"
+
+
+def error_code(error: BaseException) -> Any:
+    """Return the code that the driver gave an error: an SQLSTATE, or the server's number."""
+    cause: Any = error.__cause__ or error
+    first = cause.args[0] if isinstance(error, DatabaseError) and cause.args else None
+    if isinstance(first, int):
+        # A driver of MySQL, which may give an SQLSTATE too: one that many errors share.
+        return first
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or first

@@ -1,0 +1,388 @@
+"""MySQL and MariaDB: no transaction around DDL; INSTANT and INPLACE changes that let writers pass."""
+
+from __future__ import annotations
+
+import math
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+from django.db import DatabaseError, Error
+from django.db.models import Q
+
+from safemigrate.backends.base.schema import Column, Database, error_code, short_name
+from safemigrate.backends.mysql import blockers
+from safemigrate.conf import get
+from safemigrate.exceptions import OrphanRows
+from safemigrate.schema import fields
+from safemigrate.schema.steps import Blocked, Lock, Requirement, Step, Time
+
+ONLINE = "ALGORITHM=INPLACE, LOCK=NONE"
+INSTANT = "ALGORITHM=INSTANT"
+# 1205 lock wait timeout, 1213 deadlock, 1020 row changed since last read, 2006/2013/4031 connection lost.
+LOCK_TIMEOUT, TRANSIENT = {1205, 1213}, {1205, 1213, 1020, 2006, 2013, 4031}
+# 1138/1265/1048 a NULL in a NOT NULL column, 1845/1846 the algorithm or lock asked for is not possible.
+NULL_REFUSED, COPY_REFUSED = {1138, 1265, 1048}, {1845, 1846}
+# A privilege is missing: on a command, on any, and (1419) to make triggers while the server keeps a binary log.
+DENIED = {1142, 1227, 1419}
+
+METADATA = Lock("exclusive metadata lock on the table", "everyone")
+SHARED = "metadata lock on {}, shared but at both ends"
+
+
+class MySQL(Database):
+    alter = METADATA
+    gives_defaults_early = True
+    writes_at_once = True
+
+    def column(self, model: Any, column: str) -> Column | None:
+        table = self.quote(model._meta.db_table)
+        for row in self.fetch(f"SHOW COLUMNS FROM {table} WHERE Field = %s", [column]):
+            # MariaDB gives the text 'NULL' as the default of a nullable column without one.
+            return Column(row[2] == "YES", row[4] is not None and row[4] != "NULL")
+        return None
+
+    def estimated_rows(self, model: Any) -> int:
+        rows = self.fetch(
+            "SELECT table_rows FROM information_schema.tables "
+            "WHERE table_schema = DATABASE() AND table_name = %s",
+            [model._meta.db_table],
+        )
+        return int(rows[0][0] or 0) if rows else 0
+
+    def session(self, model: Any) -> tuple[Any, ...]:
+        return self.fetch("SELECT DATABASE(), CURRENT_USER()")[0]
+
+    def is_lock_timeout(self, error: BaseException) -> bool:
+        return error_code(error) in LOCK_TIMEOUT
+
+    def is_transient(self, error: BaseException) -> bool:
+        return error_code(error) in TRANSIENT
+
+    def is_null_refused(self, error: BaseException) -> bool:
+        return error_code(error) in NULL_REFUSED
+
+    def is_copy_refused(self, error: BaseException) -> bool:
+        return error_code(error) in COPY_REFUSED
+
+    def is_denied(self, error: BaseException) -> bool:
+        return error_code(error) in DENIED
+
+    def blockers(self, tables: Sequence[str], blocks: Blocked = "everyone") -> list[str]:
+        return blockers.named(self, tables)
+
+    def same_text(self, value: str) -> str:
+        # The usual collations ignore case, accents and trailing spaces.
+        plain = unicodedata.normalize("NFKD", value).casefold().rstrip()
+        return "".join(letter for letter in plain if not unicodedata.combining(letter))
+
+    def with_values(self, sql: str, params: Sequence[Any]) -> str:
+        self.connection.ensure_connection()
+        quote = self.editor().quote_value
+        # Bytes in quotes would be taken for text of the connection's character set.
+        return sql % tuple(
+            f"X'{p.hex()}'" if isinstance(p, bytes | bytearray | memoryview) else quote(p) for p in params
+        )
+
+    def add_column(self, model: Any, field: Any) -> list[Step]:
+        steps = [
+            replace(step, statements=self._with(step.statements, f", {INSTANT}"))
+            for step in super().add_column(model, field)
+        ]
+        return [*steps, *self._default_steps(model, field)]
+
+    def _default_steps(self, model: Any, field: Any) -> list[Step]:
+        if not field.has_db_default():
+            return []
+        old, new = self.bare(field), fields.with_default(field)
+        return [
+            Step(
+                f"give {field.column} the default of the database for rows that come in from now on",
+                self.sql(lambda editor: editor.alter_field(model, old, new)),
+                METADATA,
+                tables=(self.quote(model._meta.db_table),),
+                needed=lambda: not self._has_default(model, field),
+            )
+        ]
+
+    def _has_default(self, model: Any, field: Any) -> bool:
+        column = self.column(model, field.column)
+        return column is not None and column.has_default
+
+    def require(self, from_model: Any, model: Any, field: Any) -> Requirement:
+        table, column = self.quote(model._meta.db_table), self.quote(field.column)
+        modify = f"ALTER TABLE {table} MODIFY {column} {self._definition(model, field)}"
+        settle = Step(
+            f"set {field.column} NOT NULL",
+            self._with((modify,), f", {ONLINE}"),
+            self._lock("while it is copied"),
+            tables=(table,),
+            needed=lambda: self._is_nullable(model, field),
+        )
+        reopen = self._open_door(model, field)
+        return Requirement(
+            before=self._index_steps(model, field),
+            close=self._close_door(model, field),
+            reopen=reopen,
+            settle=[settle, *reopen],
+            after=self._foreign_key_steps(model, field),
+        )
+
+    def add_required(self, from_model: Any, model: Any, field: Any, value: str = "NULL") -> Step:
+        # Nullable first: the server would give a row that has come in a zero or an empty text.
+        require = self.require(model, model, field)
+        steps = [*self.add_column(model, field), *require.before, require.settle[0], *require.after]
+        return Step(
+            f"add the column {field.column}, required, to the table without rows",
+            tuple(statement for step in steps for statement in step.statements),
+            METADATA,
+            tables=self.tables(model, field),
+            cleanup=steps[-1].cleanup,
+            verify=steps[-1].verify,
+        )
+
+    def _close_door(self, model: Any, field: Any) -> list[Step]:
+        """Refuse new NULLs by triggers, or rows of old code would make the rebuild fail at its end, each time."""
+        column = self.quote(field.column)
+        message = self.editor().quote_value(f"{field.column} must not be NULL any more (safemigrate)"[:128])
+        signal = f"SIGNAL SQLSTATE '23000' SET MYSQL_ERRNO = 1048, MESSAGE_TEXT = {message}"
+        # A row that is NULL already may be updated: it is filled in a moment.
+        conditions = {
+            "insert": f"NEW.{column} IS NULL",
+            "update": f"NEW.{column} IS NULL AND OLD.{column} IS NOT NULL",
+        }
+        return [
+            create_trigger(
+                self,
+                model,
+                name,
+                f"BEFORE {event.upper()}",
+                f"BEGIN IF {conditions[event]} THEN {signal}; END IF; END",
+                f"let no new NULL into {field.column} (on {event.upper()})",
+                needed=lambda: self._is_nullable(model, field),
+            )
+            for event, name in self._door(model, field).items()
+        ]
+
+    def _open_door(self, model: Any, field: Any) -> list[Step]:
+        names = self._door(model, field).values()
+        return [drop_trigger(self, model, name, f"let NULL into {field.column} again") for name in names]
+
+    @staticmethod
+    def _door(model: Any, field: Any) -> dict[str, str]:
+        return {
+            event: short_name(model._meta.db_table, field.column, suffix=f"safemigrate_{event}", limit=64)
+            for event in ("insert", "update")
+        }
+
+    def _definition(self, model: Any, field: Any) -> str:
+        """Return the whole column: MODIFY drops a default, collation, comment or check that it is not told of."""
+        required = fields.bare(field, null=False)
+        required.db_default = field.db_default
+        editor = self.editor()
+        definition, params = editor.column_sql(model, required)
+        if params:
+            definition %= tuple(map(editor.quote_value, params))
+        if not field.has_db_default():
+            definition += self._kept_default(model, field)
+        check = required.db_parameters(connection=self.connection)["check"]
+        # MySQL keeps a check with the table, MariaDB with the column.
+        return str(
+            f"{definition} CHECK ({check})" if check and self.connection.mysql_is_mariadb else definition
+        )
+
+    def _kept_default(self, model: Any, field: Any) -> str:
+        """Return the default of a write guard, for old code that goes on inserting while the column is changed."""
+        rows = self.fetch(
+            "SELECT column_default, extra FROM information_schema.columns "
+            "WHERE table_schema = DATABASE() AND table_name = %s AND column_name = %s AND column_default <> 'NULL'",
+            [model._meta.db_table, field.column],
+        )
+        if not rows:
+            return ""
+        default, extra = rows[0]
+        if not self.connection.mysql_is_mariadb and "DEFAULT_GENERATED" not in extra:
+            default = str(self.editor().quote_value(default))  # MySQL gives a literal without its quotes.
+        return f" DEFAULT ({default})"
+
+    def _index_steps(self, model: Any, field: Any) -> list[Step]:
+        editor, steps = self.editor(), []
+        if field.unique:
+            statement = editor._create_unique_sql(model, [field])
+            steps.append(self._index_step(model, field, statement, f", {ONLINE}"))
+        online = f" {ONLINE.replace(',', '')}"
+        indexes = editor._field_indexes_sql(model, field)
+        steps += [self._index_step(model, field, statement, online) for statement in indexes]
+        return steps
+
+    def _index_step(self, model: Any, field: Any, statement: Any, online: str) -> Step:
+        name = str(statement.parts["name"]).strip("`")
+        return Step(
+            f"index {field.column} as {name}",
+            self._with((str(statement),), online),
+            self._lock("while it is read"),
+            tables=(self.quote(model._meta.db_table),),
+            needed=lambda: not self._index_exists(model, name),
+        )
+
+    def _index_exists(self, model: Any, name: str) -> bool:
+        table = self.quote(model._meta.db_table)
+        return bool(self.fetch(f"SHOW INDEX FROM {table} WHERE Key_name = %s", [name]))
+
+    def _foreign_key_steps(self, model: Any, field: Any) -> list[Step]:
+        if not (field.remote_field and field.db_constraint):
+            return []
+        statement = self.editor()._create_fk_sql(model, field, "_fk_%(to_table)s_%(to_column)s")
+        table, name = self.quote(model._meta.db_table), str(statement.parts["name"])
+        checked = self.fetch("SELECT @@SESSION.foreign_key_checks")[0][0]
+        return [
+            Step(
+                f"add the foreign key of {field.column}",
+                # Unchecked, because a checked one is made by a copy that blocks writers; see `verify`.
+                ("SET foreign_key_checks = 0", *self._with((str(statement),), f", {ONLINE}")),
+                self._lock("while it is read", "both tables"),
+                tables=self.tables(model, field),
+                needed=lambda: not self._foreign_key_exists(model, name.strip("`")),
+                cleanup=(f"SET foreign_key_checks = {checked}",),
+                verify=lambda: self._take_back_for_orphans(
+                    model, field, f"ALTER TABLE {table} DROP FOREIGN KEY {name}"
+                ),
+            )
+        ]
+
+    def _foreign_key_exists(self, model: Any, name: str) -> bool:
+        with self.connection.cursor() as cursor:
+            return name in self.connection.introspection.get_constraints(cursor, model._meta.db_table)
+
+    def _take_back_for_orphans(self, model: Any, field: Any, undo: str) -> None:
+        try:
+            self.refuse_orphans(model, field)
+        except OrphanRows:
+            self.execute(undo)
+            raise
+
+    @contextmanager
+    def prepared(self, tables: Sequence[str]) -> Iterator[None]:
+        seconds = self.lock_wait(get("SAFEMIGRATE_LOCK_TIMEOUT"))
+        with self._session("lock_wait_timeout", seconds), self._strict():
+            self._wait_until_free(tables)
+            yield
+
+    def _wait_until_free(self, tables: Sequence[str]) -> None:
+        """Find out, without queueing, whether somebody holds the tables for long: behind a queue all others wait.
+
+        MySQL has no NOWAIT here, and waits its second.
+        """
+        if not self.connection.mysql_is_mariadb or not tables:
+            return
+        deadline = time.monotonic() + get("SAFEMIGRATE_LOCK_TIMEOUT")
+        while True:
+            try:
+                self.execute(f"LOCK TABLES {', '.join(f'{table} WRITE' for table in tables)} NOWAIT")
+            except DatabaseError as error:
+                if error_code(error) in DENIED | {1044}:
+                    return  # Without the privilege LOCK TABLES the step itself finds it out, in its second.
+                if not self.is_lock_timeout(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+            else:
+                self.execute("UNLOCK TABLES")
+                return
+
+    def lock_wait(self, timeout: float) -> int:
+        # The server counts in whole seconds.
+        return max(1, math.ceil(timeout))
+
+    @contextmanager
+    def _session(self, name: str, value: Any) -> Iterator[None]:
+        before = self.fetch(f"SELECT @@SESSION.{name}")[0][0]
+        self._set(name, value)
+        try:
+            yield
+        finally:
+            with suppress(Error):  # The connection may be what was lost.
+                self._set(name, before)
+
+    def _strict(self) -> Any:
+        # Without a strict mode NOT NULL turns NULLs into zeros and empty texts.
+        mode = self.fetch("SELECT @@SESSION.sql_mode")[0][0]
+        return self._session("sql_mode", ",".join(filter(None, [mode, "STRICT_TRANS_TABLES"])))
+
+    def _set(self, name: str, value: Any) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.execute(f"SET SESSION {name} = %s", [value])
+
+    @staticmethod
+    def _lock(lasts: Time, on: str = "the table") -> Lock:
+        if get("SAFEMIGRATE_ALLOW_TABLE_COPY"):
+            return Lock(
+                f"metadata lock on {on}, which lets only readers pass", "writers", "while it is copied"
+            )
+        return Lock(SHARED.format(on), "nobody", lasts)
+
+    @staticmethod
+    def _with(statements: Sequence[str], ending: str) -> tuple[str, ...]:
+        """Ask the server to refuse rather than to copy the table, unless the project allows the copy."""
+        if get("SAFEMIGRATE_ALLOW_TABLE_COPY"):
+            return tuple(statements)
+        return tuple(statement + ending for statement in statements)
+
+    @contextmanager
+    def scratch(self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]) -> Iterator[None]:
+        table = self.quote(copy._meta.db_table)
+        try:
+            self.execute(f"CREATE TEMPORARY TABLE {table} LIKE {self.quote(model._meta.db_table)}")
+            self.renew_columns(model, copy, fields)
+            # Before the transaction, which would keep locks on the rows that were read, where it is REPEATABLE READ.
+            self.copy_rows(model, copy, fields, samples)
+            with self.rolled_back():
+                yield
+        finally:
+            self.execute(f"DROP TEMPORARY TABLE IF EXISTS {table}")
+
+
+def create_trigger(
+    database: Database,
+    model: Any,
+    name: str,
+    timing: str,
+    body: str,
+    title: str,
+    needed: Callable[[], bool] = lambda: True,
+) -> Step:
+    """Return the step that makes the trigger, or makes it anew where it does something else."""
+    quoted, table = database.quote(name), database.quote(model._meta.db_table)
+    create = f"TRIGGER {quoted} {timing} ON {table} FOR EACH ROW {body}"
+    if database.connection.mysql_is_mariadb:
+        statements: tuple[str, ...] = (f"CREATE OR REPLACE {create}",)
+    else:
+        statements = (f"DROP TRIGGER IF EXISTS {quoted}", f"CREATE {create}")
+    return Step(
+        title,
+        statements,
+        METADATA,
+        tables=(table,),
+        needed=lambda: needed() and _trigger_body(database, name) != body,
+    )
+
+
+def drop_trigger(database: Database, model: Any, name: str, title: str) -> Step:
+    return Step(
+        title,
+        (f"DROP TRIGGER IF EXISTS {database.quote(name)}",),
+        METADATA,
+        tables=(database.quote(model._meta.db_table),),
+        needed=lambda: _trigger_body(database, name) is not None,
+    )
+
+
+def _trigger_body(database: Database, name: str) -> str | None:
+    rows = database.fetch(
+        "SELECT action_statement FROM information_schema.triggers "
+        "WHERE trigger_schema = DATABASE() AND trigger_name = %s",
+        [name],
+    )
+    return str(rows[0][0]) if rows else None

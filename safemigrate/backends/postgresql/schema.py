@@ -1,0 +1,505 @@
+"""PostgreSQL: DDL in transactions, constraints that are added first and validated while writers pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain, count
+from typing import Any
+
+from django.db import Error, InterfaceError, OperationalError
+from django.db.backends.utils import split_identifier
+from django.db.models import NOT_PROVIDED, Q
+from django.db.transaction import atomic
+
+from safemigrate.backends.base.schema import Column, Database, error_code, short_name
+from safemigrate.backends.postgresql import blockers
+from safemigrate.schema import fields
+from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
+
+LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"
+INSUFFICIENT_PRIVILEGE = "42501"
+# Serialization failure, deadlock, lock timeout, the server going down or up, the connection lost.
+TRANSIENT = {"40001", DEADLOCK, LOCK_NOT_AVAILABLE, "57P01", "57P02", "57P03"}
+# Autovacuum gives way to a lock that has waited for deadlock_timeout, 1 s unless somebody changed it.
+YIELD_SECONDS = 2.0
+# Limits for the site's requests, of which a server has some or all. A wait for autovacuum, a build or a proof
+# takes its time, and between two tries the transaction is idle.
+LIMITS = ["statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout"]
+# Of the settings named in a parameter, those that the server has.
+KNOWN = "unnest(%s::text[]) AS name WHERE current_setting(name, true) IS NOT NULL"
+
+EXCLUSIVE = Lock("ACCESS EXCLUSIVE on the table", "everyone")
+EXCLUSIVE_BOTH = Lock("ACCESS EXCLUSIVE on both tables", "everyone")
+REFERRING = Lock("SHARE ROW EXCLUSIVE on both tables", "writers")
+ONLINE = Lock("SHARE UPDATE EXCLUSIVE on the table", "nobody", "while it is read")
+
+
+class PostgreSQL(Database):
+    alter = EXCLUSIVE
+    gives_defaults_early = True
+    writes_at_once = True
+
+    def has_table(self, model: Any) -> bool:
+        # Also one in another schema than the first.
+        return self.fetch("SELECT to_regclass(%s) IS NOT NULL", [self._table(model)]) == [(True,)]
+
+    def column(self, model: Any, column: str) -> Column | None:
+        rows = self.fetch(
+            "SELECT attnotnull, atthasdef FROM pg_attribute "
+            "WHERE attrelid = to_regclass(%s) AND attname = %s AND attnum > 0 AND NOT attisdropped",
+            [self._table(model), column],
+        )
+        if not rows:
+            return None
+        not_null, has_default = rows[0]
+        # From 18 on attnotnull is true already while its constraint is NOT VALID.
+        valid = not_null and not self._constraints(model, column, kind="n", valid=False)
+        return Column(not valid, has_default)
+
+    def other_type(self, model: Any, field: Any) -> str | None:
+        wanted = field.db_type(self.connection)
+        rows = self.fetch(
+            "SELECT format_type(atttypid, atttypmod), atttypid = to_regtype(%s) FROM pg_attribute "
+            "WHERE attrelid = to_regclass(%s) AND attname = %s AND attnum > 0 AND NOT attisdropped",
+            [re.sub(r"\([^)]*\)", "", wanted), self._table(model), field.column],
+        )
+        found, same_kind = rows[0] if rows else (None, None)
+        same = same_kind is not False and _limits(found or wanted) == _limits(wanted)
+        return None if same else found
+
+    def estimated_rows(self, model: Any) -> int:
+        rows = self.fetch(
+            "SELECT reltuples::bigint, pg_relation_size(oid) FROM pg_class WHERE oid = to_regclass(%s)",
+            [self._table(model)],
+        )
+        estimate, size = rows[0] if rows else (0, 0)
+        # Never analyzed: as good a guess as any, and the progress goes on counting.
+        return max(int(estimate), int(size) // 100 if estimate < 0 else 0)
+
+    def session(self, model: Any) -> tuple[Any, ...]:
+        # A project may have set the path, for a tenant, or the role on the caller's connection alone.
+        asked = (
+            "SELECT current_database(), current_user, current_setting('search_path'), to_regclass(%s)::oid"
+        )
+        return self.fetch(asked, [self._table(model)])[0]
+
+    def is_lock_timeout(self, error: BaseException) -> bool:
+        return error_code(error) in {LOCK_NOT_AVAILABLE, DEADLOCK}
+
+    def is_transient(self, error: BaseException) -> bool:
+        code = error_code(error)
+        if isinstance(code, str) and re.fullmatch(r"[0-9A-Z]{5}", code):
+            return code in TRANSIENT or code.startswith("08")
+        # Without an SQLSTATE it is the driver that speaks: the connection is lost.
+        return isinstance(error, InterfaceError | OperationalError)
+
+    def is_denied(self, error: BaseException) -> bool:
+        return bool(error_code(error) == INSUFFICIENT_PRIVILEGE)
+
+    def blockers(self, tables: Sequence[str], blocks: Blocked = "everyone") -> list[str]:
+        return blockers.named(self, tables, blocks)
+
+    # The steps of the road
+
+    def bare(self, field: Any) -> Any:
+        clone = fields.bare(field)
+        # ADD COLUMN with a CHECK reads the whole table under its lock; `require` adds it, validated later.
+        clone.db_check = lambda connection: None
+        return clone
+
+    def add_column(self, model: Any, field: Any) -> list[Step]:
+        add = super().add_column(model, field)
+        if field.db_default is NOT_PROVIDED:
+            return add
+        old, new = fields.bare(field), fields.with_default(field)
+        default = self._short(
+            model,
+            f"give {field.column} the default of the database for rows that come in from now on",
+            *self.sql(lambda editor: editor.alter_field(model, old, new)),
+            needed=lambda: not getattr(self.column(model, field.column), "has_default", False),
+        )
+        return [*add, default]
+
+    def add_required(self, from_model: Any, model: Any, field: Any, value: str = "NULL") -> Step:
+        # Without a default, the server refuses NOT NULL where a row is. The rest is made under its own names.
+        bare, final = fields.bare(field, null=False), fields.required(field)
+        return Step(
+            f"add the column {field.column}, required, to the table without rows",
+            (
+                *self.sql(lambda editor: editor.add_field(model, bare)),
+                *self.sql(lambda editor: editor.alter_field(model, bare, final)),
+            ),
+            EXCLUSIVE_BOTH if self.tables(model, field)[1:] else EXCLUSIVE,
+            tables=self.tables(model, field),
+        )
+
+    def drop_column(self, model: Any, field: Any) -> list[Step]:
+        sql = f"ALTER TABLE {self._table(model)} DROP COLUMN {self.quote(field.column)} CASCADE"
+
+        def there() -> bool:
+            return self.column(model, field.column) is not None
+
+        # Without its foreign key, which SetNotNull adds, the column has nothing to do with the other table.
+        others = self.tables(model, field)[1:] if self._constraints(model, field.column, kind="f") else ()
+        lock = EXCLUSIVE_BOTH if others else EXCLUSIVE
+        return [
+            self._short(model, f"drop the column {field.column}", sql, needed=there, lock=lock, others=others)
+        ]
+
+    def index_early(self, model: Any, field: Any) -> list[Step]:
+        return self._index_steps(model, field)
+
+    def require(self, from_model: Any, model: Any, field: Any) -> Requirement:
+        before = [
+            *self._index_steps(model, field),
+            *self._check_steps(model, field),
+            *self._foreign_key_steps(model, field),
+        ]
+        if self.connection.pg_version >= 180000:
+            close, reopen, settle = self._not_null_constraint(model, field)
+        else:
+            close, reopen, settle = self._not_null_by_check(model, field)
+        return Requirement(before=before, close=[close], reopen=[reopen], settle=settle)
+
+    def _not_null_constraint(self, model: Any, field: Any) -> tuple[Step, Step, list[Step]]:
+        alter, column = f"ALTER TABLE {self._table(model)}", self.quote(field.column)
+        there = self._constraints(model, field.column, kind="n")
+        # The name that CREATE TABLE would have given it, so that a dump equals that of a fresh database.
+        name = self.quote(there[0] if there else self._default_name(model, field, "not_null"))
+
+        def unvalidated() -> bool:
+            return bool(self._constraints(model, field.column, kind="n", valid=False))
+
+        close = self._short(
+            model,
+            f"let no new NULL into {field.column}",
+            f"{alter} ADD CONSTRAINT {name} NOT NULL {column} NOT VALID",
+            needed=lambda: not self._constraints(model, field.column, kind="n"),
+        )
+        reopen = self._short(
+            model,
+            f"let NULL into {field.column} again",
+            f"{alter} ALTER COLUMN {column} DROP NOT NULL",
+            needed=unvalidated,
+        )
+        validate = self._online(
+            model,
+            f"prove that no {field.column} is NULL",
+            f"{alter} VALIDATE CONSTRAINT {name}",
+            needed=unvalidated,
+        )
+        return close, reopen, [validate]
+
+    def _not_null_by_check(self, model: Any, field: Any) -> tuple[Step, Step, list[Step]]:
+        alter, column = f"ALTER TABLE {self._table(model)}", self.quote(field.column)
+        plain = self._default_name(model, field, "safemigrate")
+        name = self.quote(plain)
+        drop = f"{alter} DROP CONSTRAINT {name}"
+
+        def there() -> bool:
+            return plain in self._constraints(model, field.column, kind="c")
+
+        close = self._short(
+            model,
+            f"let no new NULL into {field.column}",
+            f"{alter} ADD CONSTRAINT {name} CHECK ({column} IS NOT NULL) NOT VALID",
+            needed=lambda: self._is_nullable(model, field) and not there(),
+        )
+        reopen = self._short(model, f"let NULL into {field.column} again", drop, needed=there)
+        validate = self._online(
+            model,
+            f"prove that no {field.column} is NULL",
+            f"{alter} VALIDATE CONSTRAINT {name}",
+            needed=lambda: plain in self._constraints(model, field.column, kind="c", valid=False),
+        )
+        # With the proof at hand SET NOT NULL reads nothing, so both share one instant.
+        settle = self._short(
+            model,
+            f"set {field.column} NOT NULL, and drop the helper",
+            f"{alter} ALTER COLUMN {column} SET NOT NULL",
+            f"{drop}",
+            needed=there,
+        )
+        return close, reopen, [validate, settle]
+
+    def _index_steps(self, model: Any, field: Any) -> list[Step]:
+        editor, steps = self.editor(), []
+        if field.unique:
+            steps += self._unique_steps(model, field, editor)
+        for statement in editor._field_indexes_sql(model, field):
+            name = str(statement.parts["name"]).strip('"')
+            sql = str(statement).replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
+            steps += self._index(
+                model, field, name, sql, needed=lambda name=name: not self._index_valid(model, name)
+            )
+        return steps
+
+    def _unique_steps(self, model: Any, field: Any, editor: Any) -> list[Step]:
+        name = str(editor._unique_constraint_name(model._meta.db_table, [field.column], quote=False))
+        table, column, quoted = self._table(model), self.quote(field.column), self.quote(name)
+
+        def missing() -> bool:
+            return not self._constraints(model, field.column, kind="u")
+
+        build = self._index(
+            model,
+            field,
+            name,
+            f"CREATE UNIQUE INDEX CONCURRENTLY {quoted} ON {table} ({column})",
+            needed=lambda: missing() and not self._index_valid(model, name),
+        )
+        use = self._short(
+            model,
+            f"make {field.column} unique by that index",
+            f"ALTER TABLE {table} ADD CONSTRAINT {quoted} UNIQUE USING INDEX {quoted}",
+            needed=missing,
+        )
+        return [*build, use]
+
+    def _index(self, model: Any, field: Any, name: str, sql: str, *, needed: Any) -> list[Step]:
+        drop = self._online(
+            model,
+            f"drop what a failed attempt left of {name}",
+            f"DROP INDEX CONCURRENTLY IF EXISTS {self._qualified(model, name)}",
+            needed=lambda: self._index_valid(model, name) is False,
+        )
+        build = self._online(model, f"index {field.column} as {name}", sql, needed=needed)
+        return [drop, build]
+
+    def _index_valid(self, model: Any, name: str) -> bool | None:
+        """Return whether the table's index of that name is valid, None where there is none."""
+        rows = self.fetch(
+            "SELECT i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+            "WHERE i.indrelid = to_regclass(%s) AND c.relname = %s",
+            [self._table(model), name],
+        )
+        return bool(rows[0][0]) if rows else None
+
+    def _check_steps(self, model: Any, field: Any) -> list[Step]:
+        check = field.db_parameters(connection=self.connection)["check"]
+        if not check:
+            return []
+        name = self._default_name(model, field, "check")
+        add = f"ADD CONSTRAINT {self.quote(name)} CHECK ({check}) NOT VALID"
+        return self._validated_later(model, field, name, add, kind="c")
+
+    def _foreign_key_steps(self, model: Any, field: Any) -> list[Step]:
+        if not (field.remote_field and field.db_constraint):
+            return []
+        statement = self.editor()._create_fk_sql(model, field, "_fk_%(to_table)s_%(to_column)s")
+        name = str(statement.parts["name"]).strip('"')
+        add = str(statement).partition(f"ALTER TABLE {self._table(model)} ")[2] + " NOT VALID"
+        return self._validated_later(model, field, name, add, kind="f")
+
+    def _validated_later(self, model: Any, field: Any, name: str, add: str, *, kind: str) -> list[Step]:
+        alter = f"ALTER TABLE {self._table(model)}"
+        what = "foreign key" if kind == "f" else "check"
+        lock = REFERRING if kind == "f" else EXCLUSIVE
+
+        def there(valid: bool | None = None) -> bool:
+            return name in self._constraints(model, field.column, kind=kind, valid=valid)
+
+        return [
+            self._short(
+                model,
+                f"add the {what} of {field.column}, not validated",
+                f"{alter} {add}",
+                needed=lambda: not there(),
+                lock=lock,
+                others=self.tables(model, field)[1:] if kind == "f" else (),
+            ),
+            self._online(
+                model,
+                f"validate the {what} of {field.column}",
+                f"{alter} VALIDATE CONSTRAINT {self.quote(name)}",
+                needed=lambda: there(valid=False),
+            ),
+        ]
+
+    def release(self, from_model: Any, model: Any, field: Any) -> list[Step]:
+        alter = f"ALTER TABLE {self._table(model)}"
+        nullable = self._short(
+            model,
+            f"let {field.column} be NULL again",
+            f"{alter} ALTER COLUMN {self.quote(field.column)} DROP NOT NULL",
+            needed=lambda: not self._is_nullable(model, field),
+        )
+        old = from_model._meta.get_field(field.name)
+        constraints = [
+            self._drop_constraint(from_model, old, name) for name in self._own_constraints(from_model, old)
+        ]
+        return [nullable, *constraints, *self._drop_index_steps(from_model, old)]
+
+    def _drop_constraint(self, model: Any, field: Any, name: str) -> Step:
+        sql = f"ALTER TABLE {self._table(model)} DROP CONSTRAINT {self.quote(name)}"
+        others = self.tables(model, field)[1:]
+        if name not in self._constraints(model, field.column, kind="f"):
+            return self._short(model, f"drop the constraint {name}", sql)
+        return self._short(model, f"drop the constraint {name}", sql, lock=EXCLUSIVE_BOTH, others=others)
+
+    def _own_constraints(self, model: Any, field: Any) -> list[str]:
+        names = [self._default_name(model, field, "check"), self._default_name(model, field, "safemigrate")]
+        editor = self.editor()
+        if field.unique:
+            names.append(
+                str(editor._unique_constraint_name(model._meta.db_table, [field.column], quote=False))
+            )
+        if field.remote_field and field.db_constraint:
+            names.append(
+                str(editor._fk_constraint_name(model, field, "_fk_%(to_table)s_%(to_column)s")).strip('"')
+            )
+        there = {name for kind in "cuf" for name in self._constraints(model, field.column, kind=kind)}
+        return [name for name in names if name in there]
+
+    def _drop_index_steps(self, model: Any, field: Any) -> list[Step]:
+        statements = self.editor()._field_indexes_sql(model, field)
+        return [self._drop_index(model, str(statement.parts["name"]).strip('"')) for statement in statements]
+
+    def _drop_index(self, model: Any, name: str) -> Step:
+        return self._online(
+            model,
+            f"drop the index {name}",
+            f"DROP INDEX CONCURRENTLY {self._qualified(model, name)}",
+            needed=lambda: self._index_valid(model, name) is not None,
+        )
+
+    def with_values(self, sql: str, params: Sequence[Any]) -> str:
+        self.connection.ensure_connection()
+        return str(self.connection.ops.compose_sql(sql, params))
+
+    # How a step is run
+
+    @contextmanager
+    def prepared(self, tables: Sequence[str]) -> Iterator[None]:
+        """Take SHARE UPDATE EXCLUSIVE first: autovacuum gives way to it, and no reader or writer waits."""
+        with atomic(self.connection.alias):
+            # Not by the view pg_settings, which makes all of the server's settings to show a few.
+            self.fetch(f"SELECT set_config(name, '0', true) FROM {KNOWN}", [LIMITS])
+            self._set_local(self._deadlock_timeout() + YIELD_SECONDS)
+            for table in tables:
+                self.execute(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE")
+            yield
+
+    def attempt(self, statements: Sequence[str], timeout: float) -> None:
+        with atomic(self.connection.alias):
+            self._set_local(timeout)
+            self.execute(*statements)
+
+    def _deadlock_timeout(self) -> float:
+        rows = self.fetch("SELECT extract(epoch FROM current_setting('deadlock_timeout')::interval)")
+        return float(rows[0][0])
+
+    def _set_local(self, seconds: float) -> None:
+        self.execute(f"SET LOCAL lock_timeout = {max(1, round(seconds * 1000))}")
+
+    def run_online(self, statements: Sequence[str]) -> None:
+        with self._unlimited([*LIMITS, "lock_timeout"]):
+            self.execute(*statements)
+
+    @contextmanager
+    def _unlimited(self, limits: Sequence[str]) -> Iterator[None]:
+        before = dict(self.fetch(f"SELECT name, current_setting(name) FROM {KNOWN}", [list(limits)]))
+        self._set(dict.fromkeys(before, "0"))
+        try:
+            yield
+        finally:
+            with suppress(Error):  # The connection may be what was lost.
+                self._set(before)
+
+    def _set(self, values: dict[str, str]) -> None:
+        self.fetch(
+            "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS t (name, value)",
+            [list(values), list(values.values())],
+        )
+
+    # A sample
+
+    def scratch_name(self, model: Any) -> str:
+        # Two of the same name wait for each other's end, which is soon.
+        name = short_name(split_identifier(model._meta.db_table)[1], suffix="safemigrate_sample")
+        return self._qualified(model, name)
+
+    @contextmanager
+    def scratch(self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]) -> Iterator[None]:
+        with self.rolled_back():
+            # Who changes the table now may hold it for long: better no sample than to wait for it.
+            self.execute("SET LOCAL lock_timeout = '3s'")
+            self.execute(
+                # A sequence of its own would be what the other table's rows have numbers from.
+                f"CREATE TABLE {self._table(copy)} (LIKE {self._table(model)} INCLUDING ALL EXCLUDING IDENTITY)"
+                + self._storage(model)
+            )
+            self.renew_columns(model, copy, fields)
+            self.copy_rows(model, copy, fields, samples)
+            yield
+
+    def _storage(self, model: Any) -> str:
+        rows = self.fetch("SELECT reloptions FROM pg_class WHERE oid = to_regclass(%s)", [self._table(model)])
+        options = rows[0][0] if rows else None
+        return f" WITH ({', '.join(options)})" if options else ""
+
+    # For this module
+
+    def _table(self, model: Any) -> str:
+        return self.quote(model._meta.db_table)
+
+    def _qualified(self, model: Any, name: str) -> str:
+        namespace, _ = split_identifier(model._meta.db_table)
+        return ".".join(self.quote(part) for part in (namespace, name) if part)
+
+    def _short(
+        self,
+        model: Any,
+        title: str,
+        *statements: str,
+        needed: Any = None,
+        lock: Lock = EXCLUSIVE,
+        others: Sequence[str] = (),
+    ) -> Step:
+        step = Step(title, statements, lock, tables=(self._table(model), *others))
+        return step if needed is None else Step(title, statements, lock, tables=step.tables, needed=needed)
+
+    def _online(self, model: Any, title: str, statement: str, *, needed: Any) -> Step:
+        tables = (self._table(model),)
+        return Step(title, (statement,), ONLINE, online=True, tables=tables, needed=needed)
+
+    def _constraints(self, model: Any, column: str, *, kind: str, valid: bool | None = None) -> list[str]:
+        """Return the names of the constraints of a kind (as in pg_constraint) on exactly this column."""
+        rows = self.fetch(
+            "SELECT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid "
+            "WHERE c.conrelid = to_regclass(%s) AND a.attname = %s AND NOT a.attisdropped "
+            "AND c.conkey = ARRAY[a.attnum] AND c.contype = %s AND (%s::boolean IS NULL OR c.convalidated = %s)",
+            [self._table(model), column, kind, valid, valid],
+        )
+        return [name for (name,) in rows]
+
+    def _default_name(self, model: Any, field: Any, label: str) -> str:
+        """Return the name that the server itself would give to a constraint of this column."""
+        table = split_identifier(model._meta.db_table)[1]
+        labels = chain([label], (f"{label}{number}" for number in count(1)))
+        names = (object_name(table, field.column, each) for each in labels)
+        return next(name for name in names if not self._is_taken(model, field.column, name))
+
+    def _is_taken(self, model: Any, column: str, name: str) -> bool:
+        rows = self.fetch(
+            "SELECT 1 FROM pg_constraint c JOIN pg_class t ON t.oid = to_regclass(%s) "
+            "WHERE c.conname = %s AND c.connamespace = t.relnamespace AND NOT (c.conrelid = t.oid AND EXISTS "
+            "(SELECT FROM pg_attribute WHERE attrelid = t.oid AND attname = %s AND c.conkey = ARRAY[attnum]))",
+            [self._table(model), name, column],
+        )
+        return bool(rows)
+
+
+def _limits(kind: str) -> list[str]:
+    return [limit.replace(" ", "").lower() for limit in re.findall(r"\(([^)]*)\)", kind)]
+
+
+def object_name(table: str, column: str, label: str) -> str:
+    """Return table_column_label, cut to 63 bytes as makeObjectName in the server's indexcmds.c does it."""
+    first, second = table.encode(), column.encode()
+    room = 63 - len(label.encode()) - 2
+    while len(first) + len(second) > room:
+        first, second = (first[:-1], second) if len(first) > len(second) else (first, second[:-1])
+    return "_".join([first.decode(errors="ignore"), second.decode(errors="ignore"), label])

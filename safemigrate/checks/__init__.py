@@ -1,0 +1,1 @@
+"""System checks of the migrations that a database does not have yet."""

@@ -1,0 +1,1 @@
+"""Fill rows in committed batches until none is left."""

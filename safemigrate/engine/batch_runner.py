@@ -1,0 +1,253 @@
+"""What is done to one batch: an UPDATE between two keys, or rows read, computed and written back."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from operator import attrgetter
+from typing import Any
+from uuid import UUID, uuid4
+
+from django.core.exceptions import FieldError
+from django.db import DatabaseError, Error, ProgrammingError, connections
+from django.db.models import F, Model, QuerySet, UUIDField, Value
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Coalesce
+from django.db.models.sql import UpdateQuery
+from django.db.transaction import atomic
+
+from safemigrate.backends import Database, writer
+from safemigrate.backends.writer import Write
+from safemigrate.engine.batches import Batches, Range, Target, keys_of
+from safemigrate.engine.uniqueness import Deduplicator
+from safemigrate.exceptions import BadRow, InvalidPopulate, SafemigrateError
+from safemigrate.populate.sources import InDatabase, InPython
+from safemigrate.schema import guards
+
+Result = tuple[int, list[BadRow]]
+Work = Callable[[Batches, Range], Result]
+
+
+def work_for(target: Target, source: InDatabase | InPython, database: Database) -> Work:
+    """Return what is to be called with each batch."""
+    if isinstance(source, InPython):
+        source = _by_the_server(source, target, database) or source
+    if isinstance(source, InDatabase):
+        return ComputedInDatabase(source, target)
+    return ComputedInPython(source, target, database)
+
+
+def rewrites(target: Target) -> bool:
+    """Is a column written that has a value, which must not change between its reading and its writing?"""
+    return set(target.names) != set(target.kept)
+
+
+def may_share(source: InDatabase | InPython, target: Target, database: Database) -> bool:
+    """May several connections fill at once: does no batch depend on the one before it?"""
+    if isinstance(source, InDatabase):
+        return database.writes_at_once
+    return database.writes_at_once and not rewrites(target) and source.unique is None
+
+
+def _by_the_server(source: InPython, target: Target, database: Database) -> InDatabase | None:
+    """Return the UPDATE that makes what uuid.uuid4 would make, where the server can: no row has to come here."""
+    field = target.model._meta.get_field(target.names[0])
+    sql = (
+        guards.random_uuid(database, field) if source.function is uuid4 and type(field) is UUIDField else None
+    )
+    if sql is None:
+        return None
+    made = RawSQL(sql, [], output_field=field)  # noqa: S611  the SQL is the database module's own
+    return InDatabase({field.name: made}, source.title)
+
+
+class ComputedInDatabase:
+    """One UPDATE with the expressions, where a mark is still NULL."""
+
+    def __init__(self, source: InDatabase, target: Target) -> None:
+        self.source, self.target, self.model = source, target, target.model
+
+    def __call__(self, batches: Batches, batch: Range) -> Result:
+        return batches.todo.filter(batch.condition).update(**self._values()), []
+
+    def statement(self, batches: Batches) -> tuple[str, tuple[Any, ...]]:
+        """Return the UPDATE as it is run, but for the bounds of the keys, with its parameters.
+
+        Raises InvalidPopulate where the expression is none that an UPDATE of this model can have.
+        """
+        query: Any = batches.todo.query.chain(UpdateQuery)
+        try:
+            query.add_update_values(self._values())
+            sql, params = query.get_compiler(using=batches.alias).as_sql()
+        except FieldError as error:
+            raise InvalidPopulate(
+                f"{self.source.title} cannot fill {', '.join(self.target.names)} of {self.model._meta.label} in an "
+                f"UPDATE: {error}. A column of a related row, or of a parent model, is copied by "
+                'FromRelated("relation__field"), or read by a function of one row.'
+            ) from error
+        return sql, tuple(params)
+
+    def _values(self) -> dict[str, Any]:
+        kept = self.target.kept
+        values = self.source.assignments(self.model, self.target.apps)
+        if len(values) > 1:
+            values.update({name: self._or_own(name, values[name]) for name in kept})
+        # MySQL reads a column as it was just assigned: those that are rewritten come last.
+        return dict(sorted(values.items(), key=lambda item: item[0] not in kept))
+
+    def _or_own(self, name: str, value: Any) -> Any:
+        field = self.model._meta.get_field(name)
+        # A bare text would be taken for the name of a column.
+        given = value if hasattr(value, "resolve_expression") else Value(value, output_field=field)
+        return Coalesce(F(name), given, output_field=field)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What Python made of a batch: keys, a column of values for each field, and the rows without a value."""
+
+    keys: Sequence[Any]
+    columns: Sequence[Sequence[Any]]
+    bad: list[BadRow]
+
+
+class ComputedInPython:
+    """Rows read between the two keys, values computed and adapted as `save()` does it, and written back."""
+
+    def __init__(self, source: InPython, target: Target, database: Database) -> None:
+        self.source, self.target, self.database = source, target, database
+        self.fields = [target.model._meta.get_field(name) for name in target.names]
+        self.prepared = source.prepare(target.apps, target.alias) if source.prepare else None
+        self.unique = self._deduplicator()
+        # Django's own `pk` looks the field up in each row.
+        self.key = attrgetter(target.model._meta.pk.attname or "pk")
+        self.write = writer.for_target(database, target)
+
+    def _deduplicator(self) -> Deduplicator | None:
+        if self.source.unique is None:
+            return None
+        rows = Batches(self.target.model, self.target.alias, self.target.marks).rows
+        return Deduplicator(rows, self.fields[0], self.source.unique, self.database.same_text)
+
+    @property
+    def rewrites(self) -> bool:
+        return rewrites(self.target)
+
+    @property
+    def may_be_apart(self) -> bool:
+        """May a batch be read before the one before it is written, and written on another connection?"""
+        return may_share(self.source, self.target, self.database)
+
+    def __call__(self, batches: Batches, batch: Range) -> Result:
+        if not self.rewrites:
+            return self._fill(batches, batch)
+        with atomic(batches.alias):
+            return self._fill(batches, batch, lock=True)
+
+    def _fill(self, batches: Batches, batch: Range, *, lock: bool = False) -> Result:
+        made = self.made(batches, batch, lock=lock)
+        return written(self.write, made), made.bad
+
+    def made(self, batches: Batches, batch: Range, *, lock: bool = False) -> Made:
+        """Read and compute a batch, and write nothing yet."""
+        rows = batches.todo.filter(batch.condition).order_by("pk")
+        features = connections[batches.alias].features
+        if lock and features.has_select_for_update:
+            rows = rows.select_for_update(of=("self",) if features.has_select_for_update_of else ())
+        read = keys_of(rows) if self.source.keys_only else self._read(rows)
+        keys = read if self.source.keys_only else list(map(self.key, read))
+        return self._sorted(keys, self._computed(read))
+
+    def _read(self, rows: QuerySet[Any]) -> list[Any]:
+        # The garbage collector would go through the rows again and again, all of which are still needed.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return list(self.source.read(rows, self.target.apps))
+        finally:
+            if collects:
+                gc.enable()
+
+    def _computed(self, rows: Sequence[Any]) -> list[Any]:
+        try:
+            return self.source.compute(rows, self.prepared) if rows else []
+        except (Error, SafemigrateError):
+            raise
+        except Exception as error:
+            raise BatchFailed(reason(error)) from error
+
+    def _sorted(self, keys: Sequence[Any], results: Sequence[Any]) -> Made:
+        """Part the rows that have values, adapted for the database, from those that have none."""
+        good, rows, bad = [], [], []
+        ready = self._plain if self.unique else self._adapted
+        for key, result in zip(keys, results, strict=True):
+            try:
+                rows.append(ready(result))
+                good.append(key)
+            except DatabaseError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever a value or a field makes of it, it is one bad row
+                bad.append(BadRow(key, reason(error)))
+        if self.unique:
+            rows = [self._adapted([value]) for value in self.unique.unique([value for (value,) in rows])]
+        return Made(good, list(zip(*rows, strict=True)), bad)
+
+    def _adapted(self, result: Any) -> list[Any]:
+        if isinstance(result, Exception):
+            raise result
+        connection = self.database.connection
+        return [
+            field.get_db_prep_save(value if type(value) in PLAIN else plain(field, value), connection)
+            for field, value in zip(self.fields, result)  # noqa: B905  a check for each row would cost too much
+        ]
+
+    def _plain(self, result: Any) -> list[Any]:
+        if isinstance(result, Exception):
+            raise result
+        return [plain(field, value) for field, value in zip(self.fields, result, strict=True)]
+
+
+def written(write: Write, made: Made) -> int:
+    try:
+        return write(made.keys, made.columns) if made.keys else 0
+    except ProgrammingError as error:
+        raise BatchFailed(reason(error)) from error
+    except Error:
+        raise
+    except Exception as error:
+        # The driver's own word on a value: a NUL, half a character, a number that is too large, NaN.
+        raise BatchFailed(reason(error)) from error
+
+
+#: Values that are what they are, told at a glance.
+PLAIN = {bool, int, float, str, bytes, date, datetime, time, timedelta, Decimal, UUID}
+
+
+def plain(field: Any, value: Any) -> Any:
+    """Return what of a function's result is to be stored. Raises NoValue."""
+    if value is None:
+        raise NoValue("the function returned None")
+    if isinstance(value, Model):
+        return getattr(value, field.target_field.attname if field.remote_field else "pk")
+    if hasattr(value, "resolve_expression"):
+        raise NoValue("the function returned an expression; give the expression itself as populate")
+    return value
+
+
+class NoValue(ValueError):
+    """The function gave nothing that can be written."""
+
+
+class BatchFailed(Exception):
+    """A function of many rows raised: one of them at least is bad."""
+
+
+def reason(error: BaseException) -> str:
+    """Return an error in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, NoValue | BatchFailed):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,401 @@
+"""The engine: range after range of primary keys, each committed by itself, until nothing is NULL.
+
+NULL is the to-do mark: the column itself says what is left. So the engine can be stopped or killed at any
+instruction and started again, a value that the application wrote meanwhile is never overwritten, and a
+range done twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, Protocol, TypeVar
+
+from django.db import DataError, Error, IntegrityError, connections
+
+from safemigrate import conf
+from safemigrate.backends import for_connection
+from safemigrate.engine import context
+from safemigrate.engine.batch_runner import BatchFailed, Work, reason, work_for
+from safemigrate.engine.batches import Batches, Range, Target
+from safemigrate.engine.pipeline import Alone, Done, Workers, chosen
+from safemigrate.exceptions import BadRow, BadRows, TooManyRetries
+from safemigrate.populate.sources import InDatabase, InPython
+from safemigrate.throttles import Throttles
+
+logger = logging.getLogger("safemigrate")
+
+EXAMPLES = 10
+LINES = 50
+STRAGGLERS = 10_000
+SWEEPS = 20
+#: The batches after which it pays to have others work too.
+ALONE = 3
+#: The longest sleep between two questions to the throttles, in seconds.
+SLEEP = 0.1
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Run:
+    """A fill as it goes: what a ledger is told."""
+
+    label: str
+    alias: str
+    total: int
+    rows: int = 0
+    cursor: Any = None
+    resume_after: Any = None  # where a ledger knows that all before it was seen to; it saves the search
+    batch_size: int = 0
+    batches: int = 0
+    took: float = 0.0  # the last batch's time, in seconds
+    filled: int = 0  # the last batch's rows
+    waiting: str = ""  # why it waits now, as a throttle says it
+    waited: float = 0.0  # the seconds given to throttles
+    bad: list[BadRow] = field(default_factory=list)
+    target: Target | None = None
+    title: str = ""  # the populate in words
+    output: deque[str] = field(default_factory=lambda: deque(maxlen=LINES))  # the last lines that it said
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def working(self) -> float:
+        """The seconds without those spent on waiting."""
+        return max(self.seconds - self.waited, 0.0)
+
+
+class Ledger(Protocol):
+    """Is told of a run after each committed batch, and again and again while it waits; ends it by raising.
+
+    `hold` returns why the run has to wait, or None.
+    """
+
+    def start(self, run: Run) -> None: ...
+    def advance(self, run: Run) -> None: ...
+    def hold(self, run: Run) -> str | None: ...
+    def end(self, run: Run, error: BaseException | None) -> None: ...
+
+
+class NoLedger:
+    """Keeps nothing. The column alone says what is left."""
+
+    def start(self, run: Run) -> None: ...
+    def advance(self, run: Run) -> None: ...
+    def hold(self, run: Run) -> str | None: ...
+    def end(self, run: Run, error: BaseException | None) -> None: ...
+
+
+new_ledger: Callable[[], Ledger] = NoLedger
+
+
+def use_ledger(factory: Callable[[], Ledger]) -> None:
+    """Make every later fill tell a ledger that `factory` makes."""
+    global new_ledger
+    new_ledger = factory
+
+
+def fill(
+    target: Target, source: InDatabase | InPython, *, batch_size: int | None = None, at_once: bool = False
+) -> Run:
+    """Fill every row in which a mark is NULL, in committed batches, and return what was done.
+
+    Holds no lock across batches; in a batch, only those of the rows that it writes. Run twice, or after a
+    crash, it does what is left. Rows that get no value are passed over, and raise BadRows at the end, or
+    when there are more than SAFEMIGRATE_MAX_BAD_ROWS. Errors that pass (a deadlock, a lost connection)
+    are tried again, SAFEMIGRATE_RETRIES times, and raise TooManyRetries then. `at_once` is for the few rows
+    that came in at the end, while new ones without a value are refused: no throttle and no ledger may hold it.
+    Several batches may be under way at once, each on a connection of its own, as `workers.chosen` says.
+    """
+    return Filling(target, source, batch_size, at_once=at_once).run()
+
+
+class Filling:
+    """One run of the engine, or several of its ranges, one after another."""
+
+    def __init__(
+        self,
+        target: Target,
+        source: InDatabase | InPython,
+        batch_size: int | None,
+        *,
+        at_once: bool = False,
+        workers: int | None = None,
+        throttles: Sequence[str] | None = None,
+    ) -> None:
+        self.target, self.source, self.at_once = target, source, at_once
+        self.number = conf.get("SAFEMIGRATE_WORKERS") if workers is None else workers
+        self.paths = conf.get("SAFEMIGRATE_THROTTLES") if throttles is None else throttles
+        self.workers: Workers = Alone()
+        self.hired = False
+        self.connection = connections[target.alias]
+        self.database = for_connection(self.connection)
+        self.batches = Batches(target.model, target.alias, target.marks)
+        self.pace = conf.pace(batch_size)
+        self.max_bad = conf.get("SAFEMIGRATE_MAX_BAD_ROWS")
+        self.state = Run(
+            target.label, target.alias, 0, batch_size=self.pace.start, target=target, title=source.title
+        )
+        self.bad: dict[Any, BadRow] = {}
+
+    @cached_property
+    def work(self) -> Work:
+        return work_for(self.target, self.source, self.database)
+
+    @cached_property
+    def throttles(self) -> Throttles:
+        return Throttles(self.target.model, self.target.alias, self.paths)
+
+    def run(self) -> Run:
+        """Fill the whole table; nothing is told of one that is full."""
+        if self.batches.any_left():
+            self.state.total = self.database.estimated_rows(self.target.model)
+            ledger = NoLedger() if self.at_once else new_ledger()
+            self._recorded(ledger, self._fill_all)
+        return self.state
+
+    def run_range(self, part: Range, ledger: Ledger) -> Run:
+        """Fill one range. What gets no value is in `Run.bad`: it is no error before the end."""
+        return self._begun_again(ledger, partial(self._fill_range, part))
+
+    def run_end(self, ledger: Ledger) -> Run:
+        """Fill what the ranges left: rows that came in, and those that got no value. Raises BadRows."""
+        return self._begun_again(ledger, self._fill_left)
+
+    def _begun_again(self, ledger: Ledger, fill: Callable[[Ledger], None]) -> Run:
+        size, title = self.state.batch_size, self.source.title
+        self.bad = {}
+        self.state = Run(
+            self.target.label, self.target.alias, 0, batch_size=size, target=self.target, title=title
+        )
+        self._recorded(ledger, fill)
+        return self.state
+
+    def _recorded(self, ledger: Ledger, fill: Callable[[Ledger], None]) -> None:
+        error: BaseException | None = None
+        _ = self.throttles, self.work  # What is wrong with them is no part of a run.
+        ledger.start(self.state)
+        try:
+            fill(ledger)
+        except BaseException as raised:
+            error = raised
+            if not isinstance(raised, KeyboardInterrupt):
+                self._gather()
+            raise
+        finally:
+            try:
+                self._dismiss()
+            finally:
+                ledger.end(self.state, error)
+
+    def _dismiss(self) -> None:
+        workers, self.workers, self.hired = self.workers, Alone(), False
+        workers.close()
+
+    def _fill_range(self, part: Range, ledger: Ledger) -> None:
+        if self.state.resume_after is None:
+            self._go_through(ledger, self._next(part.first, part.last, inclusive=not part.after), part.last)
+        else:
+            self._go_through(ledger, self._next(self.state.resume_after, part.last), part.last)
+
+    def _fill_left(self, ledger: Ledger) -> None:
+        keys = self._stragglers()
+        if len(keys) == STRAGGLERS:
+            self._fill_all(ledger)
+        else:
+            self._fill_rest(ledger, keys)
+
+    def _fill_all(self, ledger: Ledger) -> None:
+        self._sweep(ledger)
+        keys = self._stragglers()
+        if len(keys) == STRAGGLERS and self.state.resume_after is not None:
+            # Much is to be done before the place where it was resumed: the table is another one by now.
+            self.state.resume_after = None
+            self._sweep(ledger)
+            keys = self._stragglers()
+        self._fill_rest(ledger, keys)
+
+    def _fill_rest(self, ledger: Ledger, keys: list[Any]) -> None:
+        """Fill these, and those that come in meanwhile. Raises BadRows for what stays without a value."""
+        for _ in range(SWEEPS):
+            if not keys:
+                return
+            self._catch_up(ledger, keys)
+            left, tried = self._stragglers(), set(keys)
+            if stuck := [key for key in left if key in tried]:
+                raise self._bad_rows(stuck)
+            keys = left
+        # Rows keep coming in faster than they are filled: the constraint that follows will stop them.
+
+    def _sweep(self, ledger: Ledger) -> None:
+        """Go once through the table by key, from the first row that is still to be filled."""
+        last = self._again(self.batches.last)
+        self._go_through(ledger, None if last is None else self._first(last), last)
+
+    def _go_through(self, ledger: Ledger, batch: Range | None, last: Any) -> None:
+        while batch is not None:
+            for each, done in self.workers.take(batch, partial(self._wait, ledger)):
+                self._settle(ledger, each, done)
+            batch = self._next(batch.last, last)
+            self._hire()
+        for each, done in self.workers.rest():
+            self._settle(ledger, each, done)
+
+    def _hire(self) -> None:
+        """Let others work too, once there was work enough for it to pay."""
+        if self.hired or self.at_once or self.state.batches < ALONE:
+            return
+        self.hired = True
+        recipe = context.recipe_of(self.target)
+        self.workers = self._again(lambda: chosen(self.work, self.batches, self.number, recipe))
+
+    def _settle(self, ledger: Ledger, batch: Range, done: Done | None) -> None:
+        if done is None:
+            self._fill(batch)
+        else:
+            self._note_done(batch, *done)
+        self.state.cursor = batch.last
+        self._advance(ledger)
+
+    def _gather(self) -> None:
+        """Count what others had under way when an error ended the run: it is committed."""
+        with suppress(Exception):  # It must not hide why the run ended.
+            for _, done in self.workers.rest():
+                self.state.rows += done[0] if done else 0
+
+    def _first(self, last: Any) -> Range | None:
+        if self.state.resume_after is not None:
+            return self._next(self.state.resume_after, last)
+        first = self._again(self.batches.first_todo)
+        return None if first is None else self._next(first, last, inclusive=True)
+
+    def _stragglers(self) -> list[Any]:
+        return self._again(lambda: self.batches.stragglers(STRAGGLERS))
+
+    def _next(self, after: Any, last: Any, *, inclusive: bool = False) -> Range | None:
+        size = self.state.batch_size
+        return self._again(lambda: self.batches.next(after, last, size, inclusive=inclusive))
+
+    def _catch_up(self, ledger: Ledger, keys: Sequence[Any]) -> None:
+        """Fill rows that came in, or were passed over, behind the sweep."""
+        size = self.state.batch_size
+        for start in range(0, len(keys), size):
+            chunk = keys[start : start + size]
+            batch = Range(chunk[0], chunk[-1], size=size if len(chunk) == size else 0)
+            self._wait(ledger)
+            self._fill(batch)
+            self._advance(ledger)
+
+    def _wait(self, ledger: Ledger) -> None:
+        """Wait as long as a throttle says so. Nothing is locked meanwhile, and no pace sees it."""
+        if self.at_once:
+            return
+        state, started, before = self.state, time.monotonic(), self.state.waited
+        while reason := ledger.hold(state) or self._again(lambda: self.throttles.reason(state)):
+            for each, done in self.workers.rest():  # Nothing is under way while it waits.
+                self._settle(ledger, each, done)
+            waited = time.monotonic() - started
+            state.waiting, state.waited = reason, before + waited
+            ledger.advance(state)
+            # In proportion, so that a short pause is no longer than it is meant to be.
+            time.sleep(min(max(waited / 4, SLEEP / 50), SLEEP))
+        state.waiting, state.waited = "", before + time.monotonic() - started
+
+    def _advance(self, ledger: Ledger) -> None:
+        self.state.bad = list(self.bad.values())
+        ledger.advance(self.state)
+
+    def _fill(self, batch: Range) -> None:
+        try:
+            done = self._try(batch)
+        except (DataError, IntegrityError, BatchFailed) as error:
+            self._split(batch, error)
+        else:
+            self._note_done(batch, *done)
+
+    def _note_done(self, batch: Range, filled: int, bad: Sequence[BadRow], took: float) -> None:
+        self.state.rows += filled
+        self.state.filled = filled
+        self.state.batches += 1
+        self.state.took = took
+        if batch.size:
+            self.state.batch_size = self.pace.next_size(batch.size, took)
+        self._note(bad)
+        extra = {"label": self.target.label, "alias": self.target.alias, "rows": filled, "seconds": took}
+        logger.debug("%s: %s rows in %.3f s", self.target.label, filled, took, extra=extra)
+
+    def _split(self, batch: Range, error: Exception) -> None:
+        """Halve a batch that the database refuses until the one row at fault stands alone."""
+        halves = self._again(lambda: self.batches.halves(batch))
+        if len(halves) == 1 and halves[0].first == halves[0].last:
+            self._note([BadRow(halves[0].first, reason(error))])
+            return
+        for half in halves:
+            self._fill(half)
+
+    def _note(self, bad: Sequence[BadRow]) -> None:
+        self.bad.update({row.key: row for row in bad})
+        if len(self.bad) > self.max_bad:
+            raise self._bad_rows(list(self.bad), more=True)
+
+    def _try(self, batch: Range) -> Done:
+        """Fill one batch; return rows, bad rows, and the time of the last try."""
+
+        def once() -> Done:
+            started = time.monotonic()
+            filled, bad = self.work(self.batches, batch)
+            return filled, bad, time.monotonic() - started
+
+        return self._again(once)
+
+    def _again(self, do: Callable[[], Result]) -> Result:
+        """Return what `do` returns, tried again after errors that pass."""
+        tries = conf.get("SAFEMIGRATE_RETRIES")
+        for attempt in range(tries + 1):
+            try:
+                return do()
+            except Error as error:
+                if not self.database.is_transient(error):
+                    raise
+                self._recover(error, attempt, tries)
+        raise AssertionError("unreachable: the last try raises")
+
+    def _recover(self, error: Exception, attempt: int, tries: int) -> None:
+        if attempt >= tries:
+            raise TooManyRetries(
+                f"{self.target.label} on {self.target.alias}: a batch failed {tries + 1} times, the last time "
+                f"with: {error}. {self.state.rows:,} rows were filled and stay so; run the same command again "
+                "to carry on."
+            ) from error
+        extra = {"label": self.target.label, "alias": self.target.alias, "rows": self.state.rows}
+        text = "%s: trying the batch again after: %s"
+        logger.warning(text, self.target.label, str(error).strip(), extra=extra)
+        self.database.drop_if_lost()
+        time.sleep(random.uniform(0.5, 1) * min(0.1 * 2**attempt, 5))
+
+    def _count(self, keys: Sequence[Any]) -> int:
+        return len(keys) if len(keys) < STRAGGLERS else self.batches.todo.count()
+
+    def _bad_rows(self, keys: Sequence[Any], *, more: bool = False) -> BadRows:
+        examples = [self.bad.get(key, BadRow(key, "its value came out as NULL")) for key in keys[:EXAMPLES]]
+        count = len(self.bad) if more else self._count(keys)
+        listed = "\n".join(f"  {row}" for row in examples)
+        how_many = f"more than {self.max_bad:,}" if more else f"{count:,}"
+        rest = " The run stopped there (SAFEMIGRATE_MAX_BAD_ROWS)." if more else " All other rows are filled."
+        return BadRows(
+            f"{how_many} rows of {self.target.label} on {self.target.alias} got no value, so the column was not "
+            f"made required.{rest} The first {len(examples)}, by primary key:\n{listed}\n"
+            "Correct these rows or the populate, and run migrate again: it carries on from here.",
+            count=count,
+            examples=examples,
+        )

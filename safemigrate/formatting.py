@@ -1,0 +1,26 @@
+"""Text for people: the nearest known name, and rows of text under headings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Sequence
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a "did you mean" for the known name that is most like `name`, or nothing."""
+    names = {candidate.lower(): candidate for candidate in known}
+    found = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.7)
+    return f" Did you mean {names[found[0]]}?" if found else ""
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> str:
+    """Return the rows in columns as wide as they need, those under the headings `right` aligned there."""
+    lines = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    signs = [">" if heading in right else "<" for heading in headings]
+    return "\n".join(
+        "  ".join(
+            f"{cell:{sign}{width}}" for cell, sign, width in zip(line, signs, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,1 @@
+"""What add_required_field writes."""

@@ -1,0 +1,208 @@
+"""What models.py has and the migrations have not, as Django's autodetector sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from django.apps import apps
+from django.core.management import get_commands, load_command_class
+from django.core.management.base import BaseCommand
+from django.db.migrations import AddField, AlterField, Migration
+from django.db.migrations.autodetector import MigrationAutodetector
+from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.operations.base import Operation
+from django.db.migrations.questioner import MigrationQuestioner
+from django.db.migrations.state import ProjectState
+
+from safemigrate.exceptions import OtherChanges, PlanningError
+from safemigrate.generator.targets import Target
+from safemigrate.operations import AddNullableField, AddRequiredField, SetNotNull
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What makemigrations would say of the fields of one app: the migration's name and dependencies."""
+
+    name: str
+    dependencies: tuple[tuple[str, str], ...]
+
+
+class Migrations:
+    """The migrations on disk, set against models.py."""
+
+    def __init__(self) -> None:
+        self.loader = MigrationLoader(None, ignore_no_migrations=True)
+        self.state: ProjectState = self.loader.project_state()
+
+    def written(self, target: Target) -> str | None:
+        """Return the name of the migration of ours that adds the target already, if there is one."""
+        if not self.has(target):
+            return None
+        for (app_label, name), migration in sorted(self.loader.disk_migrations.items()):
+            if app_label == target.app_label and any(_is_ours(op, target) for op in migration.operations):
+                return str(name)
+        return None
+
+    def has(self, target: Target) -> bool:
+        model = self.state.models.get((target.app_label, target.model_name))
+        return model is not None and target.name in model.fields
+
+    def check_unchanged(self, target: Target) -> None:
+        """Raise PlanningError when models.py has changed the field since its migration was written."""
+        changes = [op.describe() for op in self._operations(target.app_label) if _alters(op, target)]
+        if changes:
+            raise PlanningError(
+                f"{target.label} has changed in models.py since {target.app_label}.{self.written(target)} "
+                f"was written ({', '.join(changes)}). Remove that migration, if it was applied nowhere, "
+                f"or run: python manage.py makemigrations {target.app_label}"
+            )
+
+    def check(self, targets: Sequence[Target]) -> None:
+        """Raise PlanningError unless each target is a new field of a model that the migrations know."""
+        for app_label in dict.fromkeys(target.app_label for target in targets):
+            self._check_leaves(app_label)
+        for target in targets:
+            self._check_model(target)
+            self._check_new(target)
+
+    def check_alone(self, targets: Sequence[Target]) -> None:
+        """Raise OtherChanges, which lists them, when the apps of the targets have further changes."""
+        labels = dict.fromkeys(target.app_label for target in targets)
+        others = [
+            f"  {app_label}: {operation.describe()}"
+            for app_label in labels
+            for operation in self._operations(app_label)
+            if not any(_adds(operation, target) for target in targets if target.app_label == app_label)
+        ]
+        if others:
+            raise OtherChanges(
+                "models.py has other changes that are not in the migrations yet:\n"
+                + "\n".join(others)
+                + "\nThey would be missing from this migration. Either run "
+                f"makemigrations {' '.join(labels)} first, with the new field taken out of models.py "
+                "meanwhile, or add --only-this-field to write this field now and leave them for later."
+            )
+
+    def addition(self, targets: Sequence[Target]) -> Addition:
+        """Return the name and dependencies of a migration that adds the targets, all of one app."""
+        state = self.state.clone()
+        for target in targets:
+            field = self._models.models[target.app_label, target.model_name].fields[target.name]
+            model = state.models[target.app_label, target.model_name]
+            model.fields[target.name] = field
+            self._check_related(target)
+        migrations = self._detect(state, targets[0].app_label)
+        dependencies = dict.fromkeys(
+            dependency for migration in migrations for dependency in migration.dependencies
+        )
+        written = {(migration.app_label, migration.name) for migration in migrations}
+        names = [migration.suggest_name() for migration in migrations]
+        return Addition(names[0], tuple(d for d in dependencies if d not in written))
+
+    def leaf(self, app_label: str) -> str:
+        return str(self.loader.graph.leaf_nodes(app_label)[0][1])
+
+    @cached_property
+    def _models(self) -> ProjectState:
+        return ProjectState.from_apps(apps)
+
+    @cached_property
+    def _autodetector(self) -> type[MigrationAutodetector]:
+        # A project may bring its own, by a makemigrations command of its own.
+        command: Any = get_commands()["makemigrations"]
+        if not isinstance(command, BaseCommand):
+            command = load_command_class(command, "makemigrations")
+        return getattr(command, "autodetector", MigrationAutodetector)
+
+    def _detect(self, state: ProjectState, app_label: str) -> list[Migration]:
+        # This questioner never asks, and answers no.
+        detector = self._autodetector(self.state, state, MigrationQuestioner())
+        changes = detector.changes(self.loader.graph, trim_to_apps={app_label}, convert_apps={app_label})
+        return list(changes.get(app_label, []))
+
+    def _operations(self, app_label: str) -> Iterable[Operation]:
+        for migration in self._detect(self._models, app_label):
+            yield from migration.operations
+
+    def _check_leaves(self, app_label: str) -> None:
+        conflict = self.loader.detect_conflicts().get(app_label)
+        if conflict:
+            raise PlanningError(
+                f"{app_label} has conflicting migrations, each the last: {', '.join(sorted(conflict))}.\n"
+                f"Run: python manage.py makemigrations --merge {app_label}"
+            )
+        if app_label in self.loader.migrated_apps and not self.loader.graph.leaf_nodes(app_label):
+            raise PlanningError(
+                f"{app_label} has no migrations yet, so there is no table with old rows.\n"
+                f"Run: python manage.py makemigrations {app_label}"
+            )
+
+    def _check_model(self, target: Target) -> None:
+        if (target.app_label, target.model_name) not in self.state.models:
+            raise PlanningError(
+                f"{target.model._meta.label} is not in the migrations of {target.app_label} yet, so its "
+                f"table has no old rows.\nRun: python manage.py makemigrations {target.app_label}"
+            )
+
+    def _how_to_apply(self, app_label: str, name: str) -> str:
+        operations = self.loader.disk_migrations[app_label, name].operations
+        if any(isinstance(operation, AddNullableField) for operation in operations):
+            return "It is the first of three, one for each deployment: the first line of each file says when."
+        return f"Run: python manage.py migrate {app_label}"
+
+    def _check_new(self, target: Target) -> None:
+        if not self.has(target):
+            return
+        ours = self.written(target)
+        if ours:
+            raise PlanningError(
+                f"{target.label} is already in the migrations, by {target.app_label}.{ours}. There is "
+                f"nothing to write.\n{self._how_to_apply(target.app_label, ours)}"
+            )
+        field = self.state.models[target.app_label, target.model_name].fields[target.name]
+        nullable = (
+            " There it is null=True. To make it required, write a migration with Populate and SetNotNull "
+            "from safemigrate.operations."
+        )
+        raise PlanningError(
+            f"{target.label} is already in the migrations, so there is no column to add."
+            + (nullable if field.null else "")
+        )
+
+    def _check_related(self, target: Target) -> None:
+        related: Any = target.field.related_model
+        if related and (related._meta.app_label, related._meta.model_name) not in self.state.models:
+            if related._meta.app_label in self.loader.unmigrated_apps:
+                return
+            label = related._meta.label
+            raise PlanningError(
+                f"{target.label} points to {label}, which is not in the migrations yet.\n"
+                f"Run: python manage.py makemigrations {related._meta.app_label}"
+            )
+
+
+def _adds(operation: Operation, target: Target) -> bool:
+    return (
+        isinstance(operation, AddField)
+        and operation.model_name_lower == target.model_name
+        and operation.name_lower == target.name.lower()
+    )
+
+
+def _alters(operation: Operation, target: Target) -> bool:
+    return (
+        isinstance(operation, AlterField)
+        and operation.model_name_lower == target.model_name
+        and operation.name_lower == target.name.lower()
+    )
+
+
+def _is_ours(operation: Operation, target: Target) -> bool:
+    return (
+        isinstance(operation, AddRequiredField | AddNullableField | SetNotNull)
+        and operation.model_name.lower() == target.model_name
+        and operation.name.lower() == target.name.lower()
+    )

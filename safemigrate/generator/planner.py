@@ -1,0 +1,238 @@
+"""From fields and their populate to the migrations that add them, in order; no file is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import models
+from django.db.migrations.autodetector import MigrationAutodetector
+from django.db.migrations.writer import MigrationWriter
+from django.db.models import NOT_PROVIDED
+
+from safemigrate.exceptions import InvalidPopulate
+from safemigrate.generator import integrations
+from safemigrate.generator.autodetector import Addition
+from safemigrate.generator.integrations import When
+from safemigrate.generator.targets import Target
+from safemigrate.populate import sources as kinds
+from safemigrate.populate.expressions import Source, check_constant, double_quoted
+
+Dependency = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation as it is written: its name, the source of each argument, and where it is imported from."""
+
+    name: str
+    arguments: Mapping[str, Source]
+    module: str = "safemigrate.operations"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One migration to be written.
+
+    `note` says when to deploy it and `effect` what it does to running code, where there are three;
+    `attributes` are further lines of the class.
+    """
+
+    app_label: str
+    name: str
+    dependencies: tuple[Dependency, ...]
+    operations: tuple[Call, ...]
+    note: str = ""
+    effect: str = ""
+    attributes: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the three: what its name ends in, and what distinguishes it."""
+
+    ending: str
+    when: When
+    note: str
+    effect: str
+    calls: list[Call]
+
+
+def plan(
+    populates: Mapping[Target, Source],
+    addition: Addition,
+    leaf: str,
+    *,
+    phases: int = 1,
+    name: str | None = None,
+    batch_size: int | None = None,
+    guarded: Collection[Target] = (),
+    keep_guard: bool = False,
+) -> list[Phase]:
+    """Return the one or three migrations that add the targets, all of one app, after the migration `leaf`.
+
+    `guarded` are those that a write guard can fill in new rows; with one phase the operation sees to that itself.
+    """
+    app_label = next(iter(populates)).app_label
+    title = name or addition.name
+    number = (MigrationAutodetector.parse_number(leaf) or 0) + 1
+    if phases == 1:
+        calls = [
+            _add_required(target, source, batch_size, keep_guard) for target, source in populates.items()
+        ]
+        calls += _exemptions()
+        # The new code needs the column, so it comes first, though old code may not outlive it.
+        attributes = integrations.attributes(When.BEFORE)
+        full_name = f"{number:04}_{title}"
+        return [Phase(app_label, full_name, addition.dependencies, tuple(calls), attributes=attributes)]
+    planned: list[Phase] = []
+    for position, part in enumerate(_three(populates, batch_size, guarded)):
+        dependencies = ((app_label, planned[-1].name),) if planned else addition.dependencies
+        full_name = f"{number + position:04}_{title}_{part.ending}"
+        attributes = integrations.attributes(part.when)
+        planned.append(
+            Phase(app_label, full_name, dependencies, tuple(part.calls), part.note, part.effect, attributes)
+        )
+    return planned
+
+
+def has_db_default(field: models.Field[Any, Any]) -> bool:
+    """Return whether the database itself gives new rows a value."""
+    return getattr(field, "db_default", NOT_PROVIDED) is not NOT_PROVIDED
+
+
+def from_default(field: models.Field[Any, Any]) -> tuple[Source, str] | None:
+    """Return what the field's own default makes for old rows and how to say so, or None without a default.
+
+    Raises InvalidPopulate for a default that cannot serve.
+    """
+    if field.default is not NOT_PROVIDED:
+        return _from_python(field)
+    if has_db_default(field):
+        source = _value(field.db_default, field)
+        return source, f"its db_default, {source.code}, in every old row"
+    return None
+
+
+def serialize(value: Any) -> Source:
+    """Return the source of a value as makemigrations would write it.
+
+    Raises ValueError for what cannot be written, such as a lambda.
+    """
+    code, imports = MigrationWriter.serialize(value)
+    return Source(double_quoted(code), frozenset(imports))
+
+
+def _from_python(field: models.Field[Any, Any]) -> tuple[Source, str]:
+    if not callable(field.default):
+        source = _value(field.default, field)
+        return source, f"its default, {source.code}, in every old row"
+    try:
+        kinds.resolve(field.default)
+        source = serialize(field.default)
+    except (ValueError, InvalidPopulate) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidPopulate(
+            f"The default of {field.name} cannot be written into a migration: {reason}\n"
+            "Write it as a function with a name, at the top level of a module, or give --populate."
+        ) from error
+    return source, f"its default, {source.code}, called once for each old row"
+
+
+def _value(value: Any, field: models.Field[Any, Any]) -> Source:
+    if hasattr(value, "resolve_expression"):
+        return serialize(value)
+    check_constant(value, field)
+    source = serialize(value)
+    if kinds.is_dotted_path(value):
+        # A bare text of this form would be imported.
+        return Source(f"models.Value({source.code})", source.imports | {"from django.db import models"})
+    return source
+
+
+def _call(name: str, target: Target, **arguments: Source | None) -> Call:
+    always = {"model_name": serialize(target.model_name), "name": serialize(target.name)}
+    given = {key: source for key, source in arguments.items() if source is not None}
+    return Call(name, {**always, **given})
+
+
+def _field(target: Target) -> Source:
+    try:
+        return serialize(target.field)
+    except ValueError as error:
+        raise InvalidPopulate(
+            f"{target.label} cannot be written into a migration: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _batch_size(batch_size: int | None) -> Source | None:
+    return serialize(batch_size) if batch_size else None
+
+
+def _add_required(target: Target, populate: Source, batch_size: int | None, keep_guard: bool) -> Call:
+    return _call(
+        "AddRequiredField",
+        target,
+        field=_field(target),
+        populate=populate,
+        batch_size=_batch_size(batch_size),
+        keep_guard=serialize(True) if keep_guard else None,
+    )
+
+
+def _exemptions() -> list[Call]:
+    return [Call(name, {}, module) for module, name in integrations.exemptions()]
+
+
+def _three(
+    populates: Mapping[Target, Source], batch_size: int | None, guarded: Collection[Target]
+) -> list[_Part]:
+    guards = [target for target in populates if target in guarded]
+    old_rows, late_rows = _effects(populates, guarded)
+    return [
+        _Part(
+            "add",
+            When.BEFORE,
+            "Deploy 1 of 3: migrate this before the new code runs anywhere.",
+            old_rows,
+            [_call("AddNullableField", target, field=_field(target)) for target in populates]
+            + [_call("GuardWrites", target, populate=populates[target]) for target in guards],
+        ),
+        _Part(
+            "fill",
+            When.EITHER,
+            "Deploy 2 of 3: migrate this at any time after the first; run again, it does no harm.",
+            "Rows that were there before the first get their value, in committed batches.",
+            [
+                _call("Populate", target, populate=source, batch_size=_batch_size(batch_size))
+                for target, source in populates.items()
+            ],
+        ),
+        _Part(
+            "require",
+            When.AFTER,
+            "Deploy 3 of 3: migrate this when no old code is left running.",
+            late_rows,
+            # The guards go last: a column that cannot be made required yet keeps its own.
+            [_call("SetNotNull", target, field=_field(target)) for target in populates]
+            + [_call("UnguardWrites", target) for target in guards]
+            + _exemptions(),
+        ),
+    ]
+
+
+def _effects(targets: Iterable[Target], guarded: Collection[Target]) -> tuple[str, str]:
+    """Return what the first and the third mean for inserts by code that does not know the fields."""
+    bare = [target for target in targets if not has_db_default(target.field)]
+    if not bare:
+        return "Old and new code both work: rows that old code inserts get the db_default.", ""
+    if all(target in guarded for target in bare):
+        return (
+            "Old and new code both work: the database fills the rows that old code inserts.",
+            "From then on an insert without the field fails.",
+        )
+    return (
+        "Old and new code both work; rows that old code inserts stay NULL until the third.",
+        "It fills what is still NULL. From then on an insert without the field fails.",
+    )

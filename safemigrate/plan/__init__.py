@@ -1,0 +1,1 @@
+"""What adding a field would do to one database."""

@@ -1,0 +1,315 @@
+"""What adding a field would do to one database, told before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import takewhile
+from typing import Any
+
+from django.db import Error, connections, router
+from django.db.migrations import Migration
+from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.state import ProjectState
+from django.db.models import QuerySet
+
+from safemigrate import conf
+from safemigrate.backends import Database, for_connection, monitoring
+from safemigrate.engine.batch_size import Pace
+from safemigrate.generator.autodetector import Migrations
+from safemigrate.generator.targets import Target
+from safemigrate.plan import sampling
+from safemigrate.plan.risks import SMALL, Risk, Situation, found
+from safemigrate.plan.sampling import Sample
+from safemigrate.populate.sources import AsWritten
+from safemigrate.schema.plan import Fill
+from safemigrate.schema.steps import Step
+
+ROW_LOCKS = "row locks"
+
+
+@dataclass(frozen=True)
+class Course:
+    """A migration that concerns the field, and the state of all models before it."""
+
+    migration: Migration
+    before: ProjectState
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing that is done: a step, or the fill, which alone has batches, seconds and a sample.
+
+    `blocks` says who waits meanwhile: nobody, writers (those of one batch's rows, in a fill) or everyone;
+    `lasts` for how long. `wait` is how long, in seconds, others may stand behind one try to get the lock.
+    """
+
+    migration: str
+    title: str
+    statements: tuple[str, ...]
+    lock: str
+    blocks: str
+    lasts: str
+    done: bool
+    wait: float | None = None
+    batches: int | None = None
+    seconds: float | None = None
+    sample: Sample | None = None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """All that is known about one field on one database. None stands for what is not known."""
+
+    label: str
+    alias: str
+    database: str
+    rows: int | None = None
+    nulls: int | None = None
+    table_bytes: int | None = None
+    index_bytes: int | None = None
+    populate: str = ""
+    actions: tuple[Action, ...] = ()
+    risks: tuple[Risk, ...] = ()
+
+    @property
+    def hurts(self) -> bool:
+        return any(risk.hurts for risk in self.risks)
+
+    @property
+    def seconds(self) -> float | None:
+        """The time of the fills together, where it is known; without commits, and the writing of the log."""
+        known = [action.seconds for action in self.actions if action.seconds is not None]
+        return sum(known) if known else None
+
+
+def planned(migrations: Sequence[Migration], state: ProjectState) -> list[Course]:
+    """Return the courses of migrations that are not written yet, one after another from `state` on."""
+    courses = []
+    for migration in migrations:
+        courses.append(Course(migration, state.clone()))
+        state = migration.mutate_state(state.clone())
+    return courses
+
+
+def concerning(target: Target, courses: Sequence[Course]) -> list[Course]:
+    """Return those of the courses that do something to the target's field."""
+    return [course for course in courses if _holds(course.migration, target)]
+
+
+def written(target: Target, migrations: Migrations) -> list[Course]:
+    """Return the courses of the migrations on disk that add the target."""
+    loader = migrations.loader
+    keys = loader.graph.forwards_plan(loader.graph.leaf_nodes(target.app_label)[0])
+    own = [key for key in keys if _holds(loader.graph.nodes[key], target)]
+    return [Course(loader.graph.nodes[key], loader.project_state(key, at_end=False)) for key in own]
+
+
+def make(target: Target, courses: Sequence[Course], alias: str) -> Forecast:
+    """Return the forecast of the target on one alias. Nothing is changed, and only a reader's lock is held.
+
+    Up to 2,000 rows are copied into a table that nobody else sees and filled there, which calls a function
+    that computes values.
+    """
+    connection = connections[alias]
+    blank = Forecast(target.label, alias, connection.display_name)
+    try:
+        connection.ensure_connection()
+        return _Look(target, courses, alias).forecast(blank)
+    except Error as error:
+        text = f"{alias} could not be looked at: {str(error).strip()}"
+        return replace(blank, risks=(Risk(text, "See to it that it answers, and plan again.", hurts=True),))
+
+
+def _holds(migration: Migration, target: Target) -> bool:
+    return migration.app_label == target.app_label and any(
+        _concerns(operation, target) for operation in migration.operations
+    )
+
+
+def _concerns(operation: Any, target: Target) -> bool:
+    if not hasattr(operation, "road"):
+        return False
+    names = operation.name if isinstance(operation.name, list) else [operation.name]
+    return operation.model_name.lower() == target.model_name and target.name in names
+
+
+class _Look:
+    """One look at one alias."""
+
+    def __init__(self, target: Target, courses: Sequence[Course], alias: str) -> None:
+        self.target, self.courses, self.alias = target, courses, alias
+        self.connection = connections[alias]
+        self.database: Database = for_connection(self.connection)
+        self.model = courses[0].before.apps.get_model(target.app_label, target.model_name)
+
+    def forecast(self, blank: Forecast) -> Forecast:
+        if not self.database.has_table(self.model):
+            text = f"{self.alias} has no table {self.model._meta.db_table} yet."
+            cure = "The migrations make it, and fill nothing: on an empty table all is done in an instant."
+            return replace(blank, rows=0, risks=(Risk(text, cure),))
+        actions = tuple(self._actions())
+        table, indexes = monitoring.for_connection(self.connection).size(self.model)
+        return replace(
+            blank,
+            rows=self.rows,
+            nulls=self.nulls,
+            table_bytes=table,
+            index_bytes=indexes,
+            populate="; ".join(dict.fromkeys(fill.source.title for fill in self._fills)),
+            actions=actions,
+            risks=tuple(found(self._situation(actions))),
+        )
+
+    @cached_property
+    def rows(self) -> int:
+        rows = self.database.estimated_rows(self.model)
+        if rows >= SMALL:
+            return rows
+        # Where it looks small it is cheap to be sure, and an old estimate may be quite wrong.
+        every: QuerySet[Any] = QuerySet(self.model, using=self.alias)
+        return rows if not every.exists() else every.count()
+
+    @cached_property
+    def nulls(self) -> int | None:
+        """The rows to fill, where the column is there already."""
+        if not self._fills or self.database.column(self.model, str(self.target.field.column)) is None:
+            return None
+        rows: QuerySet[Any] = QuerySet(self._fills[0].target.model, using=self.alias)
+        return rows.filter(**{f"{self.target.name}__isnull": True}).count()
+
+    @cached_property
+    def unapplied(self) -> list[str]:
+        """The app's earlier migrations that this alias does not have yet."""
+        graph = self.loader.graph
+        names = [
+            name
+            for leaf in graph.leaf_nodes(self.target.app_label)
+            for label, name in graph.forwards_plan(leaf)
+            if label == self.target.app_label
+        ]
+        own = {course.migration.name for course in self.courses}
+        return [name for name in takewhile(lambda name: name not in own, names) if name not in self.applied]
+
+    @cached_property
+    def loader(self) -> MigrationLoader:
+        return MigrationLoader(self.connection)
+
+    @cached_property
+    def applied(self) -> set[str]:
+        return {name for label, name in self.loader.applied_migrations if label == self.target.app_label}
+
+    @cached_property
+    def _parts(self) -> list[tuple[str, Step | Fill, int | None]]:
+        """Return migration, part and batch size, in order."""
+        return [
+            (course.migration.name, part, getattr(operation, "batch_size", None))
+            for course in self.courses
+            for operation, before, after in _states(course)
+            if _concerns(operation, self.target)
+            for part in operation.road(self.target.app_label, self.database, before, after)
+        ]
+
+    @property
+    def _fills(self) -> list[Fill]:
+        return [part for _, part, _ in self._parts if isinstance(part, Fill)]
+
+    def _actions(self) -> Iterator[Action]:
+        required, so_far = self._required(), True
+        for migration, part, batch_size in self._parts:
+            if required:
+                done = not self._needed(part)
+            else:
+                # What a later part finds is known only once all before it are done.
+                done = so_far = so_far and not self._needed(part)
+            done = done or migration in self.applied
+            if isinstance(part, Fill):
+                yield self._fill(migration, part, batch_size, done)
+            else:
+                yield self._step(migration, part, done)
+
+    def _required(self) -> bool:
+        """Is NOT NULL in force? All that is left then comes after it."""
+        field = self._fills[-1].target.model._meta.get_field(self.target.name) if self._fills else None
+        return field is not None and self.database.is_required(self.model, field)
+
+    def _needed(self, part: Step | Fill) -> bool:
+        return bool(self.nulls) if isinstance(part, Fill) else part.needed()
+
+    def _step(self, migration: str, step: Step, done: bool) -> Action:
+        wait = None if step.online else self.database.lock_wait(conf.get("SAFEMIGRATE_LOCK_TIMEOUT"))
+        statements = (*step.statements, *step.cleanup)
+        lock = step.lock
+        return Action(migration, step.title, statements, lock.name, lock.blocks, lock.lasts, done, wait)
+
+    def _fill(self, migration: str, fill: Fill, batch_size: int | None, done: bool) -> Action:
+        action = Action(
+            migration, fill.title, self._statement(fill), ROW_LOCKS, "writers", "one batch at a time", done
+        )
+        if done:
+            return action
+        pace = conf.pace(batch_size)
+        sample = self._sample(fill, pace)
+        rows = self.rows if self.nulls is None else self.nulls
+        if isinstance(fill.source, AsWritten):
+            return replace(action, lock="as the function takes", lasts="as it takes", sample=sample)
+        batches = None if sample.per_row is None else _batches(pace, rows, sample.per_row)
+        seconds = None if sample.per_row is None else sample.per_row * rows
+        return replace(action, batches=batches, seconds=seconds, sample=sample)
+
+    def _sample(self, fill: Fill, pace: Pace) -> Sample:
+        if self.unapplied:
+            return Sample(skipped=f"{self.alias} has not all columns yet")
+        return sampling.take(fill.target, fill.source, largest=pace.largest)
+
+    def _statement(self, fill: Fill) -> tuple[str, ...]:
+        made = fill.statement()
+        if made is None:
+            return ()
+        return (f"{self.database.with_values(*made)} AND <the primary key is in the range>",)
+
+    def _situation(self, actions: Sequence[Action]) -> Situation:
+        operations = [operation for course in self.courses for operation in course.migration.operations]
+        return Situation(
+            target=self.target,
+            model=self.model,
+            database=self.database,
+            vitals=monitoring.for_connection(self.connection),
+            rows=self.rows,
+            unapplied=self.unapplied,
+            operations=[operation for operation in operations if _concerns(operation, self.target)],
+            fills=self._fills,
+            problems=[a.sample.problem for a in actions if a.sample and a.sample.problem],
+            steps=[part for _, part, _ in self._parts if isinstance(part, Step)],
+            done=all(action.done for action in actions),
+        )
+
+
+def allowed(targets: Sequence[Target], aliases: Sequence[str]) -> Iterator[tuple[Target, str]]:
+    """Return each target with each alias that the routers let it be on."""
+    for target in targets:
+        for alias in aliases:
+            if router.allow_migrate_model(alias, target.model):
+                yield target, alias
+
+
+def _states(course: Course) -> Iterator[tuple[Any, ProjectState, ProjectState]]:
+    before = course.before
+    for operation in course.migration.operations:
+        after = before.clone()
+        operation.state_forwards(course.migration.app_label, after)
+        yield operation, before, after
+        before = after
+
+
+def _batches(pace: Pace, rows: int, per_row: float) -> int:
+    """Return how many batches it will be, when each takes as long as the sample's."""
+    size, number = pace.start, 0
+    while rows > 0:
+        rows, number = rows - size, number + 1
+        following = pace.next_size(size, size * per_row)
+        if following == size:
+            return number + max(0, -(-rows // size))
+        size = following
+    return number

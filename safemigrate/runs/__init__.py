@@ -1,0 +1,1 @@
+"""Recorded runs: found, claimed, shared by workers, and ended."""

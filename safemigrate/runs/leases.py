@@ -1,0 +1,221 @@
+"""The ranges of a run that several workers share: cut, taken under a lease, given back, ended.
+
+They are cut as they are asked for, each by one look into the primary key's index, so that a run begins at once
+however large the table is and however its keys lie. How large the next one is follows from the time that the
+last one took.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F, Q, QuerySet
+from django.utils import timezone
+
+from safemigrate import conf
+from safemigrate.engine.batch_size import Pace
+from safemigrate.engine.batches import Batches, Range
+from safemigrate.engine.keys import key_from_json, key_to_json
+from safemigrate.models import BackfillRange, BackfillRun
+from safemigrate.runs import store
+from safemigrate.runs.status import OVER, Status
+from safemigrate.runs.store import lease
+
+#: How long a range should take, and how many rows it may have.
+PACE = Pace(seconds=10.0, start=10_000, smallest=200, largest=500_000)
+#: So many ranges at least for each worker, as far as the number of rows is known.
+EACH = 4
+#: The longest that a worker waits before it looks again, and before a range is tried again, in seconds.
+LOOK_AGAIN, LONGEST = 5.0, 60.0
+
+
+@dataclass(frozen=True)
+class Wait:
+    """There is nothing to take now; others hold what is left, or the database has workers enough."""
+
+    seconds: float
+
+
+class Cut:
+    """No range is free: the next one is to be cut."""
+
+
+def records() -> QuerySet[BackfillRange]:
+    return BackfillRange._default_manager.using(store.database())
+
+
+def of(run: BackfillRun) -> QuerySet[BackfillRange]:
+    return records().filter(run_id=run.pk)
+
+
+def held(ranges: QuerySet[BackfillRange]) -> QuerySet[BackfillRange]:
+    """Return those that a worker holds now."""
+    return ranges.filter(ended=None, lease_until__gt=timezone.now())
+
+
+def cut_first(run: BackfillRun, batches: Batches) -> BackfillRange:
+    """Cut the first range: after the key where an earlier process stopped, else from the first row to fill.
+
+    May read the table up to that row.
+    """
+    after = key_from_json(batches.model, run.cursor)
+    inclusive = after is None
+    start = batches.first_todo() if inclusive else after
+    last = key_from_json(batches.model, run.last_key)
+    part = None if start is None else batches.next(start, last, _size(run), inclusive=inclusive)
+    return _create(run, 1, part)
+
+
+def take(run: BackfillRun, batches: Batches, worker: str) -> BackfillRange | Wait | None:
+    """Take a range that nobody holds under a lease, or the next one, or, when all have ended, the end.
+
+    None where this worker is one too many, or the run is no longer what it was. Whoever takes waits for the
+    others who do, for the moment that it takes.
+    """
+    while isinstance(taken := _take(run, worker), Cut):
+        cut = _cut(run, batches)  # Under no lock: it reads as many keys of an index as a range may have.
+        if not isinstance(cut, BackfillRange):
+            return cut
+    return taken
+
+
+def _take(run: BackfillRun, worker: str) -> BackfillRange | Wait | Cut | None:
+    limit = run.options["workers"]
+    open_ = _open_on(run.alias)  # Read before the transaction, or it would be what is seen in all of it.
+    with transaction.atomic(using=store.database()):
+        if not _alone(run, open_) or held(of(run)).count() >= limit:
+            return None
+        if held(records().filter(run__alias=run.alias)).count() >= limit:
+            return _wait_for_a_place(run)
+        found = _free(run)
+        if found is None:
+            return Cut()
+        _lease(run, found, worker)
+        return found
+
+
+def _open_on(alias: str) -> list[int]:
+    open_ = store.records().filter(alias=alias).exclude(status__in=OVER)
+    return list(open_.order_by("pk").values_list("pk", flat=True))
+
+
+def _alone(run: BackfillRun, open_: list[int]) -> bool:
+    """Keep all others from taking a range on this database until the end of the transaction.
+
+    An UPDATE that changes nothing does so on every database, SQLite among them. One after another, always in the same
+    order: of two who lock several rows by one statement, each may have what the other one waits for.
+    """
+    for key in open_:
+        store.records().filter(pk=key).update(alias=run.alias)
+    return store.records().filter(pk=run.pk, token=run.token, status=Status.RUNNING).exists()
+
+
+def _free(run: BackfillRun) -> BackfillRange | None:
+    now = timezone.now()
+    free = Q(lease_until=None) | Q(lease_until__lte=now)
+    ready = Q(not_before=None) | Q(not_before__lte=now)
+    return of(run).filter(free, ready, ended=None).order_by("number").first()
+
+
+def _cut(run: BackfillRun, batches: Batches) -> BackfillRange | Wait | None:
+    newest = of(run).order_by("-number").first()
+    if newest is None:  # Whoever began the run died before it cut the first one.
+        return cut_first(run, batches)
+    if newest.is_the_end:
+        return _wait(run)
+    after, last = (key_from_json(batches.model, key) for key in (newest.last, run.last_key))
+    part = batches.next(after, last, _size(run, newest), inclusive=False)
+    if part is not None:
+        return _create(run, newest.number + 1, part)
+    return _wait(run) or _create(run, newest.number + 1, None)
+
+
+def _wait(run: BackfillRun) -> Wait | None:
+    """Return how long to wait for the ranges that others hold, or that are to be tried again later."""
+    now = timezone.now()
+    moments = of(run).filter(ended=None).values_list("lease_until", "not_before")
+    left = [max(filter(None, pair), default=now) - now for pair in moments]
+    return Wait(min(max(min(left).total_seconds(), 0.2), LOOK_AGAIN)) if left else None
+
+
+def _wait_for_a_place(run: BackfillRun) -> Wait:
+    """Wait until the workers of other runs leave the database; nobody shall take this one for hung meanwhile."""
+    now = timezone.now()
+    until = now + lease() + timedelta(seconds=LOOK_AGAIN)
+    why = f"other runs have the {run.options['workers']} workers that may fill on {run.alias} at once"
+    store.records().filter(pk=run.pk).update(lease_until=until, heartbeat=now, waiting_for=why)
+    return Wait(LOOK_AGAIN)
+
+
+def _size(run: BackfillRun, newest: BackfillRange | None = None) -> int:
+    """Return the rows of the next range: from the time that one of them took, and so that there are some for each."""
+    rows = newest.size if newest is not None else PACE.start
+    timed = None if newest is None else _timed(run)
+    if timed is not None:
+        took = timed.seconds if timed.ended else timed.seconds * timed.size / timed.rows_done
+        rows = PACE.next_size(timed.size, took)
+    share = run.rows_total // (EACH * run.options["workers"])
+    return max(min(rows, share or rows), PACE.smallest)
+
+
+def _timed(run: BackfillRun) -> BackfillRange | None:
+    """Return the newest range whose time tells something: those that were just cut have none."""
+    told = Q(ended__isnull=False) | Q(rows_done__gt=0)
+    return of(run).filter(told, seconds__gt=0, last__isnull=False).order_by("-number").first()
+
+
+def _create(run: BackfillRun, number: int, part: Range | None) -> BackfillRange:
+    """Write the range down; None is the end of the run."""
+    keys: dict[str, Any] = {}
+    if part is not None:
+        keys = {"first": key_to_json(part.first), "last": key_to_json(part.last), "after": part.after}
+    keys["size"] = part.size if part else 0
+    # Whoever began the run, and a worker, may both cut the first one.
+    return records().get_or_create(run_id=run.pk, number=number, defaults=keys)[0]
+
+
+def _lease(run: BackfillRun, found: BackfillRange, worker: str) -> None:
+    until = timezone.now() + lease()
+    found.was_left = found.lease_until is not None
+    found.lease_until, found.worker, found.not_before = until, worker, None
+    found.token, found.attempts = found.token + 1, found.attempts + 1
+    found.save(update_fields=["lease_until", "worker", "not_before", "token", "attempts"])
+    store.records().filter(pk=run.pk).update(lease_until=until, heartbeat=timezone.now(), wakes=0)
+
+
+def mine(part: BackfillRange) -> QuerySet[BackfillRange]:
+    """Return the range as long as nobody else has taken it; nothing otherwise."""
+    return records().filter(pk=part.pk, token=part.token, ended=None)
+
+
+def give_back(part: BackfillRange) -> bool:
+    """Let anybody take it at once: it was left in good order."""
+    return bool(mine(part).update(lease_until=None, attempts=0))
+
+
+def put_off(part: BackfillRange, error: str) -> bool:
+    """Let anybody take it later: the later the more often it failed, and never all at the same moment."""
+    seconds = min(2.0**part.attempts, LONGEST) * random.uniform(0.5, 1.0)
+    later = timezone.now() + timedelta(seconds=seconds)
+    return bool(mine(part).update(lease_until=None, not_before=later, error=error))
+
+
+def end(part: BackfillRange) -> bool:
+    """Note that all of it is seen to; False where another worker has taken it."""
+    return bool(mine(part).update(lease_until=None, ended=timezone.now(), error=""))
+
+
+def is_worn_out(part: BackfillRange) -> bool:
+    """Did it fail, or kill its worker, more often than a range may?"""
+    return bool(part.attempts > conf.get("SAFEMIGRATE_TASK_RETRIES") + 1)
+
+
+def reopen(run: BackfillRun) -> None:
+    """Give the ranges that have not ended another full number of tries; the end comes after those still to be cut."""
+    of(run).filter(last__isnull=True).delete()
+    of(run).exclude(ended=None).update(bad_rows=[])  # The end looks at those rows again.
+    of(run).filter(ended=None).update(attempts=0, not_before=None, lease_until=None, token=F("token") + 1)

@@ -1,0 +1,199 @@
+"""From a label to the Populate of its field in the migrations, to be run outside `migrate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import connections
+from django.db.migrations.loader import MigrationLoader
+
+from safemigrate.backends import for_connection
+from safemigrate.engine import context
+from safemigrate.engine.batch_runner import Work, work_for
+from safemigrate.engine.batches import Batches, Target
+from safemigrate.exceptions import NothingToRun
+from safemigrate.formatting import nearest
+from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
+from safemigrate.populate.sources import AsWritten, resolve
+
+
+@dataclass(frozen=True)
+class Job:
+    """A Populate of a field on one alias, with the state of the models before it."""
+
+    operation: Populate
+    app_label: str
+    migration: str
+    alias: str
+    state: Any
+
+    @property
+    def model(self) -> Any:
+        return self.state.apps.get_model(self.app_label, self.operation.model_name)
+
+    @property
+    def label(self) -> str:
+        return self.target.label
+
+    @property
+    def title(self) -> str:
+        return resolve(self.operation.populate, self.operation.names).title
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """The fill as `context` knows it."""
+        return self.app_label, self.operation.model_name.lower(), "+".join(self.operation.names)
+
+    @property
+    def column_is_there(self) -> bool:
+        database = for_connection(connections[self.alias])
+        columns = [self.model._meta.get_field(name).column for name in self.operation.names]
+        return all(database.column(self.model, column) for column in columns)
+
+    @property
+    def target(self) -> Target:
+        return self.operation.target(self.model, self.alias, self.state.apps)
+
+    def rows_left(self) -> int:
+        """Count the rows that are NULL; reads the table once."""
+        return Batches(self.model, self.alias, self.target.marks).todo.count()
+
+    def check_column(self) -> None:
+        """Raise NothingToRun where there is no column yet to be filled."""
+        if self.column_is_there:
+            return
+        raise NothingToRun(
+            f"{self.label} on {self.alias} has no column yet: {self.migration} is to add it, or one before it. Where "
+            "one migration adds, fills and requires, `migrate` does it all, unless SAFEMIGRATE_MAX_ROWS_IN_MIGRATE "
+            "stops it before the fill; or write three, by add_required_field --phases 3, and migrate the first."
+        )
+
+    def rehearse(self) -> None:
+        """Raise InvalidPopulate for what can be seen to fail before a row is filled."""
+        self.operation.rehearse(self.app_label, self.alias, self.state)
+
+    def run(self, *, batch_size: int | None = None) -> None:
+        """Fill what is NULL, with all the errors that the operation has in `migrate`."""
+        connection, populate = connections[self.alias], self.operation
+        if batch_size:
+            populate = Populate(populate.model_name, populate.name, populate.populate, batch_size=batch_size)
+        field = f"{self.app_label}.{populate.model_name}.{populate.names[0]}"
+        recipes = {(self.key, self.alias): (f"{__name__}.work", field, self.alias)}
+        known = context.changed(migrations={self.key: self.migration}, recipes=recipes)
+        with known, connection.schema_editor(atomic=False) as editor:
+            populate.fill(self.app_label, editor, for_connection(connection), self.state, self.state)
+
+
+def find(label: str, alias: str) -> Job:
+    """Return the newest fill of the field `label` (app.Model.field) on the alias.
+
+    Raises NothingToRun, which says what is missing.
+    """
+    app_label, model_name, name = _parts(label)
+    loader = MigrationLoader(connections[alias])
+    found = None
+    for key in _keys(loader, app_label):
+        for number, operation in enumerate(loader.graph.nodes[key].operations):
+            if _fills(operation, model_name, name):
+                found = (key, number)
+    if found is None:
+        raise NothingToRun(_not_found(loader, app_label, model_name, name))
+    return _fill(loader, *found, alias)
+
+
+def requiring(label: str, alias: str) -> tuple[str, str]:
+    """Return the migration that makes the field required: the one that fills it, or a later one.
+
+    Raises NothingToRun.
+    """
+    app_label, model_name, name = _parts(label)
+    loader = MigrationLoader(connections[alias])
+    filled = find(label, alias).migration.partition(".")[2]
+    keys = _keys(loader, app_label)
+    for key in keys[keys.index((app_label, filled)) :]:
+        if any(_requires(operation, model_name, name) for operation in loader.graph.nodes[key].operations):
+            return key
+    raise NothingToRun(
+        f"No migration makes {label} required after {app_label}.{filled}: there is no SetNotNull of it. To write one: "
+        f"python manage.py add_required_field {label} --phases 3"
+    )
+
+
+def _requires(operation: Any, model_name: str, name: str) -> bool:
+    if not isinstance(operation, AddRequiredField | SetNotNull):
+        return False
+    return bool(operation.model_name_lower == model_name and operation.name == name)
+
+
+def work(label: str, alias: str) -> tuple[Work, Batches]:
+    """Return what is to be called with each batch of the newest fill of the field, and the batches."""
+    target, populate = (job := find(label, alias)).target, job.operation
+    source = resolve(populate.populate, populate.names)
+    if isinstance(source, AsWritten):
+        raise NothingToRun(f"{label} is filled by {source.title}, in one go.")
+    database = for_connection(connections[alias])
+    return work_for(target, source, database), Batches(target.model, alias, target.marks)
+
+
+def _parts(label: str) -> tuple[str, str, str]:
+    parts = label.split(".")
+    if len(parts) != 3 or not all(parts):
+        raise NothingToRun(f"{label!r} is no field: give app.Model.field, as in polls.Question.expires_date.")
+    return parts[0], parts[1].lower(), parts[2]
+
+
+def _keys(loader: MigrationLoader, app_label: str) -> list[tuple[str, str]]:
+    """Return the app's migrations in the order in which they are applied."""
+    plan: list[tuple[str, str]] = []
+    for leaf in loader.graph.leaf_nodes(app_label):
+        plan += [key for key in loader.graph.forwards_plan(leaf) if key not in plan]
+    return [key for key in plan if key[0] == app_label]
+
+
+def _fills(operation: Any, model_name: str, name: str) -> bool:
+    if isinstance(operation, AddRequiredField):
+        return bool(operation.model_name_lower == model_name and operation.name == name)
+    return (
+        isinstance(operation, Populate)
+        and operation.model_name.lower() == model_name
+        and name in operation.names
+    )
+
+
+def _fill(loader: MigrationLoader, key: tuple[str, str], number: int, alias: str) -> Job:
+    app_label, migration_name = key
+    state = loader.project_state(key, at_end=False)
+    operations = loader.graph.nodes[key].operations
+    for earlier in operations[:number]:
+        earlier.state_forwards(app_label, state)
+    operation = operations[number]
+    if isinstance(operation, AddRequiredField):
+        AddNullableField(operation.model_name, operation.name, operation.field).state_forwards(
+            app_label, state
+        )
+        operation = Populate(
+            operation.model_name, operation.name, operation.populate, batch_size=operation.batch_size
+        )
+    return Job(operation, app_label, f"{app_label}.{migration_name}", alias, state)
+
+
+def _not_found(loader: MigrationLoader, app_label: str, model_name: str, name: str) -> str:
+    known = {
+        f"{key[0]}.{operation.model_name}.{each}"
+        for key, migration in loader.graph.nodes.items()
+        for operation in migration.operations
+        for each in _names(operation)
+    }
+    label = f"{app_label}.{model_name}.{name}"
+    hint = nearest(label, known)
+    return (
+        f"No migration fills {label}: there is no AddRequiredField or Populate of it.{hint} To write one: "
+        f"python manage.py add_required_field {label}"
+    )
+
+
+def _names(operation: Any) -> list[str]:
+    if isinstance(operation, AddRequiredField):
+        return [operation.name]
+    return operation.names if isinstance(operation, Populate) else []

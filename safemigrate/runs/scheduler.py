@@ -1,0 +1,256 @@
+"""A run is given to the workers of a queue, and woken up again where nobody works on it.
+
+A queue is never trusted: a message only says which run. What is to be done stands in the run and its ranges,
+so a message that is lost costs time, and one that comes twice costs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from django.db import connections, transaction
+from django.db.models import F
+from django.utils import timezone
+
+from safemigrate import signals
+from safemigrate.backends import for_connection
+from safemigrate.conf import get
+from safemigrate.engine import context
+from safemigrate.engine.batch_runner import may_share
+from safemigrate.engine.batches import Batches
+from safemigrate.engine.keys import key_to_json
+from safemigrate.exceptions import AlreadyRunning, NotEnqueued, NothingToRun
+from safemigrate.executors import named
+from safemigrate.models import BackfillRun
+from safemigrate.populate.sources import AsWritten, resolve
+from safemigrate.runs import leases, store
+from safemigrate.runs.lookup import Job, find
+from safemigrate.runs.status import OVER, Status
+from safemigrate.throttles import Throttles
+
+logger = logging.getLogger("safemigrate")
+
+WORK = "safemigrate.tasks.work"
+#: The longest that the sweep waits before it enqueues once more what nobody took, in seconds.
+PATIENCE = 3600.0
+#: The longest that a message waits at once, in seconds: it comes again, early, and waits again. Celery's workers keep
+#: those that wait, and a broker takes what is kept for long for lost, and delivers it once more.
+HOP = 120.0
+SETTLED = {Status.PAUSING: Status.PAUSED, Status.CANCELLING: Status.CANCELLED}
+
+Then = dict[str, Any] | None
+
+
+def options_of(**given: Any) -> dict[str, Any]:
+    """Return how a run is to be worked on: what was given for it, and the settings for the rest."""
+    standing = {
+        "queue": get("SAFEMIGRATE_QUEUE"),
+        "workers": get("SAFEMIGRATE_QUEUE_WORKERS"),
+        "seconds": get("SAFEMIGRATE_TASK_SECONDS"),
+        "throttles": list(get("SAFEMIGRATE_THROTTLES")),
+        "batch_size": None,
+    }
+    return standing | {name: value for name, value in given.items() if value is not None}
+
+
+def begin(
+    job: Job,
+    executor: str,
+    options: dict[str, Any],
+    *,
+    not_before: datetime | None = None,
+    then: Then = None,
+) -> BackfillRun | None:
+    """Open the run of a fill, and enqueue a task for each worker that may take part; None where nothing is NULL.
+
+    Locks nothing, and cuts one range; reads the table up to the first row to fill. Run again it goes on with the
+    same run.
+    Raises AlreadyRunning, RunPaused, and NotEnqueued, after which the run waits for a sweep.
+    """
+    _refuse(job, executor, options)
+    target = job.target
+    batches = Batches(target.model, target.alias, target.marks)
+    if not batches.any_left():
+        store.close(target)
+        return None
+    wanted = options.get("wanted", options["workers"])  # A chain goes on to other databases.
+    options = options | {"workers": _workers(job, wanted), "wanted": wanted}
+    run = _queued(job, batches, executor, options, not_before, then)
+    wait = max((not_before - timezone.now()).total_seconds(), 0.0) if not_before else 0.0
+    wake(run, wait)
+    return run
+
+
+def _refuse(job: Job, executor: str, options: dict[str, Any]) -> None:
+    """Raise what a worker would find out only later."""
+    named(executor).check(options["queue"])
+    Throttles(job.model, job.alias, options["throttles"])
+    if not named(executor).is_apart:
+        raise NotEnqueued(
+            f"The executor {executor} is set up to do its tasks at once, in the process that enqueues them (as tests "
+            "like it). To fill in this process: --executor inline."
+        )
+    source = resolve(job.operation.populate, job.operation.names)
+    if isinstance(source, AsWritten):
+        raise NothingToRun(
+            f"{job.label} is filled by {source.title}, in one go: there are no parts that workers could share. Fill "
+            "it with --executor inline, or write the populate as an expression or as a function of one row."
+        )
+    if not store.is_kept():
+        raise NothingToRun(
+            f"Workers share a run through its record, and {store.database()} has no table for it: "
+            f"python manage.py migrate safemigrate --database {store.database()}"
+        )
+
+
+def _workers(job: Job, wanted: int) -> int:
+    """Return how many may work at once: one, where a batch depends on the one before."""
+    source = resolve(job.operation.populate, job.operation.names)
+    assert not isinstance(source, AsWritten), "these were refused"
+    database = for_connection(connections[job.alias])
+    if wanted == 1 or may_share(source, job.target, database):
+        return wanted
+    logger.info("%s on %s: one worker at a time, as its batches depend on each other", job.label, job.alias)
+    return 1
+
+
+def _queued(
+    job: Job,
+    batches: Batches,
+    executor: str,
+    options: dict[str, Any],
+    not_before: datetime | None,
+    then: Then,
+) -> BackfillRun:
+    details = _details(job, batches, executor) | {"options": options, "not_before": not_before}
+    run = store.queue(job.target, details | ({"then": then} if then is not None else {}))
+    if leases.of(run).exists():
+        leases.reopen(run)
+    else:
+        leases.cut_first(run, batches)
+    return run
+
+
+def _details(job: Job, batches: Batches, executor: str) -> dict[str, Any]:
+    database = for_connection(connections[job.alias])
+    return {
+        "migration": job.migration,
+        "populate": job.title,
+        "executor": executor,
+        "started_by": context.current.person or store.person(),
+        "rows_total": database.estimated_rows(job.model),
+        "total_is_exact": False,
+        "last_key": key_to_json(batches.last()),
+        "host": "",
+        "process": None,
+        "machine": "",
+        "wakes": 0,
+    }
+
+
+def hand_over(label: str, alias: str) -> str:
+    """Give the workers what is too much for `migrate`, where the project says so; return that in words."""
+    executor = get("SAFEMIGRATE_EXECUTOR")
+    if not get("SAFEMIGRATE_MIGRATE_ENQUEUES") or executor == "inline":
+        return ""
+    try:
+        run = begin(find(label, alias), executor, options_of())
+    except AlreadyRunning as error:
+        return str(error)
+    return f"They are given to the workers of a queue: run {run.pk} of {executor}." if run else ""
+
+
+def enqueue(run: BackfillRun, seconds: float = 0.0, tries: int = 0) -> None:
+    """Enqueue one task for the run, `seconds` from now at the earliest. Raises NotEnqueued."""
+    queue, wait = run.options["queue"], min(seconds, HOP)
+    named(run.executor).enqueue(WORK, run.pk, tries, queue=queue, seconds=wait)
+
+
+def wake(run: BackfillRun, seconds: float = 0.0) -> None:
+    """Enqueue a task for each worker that is missing. Raises NotEnqueued, which says how to go on."""
+    woken = {"woken": timezone.now() + timedelta(seconds=seconds), "wakes": F("wakes") + 1}
+    store.records().filter(pk=run.pk).update(**woken)
+    missing = run.options["workers"] - leases.held(leases.of(run)).count()
+    try:
+        for _ in range(missing):
+            enqueue(run, seconds)
+    except NotEnqueued as error:
+        store.records().filter(pk=run.pk).update(woken=None, wakes=run.wakes)  # The next sweep shall try it.
+        raise NotEnqueued(
+            f"{error} Run {run.pk} ({run}) is kept, and waits. When the cause is gone: python manage.py backfill sweep"
+        ) from error
+
+
+def wake_queued(sender: Any, run: BackfillRun, **kwargs: Any) -> None:
+    """Enqueue a run that a person let go on, in the admin or by a command."""
+    if run.is_shared:  # A worker is often quicker than the transaction of a request.
+        transaction.on_commit(partial(_wake, run), using=store.database())
+
+
+def _wake(run: BackfillRun) -> None:
+    try:
+        if run.status == Status.QUEUED:  # Else its workers have not even seen that it was to pause.
+            leases.reopen(run)
+        wake(run)
+    except NotEnqueued as error:
+        store.note(run, str(error))
+        logger.error("%s", error)
+
+
+def connect() -> None:
+    signals.run_queued.connect(wake_queued, dispatch_uid="safemigrate.dispatch")
+
+
+def settle(run: BackfillRun) -> bool:
+    """Let a run that was asked to pause or to end do so, once no worker holds a part of it."""
+    to = SETTLED.get(Status(run.status))
+    if to is None or leases.held(leases.of(run)).exists():
+        return False
+    if not store.move(run, to, "", lease_until=None, waiting_for=""):
+        return False
+    store.tell(signals.run_stopped, store.find(run.pk))
+    return True
+
+
+def sweep() -> list[str]:
+    """Enqueue what nobody works on, and return in words what was done.
+
+    Whatever was lost: a broker's messages, all workers at once. What is enqueued and not taken is enqueued
+    again after a lease, then after two, four, ... up to an hour. To be run every minute or so; harmless twice.
+    """
+    return list(_swept())
+
+
+def _swept() -> Iterator[str]:
+    open_ = store.records().exclude(executor="inline").exclude(status__in=OVER)
+    for run in open_.order_by("pk"):
+        if run.is_held():
+            continue
+        if run.status in SETTLED:
+            if settle(run):
+                yield f"Run {run.pk} ({run}) is {store.find(run.pk).get_status_display()}."
+        elif run.status in (Status.QUEUED, Status.RUNNING) and _is_forgotten(run):
+            yield _woken(run)
+    for run in store.records().filter(status=Status.SUCCEEDED, then__isnull=False).order_by("pk"):
+        if not run.is_held() and _is_forgotten(run):
+            yield _woken(run)
+
+
+def _is_forgotten(run: BackfillRun) -> bool:
+    now = timezone.now()
+    if run.not_before is not None and now < run.not_before + store.lease():
+        return False
+    wait = min(store.lease().total_seconds() * 2.0 ** min(run.wakes, 20) / 2, PATIENCE)
+    return run.woken is None or now >= run.woken + timedelta(seconds=wait)
+
+
+def _woken(run: BackfillRun) -> str:
+    try:
+        wake(run)
+    except NotEnqueued as error:
+        return str(error)
+    return f"Run {run.pk} ({run}): nobody works on it; enqueued in {run.options['queue']} again."

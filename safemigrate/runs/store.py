@@ -1,0 +1,340 @@
+"""The runs as they are recorded: found, steered by people, and taken by the one process that works.
+
+The rows that are NULL decide what is to be done, never a record: it shows a run, lets people steer it, keeps
+two processes off the same field, and saves the time to find where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.db import Error, connections, transaction
+from django.db.migrations.recorder import MigrationRecorder
+from django.db.models import F, QuerySet
+from django.dispatch import Signal
+from django.utils import timezone
+
+from safemigrate.conf import get
+from safemigrate.engine.batches import Target
+from safemigrate.exceptions import AlreadyRunning, IllegalMove, NothingToRun, RunPaused
+from safemigrate.models import BackfillEvent, BackfillRun, open_key
+from safemigrate.runs.processes import machine
+from safemigrate.runs.status import OVER, Status, sources
+from safemigrate.signals import run_queued
+
+logger = logging.getLogger("safemigrate")
+
+
+#: The runs that this process is at work on.
+working: set[int] = set()
+
+
+def database() -> str:
+    """Return the alias that the runs are kept on."""
+    return str(get("SAFEMIGRATE_RUNS_DATABASE"))
+
+
+def records() -> QuerySet[BackfillRun]:
+    """Return all runs, newest first."""
+    return BackfillRun._default_manager.using(database())
+
+
+def find(key: int) -> BackfillRun:
+    """Return the run of that number. Raises NothingToRun."""
+    found = records().filter(pk=key).first()
+    if found is None:
+        raise NothingToRun(f"There is no run {key}. To see them: python manage.py backfill list")
+    return found
+
+
+# Steering: what a person asks of a run
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Where it leads: a run that a process holds (None: it is refused), and one that none holds."""
+
+    held: str | None
+    free: str
+    only_from: frozenset[str] = frozenset(Status)
+
+    def target(self, record: BackfillRun) -> str | None:
+        """Return the state that the run would come into, None where that is no legal move now."""
+        to = self.held if record.is_held() else self.free
+        legal = to is not None and record.status in self.only_from and record.status in sources(to)
+        return to if legal else None
+
+
+STEERINGS = {
+    "pause": Steering(Status.PAUSING, Status.PAUSED, frozenset(Status) - {Status.PAUSED}),
+    "resume": Steering(Status.RUNNING, Status.QUEUED, frozenset({Status.PAUSING, Status.PAUSED})),
+    "cancel": Steering(Status.CANCELLING, Status.CANCELLED),
+    "retry": Steering(None, Status.QUEUED, frozenset({Status.FAILED, Status.STOPPED, Status.RUNNING})),
+}
+
+
+def pause(key: int, who: str) -> BackfillRun:
+    """Ask the run to pause after its batch. Raises IllegalMove."""
+    return _steer(key, who, STEERINGS["pause"])
+
+
+def resume(key: int, who: str) -> BackfillRun:
+    """Let a paused run go on: the process that waits, or else the next one that is started."""
+    return _steer(key, who, STEERINGS["resume"])
+
+
+def cancel(key: int, who: str) -> BackfillRun:
+    """End the run for good, after its batch. What is filled stays filled."""
+    return _steer(key, who, STEERINGS["cancel"])
+
+
+def retry(key: int, who: str) -> BackfillRun:
+    """Let the next process that is started take the run: it failed, was stopped, or its process is gone."""
+    return _steer(key, who, STEERINGS["retry"])
+
+
+def _steer(key: int, who: str, steering: Steering) -> BackfillRun:
+    for _ in range(10):
+        record = find(key)
+        to = steering.target(record)
+        if to is None:
+            raise IllegalMove(_illegal(record, steering))
+        if move(record, to, who, **_taken_away(to)):
+            moved = records().get(pk=key)
+            if to in (Status.QUEUED, Status.RUNNING):
+                tell(run_queued, moved)
+            return moved
+    raise IllegalMove(f"Run {key} is moved by somebody else at this moment. Look at it, and try again.")
+
+
+def _taken_away(to: str) -> dict[str, Any]:
+    """Return what keeps a process that only seemed to be gone from going on when it wakes up."""
+    return {"token": F("token") + 1} if to in (Status.QUEUED, Status.CANCELLED) else {}
+
+
+def _illegal(record: BackfillRun, steering: Steering) -> str:
+    to = steering.held if record.is_held() else steering.free
+    if to is None:
+        return f"Run {record.pk} ({record}) is at work: {_holder(record)}. Pause or cancel it instead."
+    return _no_such_move(record, to)
+
+
+def _holder(record: BackfillRun) -> str:
+    if record.is_shared:
+        return f"the workers of {record.executor}"
+    return f"process {record.process} on {record.host}"
+
+
+def _no_such_move(record: BackfillRun, to: str) -> str:
+    return f"Run {record.pk} ({record}) is {record.status}, so it cannot become {Status(to).value}."
+
+
+def move(record: BackfillRun, to: str, who: str, **changes: Any) -> bool:
+    """Move the run from the state in which it was read; return False where somebody was quicker.
+
+    Raises IllegalMove for what is not in the table of moves.
+    """
+    if record.status not in sources(to):
+        raise IllegalMove(_no_such_move(record, to))
+    if to in OVER:
+        changes |= {"open_key": None, "finished": timezone.now()}
+    unchanged = records().filter(pk=record.pk, status=record.status, token=record.token)
+    with transaction.atomic(using=database()):  # Whoever sees the move sees also who made it.
+        if not unchanged.update(status=to, **changes):
+            return False
+        note(record, f"{record.status} → {to}", who)
+    return True
+
+
+def tell(signal: Signal, record: BackfillRun, **arguments: Any) -> None:
+    """Send a signal of the run. A receiver that raises is logged, and stops nothing."""
+    for receiver, answer in signal.send_robust(BackfillRun, run=record, **arguments):
+        if isinstance(answer, Exception):
+            # Django has logged the traceback; this says which run it was.
+            logger.error("%r, a receiver of a signal of %s, raised %r", receiver, record, answer)
+
+
+def may(record: BackfillRun, to: str) -> bool:
+    """Is it a legal move?"""
+    return record.status in sources(to)
+
+
+def note(record: BackfillRun, text: str, who: str = "") -> None:
+    """Write an event of the run down."""
+    BackfillEvent._base_manager.using(database()).create(run_id=record.pk, text=text, who=who)
+
+
+# Holding: what the process that works does
+
+
+def claim(target: Target, details: dict[str, Any]) -> BackfillRun:
+    """Take the open run of the field on its alias, or a new one; its token grows by one.
+
+    Raises AlreadyRunning while another process holds it, and RunPaused where a person paused it.
+    """
+
+    def take(record: BackfillRun) -> bool:
+        return move(record, Status.RUNNING, details["started_by"], **_taken(record), **details)
+
+    return _moved(target, take)
+
+
+def queue(target: Target, details: dict[str, Any]) -> BackfillRun:
+    """Let the open run of the field on its alias, or a new one, wait for the workers of a queue.
+
+    Raises AlreadyRunning while it is held, and RunPaused where a person paused it.
+    """
+    changes = details | {"token": F("token") + 1, "lease_until": None, "error": "", "traceback": ""}
+    changes |= {"finished": None, "waiting_for": ""}
+    return _moved(target, lambda record: _to_queue(record, changes))
+
+
+def _moved(target: Target, move_it: Callable[[BackfillRun], bool]) -> BackfillRun:
+    """Move the open run of a field that nobody holds, tried again where somebody is quicker."""
+    for _ in range(10):
+        record = _open(target)
+        if record.status == Status.CANCELLING and not record.is_held():
+            move(record, Status.CANCELLED, "")
+            continue
+        _refuse(record)
+        if move_it(record):
+            return records().get(pk=record.pk)
+    raise AlreadyRunning(
+        f"{target.label} on {target.alias} is being taken by another process at this moment."
+    )
+
+
+def _to_queue(record: BackfillRun, changes: dict[str, Any]) -> bool:
+    if record.status != Status.QUEUED:
+        return move(record, Status.QUEUED, changes["started_by"], **changes)
+    waiting = records().filter(pk=record.pk, status=record.status, token=record.token)
+    return bool(waiting.update(**changes))
+
+
+def close(target: Target) -> None:
+    """Close the run of a fill that found nothing NULL, if it was left open: its process died after its last batch."""
+    if not _has_table():
+        return
+    record = records().filter(open_key=open_key(target.label, target.alias)).first()
+    if record and not record.is_held():
+        _succeed(record)
+
+
+def _succeed(record: BackfillRun) -> None:
+    move(record, Status.SUCCEEDED, "", error="", traceback="", waiting_for="", lease_until=None)
+
+
+def settle(alias: str, migrations: Collection[str]) -> None:
+    """Close the runs of these migrations that nobody holds and that are applied: nothing is NULL any more.
+
+    Their process died after its last batch, or the rows got their values otherwise: by the site, or by hand.
+    """
+    if not migrations or not _has_table():
+        return
+    open_ = records().filter(alias=alias, migration__in=migrations).exclude(status__in=OVER)
+    applied = MigrationRecorder(connections[alias]).applied_migrations()
+    for record in open_:
+        if tuple(record.migration.split(".")) not in applied:
+            continue
+        if not record.is_held():
+            _succeed(record)
+
+
+def lease() -> timedelta:
+    return timedelta(seconds=get("SAFEMIGRATE_LEASE_SECONDS"))
+
+
+def _open(target: Target) -> BackfillRun:
+    meta = target.model._meta
+    names = {
+        "app_label": meta.app_label,
+        "model_name": meta.object_name,
+        "field_names": "+".join(target.names),
+        "alias": target.alias,
+    }
+    record, _ = records().get_or_create(open_key=open_key(target.label, target.alias), defaults=names)
+    return record
+
+
+def _taken(record: BackfillRun) -> dict[str, Any]:
+    now = timezone.now()
+    return {
+        "token": F("token") + 1,
+        "attempts": F("attempts") + 1,
+        "lease_until": now + lease(),
+        "heartbeat": now,
+        "started": record.started or now,
+        "finished": None,
+        "error": "",
+        "traceback": "",
+        "waiting_for": "",
+        "then": None,
+    }
+
+
+def _refuse(record: BackfillRun) -> None:
+    if record.is_held() and not _is_left_over(record):
+        raise AlreadyRunning(
+            f"{record} is being filled already: run {record.pk}, by {_holder(record)}, "
+            f"started by {record.started_by or 'somebody'}; {record.rows_done:,} rows so far."
+        )
+    if record.status in (Status.PAUSED, Status.PAUSING):
+        raise RunPaused(
+            f"{record} is paused (run {record.pk}), so it was not started. "
+            f"To go on: python manage.py backfill resume {record.pk}"
+        )
+
+
+def _is_left_over(record: BackfillRun) -> bool:
+    """Is it a run of this very process that it could not write the end of?"""
+    here = record.process == os.getpid() and record.machine == machine() != ""
+    return here and record.pk not in working
+
+
+def is_kept() -> bool:
+    """Can runs be recorded: is their table there?"""
+    try:
+        kept = _has_table()
+    except Error as error:
+        say_once(f"Runs are not recorded: {str(error).strip()}. The fill goes on without.")
+        return False
+    if not kept:
+        say_once(
+            f"Runs are not recorded: {database()} has no table for them yet. The fill goes on without. "
+            f"To have it: python manage.py migrate safemigrate --database {database()}"
+        )
+    return kept
+
+
+def _has_table() -> bool:
+    return BackfillRun._meta.db_table in connections[database()].introspection.table_names()
+
+
+def drop_lost_connection() -> None:
+    """Close this thread's connection to the runs where it is lost, so that the next use makes a new one."""
+    connection = connections[database()]
+    if connection.connection is not None and not connection.in_atomic_block and not connection.is_usable():
+        connection.close()
+
+
+_said: set[str] = set()
+
+
+def say_once(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        logger.warning(text)
+
+
+def person() -> str:
+    """Return the name of the user of the operating system, as far as it is known."""
+    with suppress(Exception):
+        return getpass.getuser()[:150]
+    return ""

@@ -1,0 +1,158 @@
+"""A run in words, for the terminal, and as JSON, for programs."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.utils import timezone
+
+from safemigrate.models import BackfillRange, BackfillRun
+from safemigrate.runs.status import Status
+
+HEADINGS = ["id", "field", "database", "status", "rows", "of", "done", "rows/s", "left", "started", "by"]
+RIGHT = {"id", "rows", "of", "done", "rows/s", "left"}
+PLAIN = (
+    *("id", "migration", "populate", "alias", "executor", "status", "cursor", "rows_done", "rows_total"),
+    *("total_is_exact", "batch_size", "attempts", "host", "process", "started_by", "seconds_running"),
+    *("seconds_waiting", "waiting_for", "error"),
+)
+TIMES = ["created", "started", "heartbeat", "lease_until", "finished"]
+
+
+def state(run: BackfillRun) -> str:
+    """Return the status, or "hung" where no process gives a sign of life."""
+    return "hung" if run.is_hung() else str(run.status)
+
+
+def row(run: BackfillRun) -> list[str]:
+    """Return the cells under HEADINGS."""
+    about = "" if run.total_is_exact or run.is_over else "~"
+    return [
+        str(run.pk),
+        run.label,
+        run.alias,
+        state(run),
+        f"{run.rows_done:,}",
+        f"{about}{run.rows_total:,}",
+        f"{run.fraction:.0%}",
+        f"{run.rate:,.0f}" if run.is_held() else "",
+        span(run.time_left) if run.is_held() else "",
+        moment(run.started),
+        run.started_by,
+    ]
+
+
+def as_dict(run: BackfillRun, *, full: bool = False) -> dict[str, Any]:
+    """Return the run for JSON: times in ISO 8601, spans in seconds; `full` with output, bad rows and events."""
+    found: dict[str, Any] = {name: getattr(run, name) for name in PLAIN}
+    found |= {"label": run.label, "state": state(run), "rows_per_second": round(run.rate, 1)}
+    found |= {"seconds_left": run.time_left.total_seconds() if run.time_left is not None else None}
+    found |= {name: _iso(getattr(run, name)) for name in TIMES}
+    found["bad_rows"] = len(run.bad_rows)
+    if full:
+        found["bad_rows"] = [{"key": key, "reason": reason} for key, reason in run.bad_rows]
+        found["ranges"] = [_range(part) for part in run.open_ranges]
+        found["output"], found["traceback"] = run.output.splitlines(), run.traceback
+        found["events"] = [{"at": _iso(e.at), "text": e.text, "who": e.who} for e in run.events.all()]
+    return found
+
+
+def page(run: BackfillRun) -> str:
+    """Return all that is known of the run, one fact a line."""
+    facts = [
+        ("field", run.label),
+        ("database", run.alias),
+        ("status", f"{state(run)}{f', waiting: {run.waiting_for}' if run.waiting_for else ''}"),
+        ("rows", f"{run.rows_done:,} of {'' if run.total_is_exact else 'about '}{run.rows_total:,}"),
+        ("rows/s", f"{run.rate:,.0f} (last 60 s), batches of {run.batch_size:,}"),
+        ("left", span(run.time_left)),
+        ("time", f"{run.seconds_running:,.0f} s at work, {run.seconds_waiting:,.0f} s waiting"),
+        ("migration", run.migration),
+        ("populate", run.populate),
+        (
+            "started",
+            f"{moment(run.started) or 'not yet'}, by {run.started_by or '?'}, attempt {run.attempts}",
+        ),
+        ("process", "" if run.is_shared else f"{run.process} on {run.host} ({run.executor})"),
+        ("queue", f"{run.options['queue']} of {run.executor}" if run.is_shared and run.options else ""),
+        ("starts at", moment(run.not_before) if run.status == Status.QUEUED else ""),
+        ("ranges", _ranges(run)),
+        ("heartbeat", moment(run.heartbeat)),
+        ("finished", moment(run.finished)),
+        ("cursor", "" if run.cursor is None else str(run.cursor)),
+        ("bad rows", "".join(f"\n  {key}: {reason}" for key, reason in run.bad_rows)),
+        ("error", run.error),
+        ("traceback", _below(run.traceback)),
+        ("output", _below(run.output)),
+        ("events", "".join(f"\n  {_event(event)}" for event in run.events.all())),
+    ]
+    lines = [f"{name + ':':<11} {text}" for name, text in facts if text]
+    return "\n".join([f"Run {run.pk}", *lines, *_advice(run)])
+
+
+def _ranges(run: BackfillRun) -> str:
+    """Return how many have ended, and each that has not, with the worker that holds it."""
+    if not run.is_shared:
+        return ""
+    ended = run.ranges.using(run._state.db).exclude(ended=None).count()
+    return f"{ended:,} have ended" + "".join(f"\n  {_line(part)}" for part in run.open_ranges)
+
+
+def _line(part: BackfillRange) -> str:
+    what = "the end" if part.is_the_end else f"{part.first} to {part.last}{_at(part)}"
+    who = f"held by {part.worker}" if part.is_held() else "free"
+    later = f", tried again at {moment(part.not_before)}" if part.not_before else ""
+    error = f": {part.error}" if part.error else ""
+    return f"{part.number}: {what}; {who}, attempt {part.attempts}{later}{error}"
+
+
+def _at(part: BackfillRange) -> str:
+    return "" if part.cursor is None else f", at {part.cursor}"
+
+
+def _range(part: BackfillRange) -> dict[str, Any]:
+    plain = ("number", "first", "last", "cursor", "rows_done", "seconds", "attempts", "worker", "error")
+    times = {name: _iso(getattr(part, name)) for name in ("lease_until", "not_before")}
+    return {name: getattr(part, name) for name in plain} | times
+
+
+def span(length: timedelta | None) -> str:
+    """Return a length of time as h:mm:ss."""
+    return "" if length is None else str(timedelta(seconds=int(length.total_seconds())))
+
+
+def moment(at: datetime | None) -> str:
+    """Return a moment in the time zone of the project."""
+    if at is None:
+        return ""
+    return f"{timezone.localtime(at) if timezone.is_aware(at) else at:%Y-%m-%d %H:%M:%S}"
+
+
+def _advice(run: BackfillRun) -> list[str]:
+    if run.is_forgotten():
+        return [
+            "",
+            f"No worker is at work on it. See whether one listens to the queue {run.options.get('queue')}.",
+            "What the queue has forgotten is enqueued again by:",
+            f"    {run.next_command}",
+        ]
+    if not run.is_hung():
+        return []
+    return [
+        "",
+        "Its process gives no sign of life. Look on its host whether it is there; then go on where it ended:",
+        f"    {run.command}",
+    ]
+
+
+def _event(event: Any) -> str:
+    return f"{moment(event.at)} {event.text}{f' ({event.who})' if event.who else ''}"
+
+
+def _below(text: str) -> str:
+    return "".join(f"\n  {line}" for line in text.splitlines())
+
+
+def _iso(at: datetime | None) -> str | None:
+    return at.isoformat() if at else None

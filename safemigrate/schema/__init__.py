@@ -1,0 +1,1 @@
+"""DDL steps as data, run under short locks."""

@@ -1,0 +1,133 @@
+"""The short road: the column added, filled and required in one step, where that holds nobody up for long."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from django.core.exceptions import FieldError
+from django.db import DatabaseError
+from django.db.models import UUIDField
+
+from safemigrate import conf
+from safemigrate.backends import Database
+from safemigrate.backends.guards import for_database
+from safemigrate.engine import engine
+from safemigrate.engine.batches import Batches, Target
+from safemigrate.exceptions import NoGuard
+from safemigrate.populate.sources import InDatabase, InPython, Source, resolve
+from safemigrate.schema import guards, runner
+from safemigrate.schema.steps import Step
+
+logger = logging.getLogger("safemigrate")
+
+#: The rows for which the values are computed once, to know the time that they take.
+SAMPLE = 1_000
+#: What the values may take of the time under the lock, in seconds: a batch's, or about what a copied row takes.
+ALL_ROWS, ONE_ROW = 0.1, 1e-6
+
+
+class Refused(SystemExit):
+    """The one step was refused: the run stops, which is no failure, and goes on by the long road."""
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """One field's short road on one database. `before` is the model without the field."""
+
+    database: Database
+    before: Any
+    target: Target
+    populate: Any
+    batch_size: int | None
+
+    def take(self) -> bool:
+        """Go it where it can be gone; return whether the column is there, filled and required.
+
+        Where the database refuses, for a row without a value or one that came in, it has changed nothing that
+        the long road cannot go on from. Raises LockNotAcquired, AlreadyRunning and RunPaused.
+        """
+        if self.database.column(self.before, self.field.column) is not None:
+            return False
+        if not Batches(self.before, self.target.alias, []).rows.exists():
+            return self._run(self._step())
+        return self._fill() if self._may_fill() else False
+
+    @property
+    def field(self) -> Any:
+        return self.target.model._meta.get_field(self.target.names[0])
+
+    def _step(self, *value: str) -> Step | None:
+        return self.database.add_required(self.before, self.target.model, self.field, *value)
+
+    def _run(self, step: Step | None) -> bool:
+        try:
+            runner.run(self.database, [step] if step else [])
+        except DatabaseError as error:
+            logger.info(
+                "%s goes step by step, because one was refused: %s", self.target.label, str(error).strip()
+            )
+            return False
+        return step is not None
+
+    # With rows
+
+    def _may_fill(self) -> bool:
+        """Whoever has set the size of a batch, or a throttle, wants batches."""
+        fixed = self.batch_size or conf.get("SAFEMIGRATE_BATCH_SIZE") or conf.get("SAFEMIGRATE_THROTTLES")
+        return self.database.fills_at_once and not fixed
+
+    def _fill(self) -> bool:
+        source = resolve(self.populate, self.target.names)
+        value = self._sql(source)
+        rows = self.database.estimated_rows(self.before)
+        most = conf.get("SAFEMIGRATE_MAX_ROWS_IN_MIGRATE")
+        too_many = most is not None and rows > most
+        if value is None or too_many or not self._is_quick(value, rows):
+            return False
+        return self._recorded(self._step(value), rows, source.title)
+
+    def _sql(self, source: Source) -> str | None:
+        """Return the SQL of the field's value, None where the database does not compute it."""
+        if isinstance(source, InPython) and source.function is uuid4 and type(self.field) is UUIDField:
+            return guards.random_uuid(self.database, self.field)
+        if not isinstance(source, InDatabase):
+            return None
+        (value,) = source.assignments(self.target.model, self.target.apps).values()
+        try:
+            return for_database(self.database).sql(self.target.model, self.field, value)
+        except (FieldError, NoGuard):
+            return None
+
+    def _is_quick(self, value: str, rows: int) -> bool:
+        """Compute the values of some rows; is none of them NULL, and would all take no longer than they may?"""
+        table = self.database.quote(self.before._meta.db_table)
+        some = f"SELECT count(*), count({value}) FROM (SELECT * FROM {table} LIMIT {SAMPLE}) AS {table}"
+        started = time.perf_counter()
+        try:
+            ((read, computed),) = self.database.fetch(some)
+        except DatabaseError:
+            return False
+        took = (time.perf_counter() - started) * rows / read if read else 0.0
+        return bool(read == computed and took <= max(ALL_ROWS, ONE_ROW * rows))
+
+    def _recorded(self, step: Step | None, rows: int, title: str) -> bool:
+        run = engine.Run(self.target.label, self.target.alias, rows, target=self.target, title=title)
+        ledger = engine.new_ledger()
+        ledger.start(run)
+        try:
+            if not self._run(step):
+                raise Refused
+            run.rows = run.filled = run.batch_size = rows
+            run.batches, run.took = 1, run.seconds
+            ledger.advance(run)
+        except BaseException as error:
+            ledger.end(run, error)
+            if isinstance(error, Refused):
+                return False
+            raise
+        ledger.end(run, None)
+        return True

@@ -1,0 +1,91 @@
+"""Making a filled column required, while rows may still come in as NULL."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from django.db import DatabaseError, Error
+
+from safemigrate.backends import Database
+from safemigrate.exceptions import SafemigrateError
+from safemigrate.schema import runner
+from safemigrate.schema.proofs import refuse_duplicates
+from safemigrate.schema.steps import Requirement
+
+logger = logging.getLogger("safemigrate")
+
+# How often NOT NULL is tried anew where rows came in as NULL between the last look and the lock.
+TRIES = 10
+
+
+class Requiring:
+    """The column's last part of the road.
+
+    `catch_up` fills what is NULL, or raises; with `at_once` it waits for nobody, because writers do for it.
+    """
+
+    def __init__(
+        self, database: Database, from_model: Any, model: Any, field: Any, catch_up: Callable[..., None]
+    ) -> None:
+        self.database, self.from_model, self.model = database, from_model, model
+        self.field, self.catch_up = field, catch_up
+
+    def run(self) -> None:
+        if self.database.is_required(self.model, self.field):
+            # A run that ended after NOT NULL has only what follows it to do.
+            runner.run(self.database, self._steps().in_order())
+            return
+        steps = self._steps()
+        # A run that was killed may have left the door shut.
+        runner.run(self.database, steps.reopen)
+        self.catch_up()
+        self._prove()
+        runner.run(self.database, steps.before)
+        for tries_left in reversed(range(TRIES)):
+            if self._settle(last=not tries_left):
+                break
+        runner.run(self.database, steps.after)
+
+    def _steps(self) -> Requirement:
+        # Made anew for each part: they depend on what the table is by then.
+        return self.database.require(self.from_model, self.model, self.field)
+
+    def _prove(self) -> None:
+        if self.field.unique:
+            refuse_duplicates(self.from_model, self.database.connection.alias, self.field)
+        if self.field.remote_field and self.field.db_constraint:
+            self.database.refuse_orphans(self.from_model, self.from_model._meta.get_field(self.field.name))
+
+    def _settle(self, *, last: bool) -> bool:
+        """Set NOT NULL; return False where a row came in as NULL in the last moment."""
+        try:
+            steps = self._steps()
+            self._close(steps)
+            self.catch_up(at_once=True)
+            runner.run(self.database, steps.settle)
+        except BaseException as error:
+            self._reopen()
+            if last or not isinstance(error, DatabaseError) or not self.database.is_null_refused(error):
+                raise
+            return False
+        return True
+
+    def _close(self, steps: Requirement) -> None:
+        """Let no new NULL in, if we may: it only makes the end come sooner."""
+        try:
+            runner.run(self.database, steps.close)
+        except DatabaseError as error:
+            if not self.database.is_denied(error):
+                raise
+            logger.info("new rows without a value are not kept out: %s", error)
+
+    def _reopen(self) -> None:
+        """Let old code insert again, as long as the column is not required; never hide why it is not."""
+        try:
+            runner.run(self.database, self._steps().reopen)
+        except (SafemigrateError, Error):
+            logger.exception(
+                "%s: new rows without a value are refused until migrate is run again", self.field
+            )

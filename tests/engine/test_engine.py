@@ -1,0 +1,483 @@
+"""The engine itself: bounded ranges, each committed; errors that pass tried again; bad rows budgeted."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connections, models
+from django.db.models import F
+
+from safemigrate.engine import engine
+from safemigrate.exceptions import BadRows, TooManyRetries
+from safemigrate.operations import AddNullableField
+from safemigrate.populate.sources import resolve
+from tests.support.sandbox import MONTH, START, Road, Statements, month_later
+
+SERVERS = pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
+LATER = F("pub_date") + timedelta(days=30)
+NAME = "expires_date"
+
+
+class Ledger(engine.NoLedger):
+    """Writes down what it is told, and calls a function after each batch."""
+
+    def __init__(self, after_batch: Callable[[engine.Run], Any] = lambda run: None) -> None:
+        self.told: list[str] = []
+        self.sizes: list[int] = []
+        self.rows: list[int] = []
+        self.cursors: list[Any] = []
+        self.error: BaseException | None = None
+        self.after_batch = after_batch
+
+    def start(self, run: engine.Run) -> None:
+        self.told.append("start")
+
+    def advance(self, run: engine.Run) -> None:
+        self.told.append("advance")
+        self.sizes.append(run.batch_size)
+        self.rows.append(run.rows)
+        self.cursors.append(run.cursor)
+        self.after_batch(run)
+
+    def end(self, run: engine.Run, error: BaseException | None) -> None:
+        self.told.append("end")
+        self.error = error
+
+
+@pytest.fixture
+def road(alias: str) -> Road:
+    return prepared(alias, 300)
+
+
+def prepared(alias: str, rows: int) -> Road:
+    """A table with the column added, and nothing filled."""
+    road = Road(alias)
+    road.fill(rows)
+    road.run(AddNullableField("question", NAME, models.DateTimeField("expires at")))
+    return road
+
+
+def fill(
+    road: Road, populate: Any = LATER, *, ledger: engine.Ledger | None = None, batch_size: int | None = None
+) -> engine.Run:
+    target = engine.Target(road.model(), [NAME], [NAME], road.alias, road.state.apps)
+    before = engine.new_ledger
+    engine.use_ledger(lambda: ledger or engine.NoLedger())
+    try:
+        return engine.fill(target, resolve(populate, [NAME]), batch_size=batch_size)
+    finally:
+        engine.use_ledger(before)
+
+
+def row_by_row(question: Any) -> Any:
+    return question.pub_date + MONTH
+
+
+POPULATES = {"in the database": LATER, "in Python": row_by_row}
+
+
+@pytest.fixture(params=POPULATES)
+def populate(request: pytest.FixtureRequest) -> Any:
+    return POPULATES[request.param]
+
+
+@contextmanager
+def another(alias: str) -> Iterator[Any]:
+    """One more connection to the same database, for any thread."""
+    connection = connections[alias].copy()
+    connection.inc_thread_sharing()
+    try:
+        yield connection
+    finally:
+        with suppress(Exception):
+            connection.rollback()
+        connection.close()
+
+
+def run(connection: Any, sql: str, *params: Any) -> list[Any]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return list(cursor.fetchall()) if cursor.description else []
+
+
+class Updates:
+    """The UPDATEs of a connection, with their parameters; may call something before one of them."""
+
+    def __init__(self, before: Callable[[int], Any] = lambda number: None) -> None:
+        self.before = before
+        self.seen: list[tuple[str, Any]] = []
+
+    def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith("UPDATE"):
+            self.seen.append((sql, params))
+            self.before(len(self.seen))
+        return execute(sql, params, many, context)
+
+
+# Ranges
+
+
+def test_every_update_has_both_ends_of_the_key_and_asks_for_null(road: Road) -> None:
+    updates = Updates()
+    with road.connection.execute_wrapper(updates):
+        fill(road, batch_size=100)
+    assert len(updates.seen) == 3
+    for number, (sql, _) in enumerate(updates.seen):
+        where = sql.partition(" WHERE ")[2].replace("`", '"').replace('"roads_question".', "")
+        assert re.search(r'"id" >= ' if number == 0 else r'"id" > ', where), sql
+        assert '"id" <= ' in where, sql
+        assert '"expires_date" IS NULL' in where, sql
+
+
+def test_what_python_computed_is_written_between_both_ends_too(road: Road) -> None:
+    statements = Statements()
+    with road.connection.execute_wrapper(statements):
+        fill(road, row_by_row, batch_size=100)
+    reads = [s.replace("`", '"') for s in statements.texts if "question_text" in s and s.startswith("SELECT")]
+    assert len(reads) == 3
+    assert all(re.search(r'"id" >=? .*"id" <= ', read) for read in reads)
+    writes = statements.like("UPDATE")
+    assert writes
+    for write in writes:
+        assert "IS NULL" in write
+        assert "BETWEEN" in write or road.connection.vendor == "sqlite"
+
+
+def test_each_batch_commits_by_itself(road: Road, populate: Any) -> None:
+    seen = []
+    with another(road.alias) as other:
+        count = "SELECT COUNT(expires_date) FROM roads_question"
+        ledger = Ledger(lambda run_: seen.append(run(other, count)[0][0]))
+        fill(road, populate, ledger=ledger, batch_size=100)
+    assert seen == ledger.rows == [100, 200, 300]
+    assert month_later(road.rows())
+
+
+def test_a_fixed_batch_size_is_obeyed(road: Road, populate: Any) -> None:
+    ledger = Ledger()
+    done = fill(road, populate, ledger=ledger, batch_size=70)
+    assert ledger.rows == [70, 140, 210, 280, 300]
+    assert ledger.sizes == [70] * 5
+    assert done.rows == 300
+
+
+def test_fast_batches_grow_fourfold_to_the_largest(alias: str, settings: Any) -> None:
+    settings.SAFEMIGRATE_BATCH_SECONDS = 1_000
+    settings.SAFEMIGRATE_BATCH_SIZE_MAX = 4_500
+    road = prepared(alias, 6_000)
+    ledger = Ledger()
+    fill(road, ledger=ledger)
+    assert ledger.sizes == [4_000, 4_500, 4_500]
+    assert ledger.rows == [1_000, 5_000, 6_000]
+
+
+def test_slow_batches_shrink_to_the_smallest(alias: str, settings: Any) -> None:
+    settings.SAFEMIGRATE_BATCH_SECONDS = 1e-9
+    settings.SAFEMIGRATE_BATCH_SIZE_MIN = 50
+    road = prepared(alias, 1_250)
+    ledger = Ledger()
+    fill(road, ledger=ledger)
+    assert ledger.sizes == [100, 50, 50, 50, 50]
+    assert ledger.rows == [1_000, 1_100, 1_150, 1_200, 1_250]
+
+
+def test_the_next_run_begins_at_the_first_null(road: Road) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(run_: engine.Run) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        fill(road, ledger=Ledger(stop), batch_size=100)
+    updates = Updates()
+    with road.connection.execute_wrapper(updates):
+        done = fill(road, batch_size=100)
+    assert done.rows == 200
+    assert len(updates.seen) == 2
+    assert road.values("pk")[100] in updates.seen[0][1]
+    assert month_later(road.rows())
+
+
+def test_on_an_empty_table_nothing_is_told_asked_or_printed(alias: str, capfd: Any, caplog: Any) -> None:
+    caplog.set_level(logging.DEBUG, "safemigrate")
+    road = prepared(alias, 0)
+    ledger, statements = Ledger(), Statements()
+    caplog.clear()
+    with road.connection.execute_wrapper(statements):
+        done = fill(road, ledger=ledger)
+    assert done.rows == 0
+    assert ledger.told == []
+    assert len(statements.texts) == 1
+    assert caplog.records == []
+    assert capfd.readouterr() == ("", "")
+
+
+# The ledger
+
+
+def test_the_ledger_is_told_in_order(road: Road) -> None:
+    ledger = Ledger()
+    fill(road, ledger=ledger, batch_size=100)
+    assert ledger.told == ["start", "advance", "advance", "advance", "end"]
+    assert ledger.error is None
+    assert ledger.cursors == [road.values("pk")[n] for n in (99, 199, 299)]
+
+
+def test_what_the_ledger_raises_ends_the_run_after_the_batch(road: Road) -> None:
+    class Enough(BaseException):
+        pass
+
+    def enough(run_: engine.Run) -> None:
+        if run_.rows >= 200:
+            raise Enough
+
+    ledger = Ledger(enough)
+    with pytest.raises(Enough) as caught:
+        fill(road, ledger=ledger, batch_size=100)
+    assert ledger.told == ["start", "advance", "advance", "end"]
+    assert ledger.error is caught.value
+    assert road.values(NAME).count(None) == 100
+
+
+# Errors that pass
+
+
+def cut(road: Road, other: Any) -> None:
+    """End the engine's connection from outside."""
+    if other.vendor == "postgresql":
+        pid = road.connection.connection.info.backend_pid
+        run(other, "SELECT pg_terminate_backend(%s)", pid)
+        wait_until(lambda: not run(other, "SELECT 1 FROM pg_stat_activity WHERE pid = %s", pid))
+    else:
+        pid = road.connection.connection.thread_id()
+        run(other, f"KILL {pid}")
+        wait_until(lambda: not run(other, "SELECT 1 FROM information_schema.processlist WHERE id = %s", pid))
+
+
+def wait_until(fact: Callable[[], Any], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not fact():
+        assert time.monotonic() < end, "it never came"
+        # Not oftener: MariaDB shows a fresh list of transactions only to those who have not just asked.
+        time.sleep(0.15)
+
+
+@SERVERS
+def test_a_connection_lost_in_a_batch_is_made_anew(road: Road, populate: Any) -> None:
+    with another(road.alias) as other:
+        updates = Updates(lambda number: cut(road, other) if number == 2 else None)
+        with road.connection.execute_wrapper(updates):
+            done = fill(road, populate, batch_size=100)
+    assert done.rows == 300
+    assert len(updates.seen) == 4
+    assert month_later(road.rows())
+
+
+@SERVERS
+def test_a_connection_lost_between_two_batches_is_made_anew(road: Road, populate: Any) -> None:
+    with another(road.alias) as other:
+        ledger = Ledger(lambda run_: cut(road, other))
+        done = fill(road, populate, ledger=ledger, batch_size=100)
+    assert done.rows == 300
+    assert ledger.told.count("advance") == 3
+    assert month_later(road.rows())
+
+
+class Rival(threading.Thread):
+    """Holds rows, waits until the engine waits for them, then does one more thing and lets go."""
+
+    def __init__(self, road: Road, other: Any, keys: list[Any], then: str = "SELECT 1") -> None:
+        super().__init__(daemon=True)
+        self.other, self.then = other, then
+        connection = road.connection
+        connection.ensure_connection()
+        postgresql = connection.vendor == "postgresql"
+        self.engine = (
+            connection.connection.info.backend_pid if postgresql else connection.connection.thread_id()
+        )
+        other.set_autocommit(False)
+        run(
+            other,
+            f"UPDATE roads_question SET question_text = 'rival' WHERE id >= {keys[0]} AND id <= {keys[-1]}",
+        )
+
+    def run(self) -> None:
+        try:
+            wait_until(self._engine_waits)
+            run(self.other, self.then)
+        finally:
+            self.other.commit()
+
+    def _engine_waits(self) -> bool:
+        if self.other.vendor == "postgresql":
+            waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND pid = %s"
+        else:
+            waiting = (
+                "SELECT 1 FROM information_schema.innodb_trx "
+                "WHERE trx_state = 'LOCK WAIT' AND trx_mysql_thread_id = %s"
+            )
+        return bool(run(self.other, waiting, self.engine))
+
+
+@SERVERS
+def test_a_deadlock_is_tried_again(road: Road, caplog: pytest.LogCaptureFixture) -> None:
+    keys = road.values("pk")
+    with another(road.alias) as other:
+        if other.vendor == "postgresql":
+            run(other, "SET deadlock_timeout = '20s'")  # the engine is to be the one that is rolled back
+        rival = Rival(
+            road, other, keys[10:], f"UPDATE roads_question SET question_text = 'x' WHERE id = {keys[0]}"
+        )
+        rival.start()
+        done = fill(road, batch_size=300)
+        rival.join(30)
+    assert done.rows == 300
+    assert "trying the batch again after" in caplog.text
+    assert "eadlock" in caplog.text
+    assert month_later(road.rows())
+    assert road.values("question_text").count("rival") == 290
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
+def test_a_serialization_failure_is_tried_again(road: Road, caplog: pytest.LogCaptureFixture) -> None:
+    run(road.connection, "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    with another(road.alias) as other:
+        rival = Rival(road, other, road.values("pk")[10:])
+        rival.start()
+        done = fill(road, batch_size=300)
+        rival.join(30)
+    assert done.rows == 300
+    assert "could not serialize access" in caplog.text
+    assert month_later(road.rows())
+
+
+@contextmanager
+def locked_rows(road: Road) -> Iterator[Any]:
+    """Another connection that has changed a row and does not commit; nobody waits long for it."""
+    with another(road.alias) as other:
+        if other.vendor == "sqlite":
+            run(road.connection, "PRAGMA busy_timeout = 20")
+            run(other, "BEGIN IMMEDIATE")
+        else:
+            limit = "lock_timeout = 20" if other.vendor == "postgresql" else "innodb_lock_wait_timeout = 1"
+            run(road.connection, f"SET {limit}")
+            other.set_autocommit(False)
+        run(other, "UPDATE roads_question SET question_text = 'changed'")
+        yield other
+
+
+class OnRetry(logging.Handler):
+    def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__()
+        self.call = call
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "trying the batch again" in record.getMessage():
+            self.call()
+
+
+def test_a_locked_row_is_tried_again_until_it_is_free(road: Road, populate: Any) -> None:
+    logger = logging.getLogger("safemigrate")
+    with locked_rows(road) as other:
+        handler = OnRetry(lambda: run(other, "COMMIT"))
+        logger.addHandler(handler)
+        try:
+            done = fill(road, populate)
+        finally:
+            logger.removeHandler(handler)
+    assert done.rows == 300
+    assert month_later(road.rows())
+    assert set(road.values("question_text")) == {"changed"}
+
+
+def test_what_does_not_pass_ends_in_words(road: Road, settings: Any) -> None:
+    settings.SAFEMIGRATE_RETRIES = 1
+    with locked_rows(road), pytest.raises(TooManyRetries) as caught:
+        fill(road)
+    text = str(caught.value)
+    assert text.startswith(
+        f"roads.Question.expires_date on {road.alias}: a batch failed 2 times, the last time with: "
+    )
+    assert "lock" in text.lower()
+    assert text.endswith("0 rows were filled and stay so; run the same command again to carry on.")
+    assert road.values(NAME) == [None] * 300
+    fill(road)
+    assert month_later(road.rows())
+
+
+# Rows
+
+
+def test_rows_that_others_insert_meanwhile_are_filled(road: Road, populate: Any) -> None:
+    added: list[int] = []
+
+    def insert(run_: engine.Run) -> None:
+        if len(added) < 4:
+            # Behind the sweep, and beyond the end that it has set itself.
+            added.extend([-1 - len(added), 10_000 + len(added)])
+            for key in added[-2:]:
+                run(
+                    other,
+                    "INSERT INTO roads_question (id, question_text, pub_date) VALUES (%s, 'new', %s)",
+                    key,
+                    other.ops.adapt_datetimefield_value(START),
+                )
+
+    with another(road.alias) as other:
+        done = fill(road, populate, ledger=Ledger(insert), batch_size=100)
+    assert len(added) == 4
+    assert done.rows == 304
+    assert month_later(road.rows())
+
+
+def test_what_others_wrote_meanwhile_stays(road: Road, populate: Any) -> None:
+    last = road.values("pk")[-1]
+    with another(road.alias) as other:
+        write = "UPDATE roads_question SET expires_date = %s WHERE id = %s"
+        value = other.ops.adapt_datetimefield_value(START)
+        done = fill(
+            road, populate, ledger=Ledger(lambda run_: run(other, write, value, last)), batch_size=100
+        )
+    assert done.rows == 299
+    assert road.values(NAME)[-1] == START
+    assert month_later(road.rows()[:299])
+
+
+def never(question: Any) -> Any:
+    return None
+
+
+def test_a_run_stops_when_more_rows_are_bad_than_allowed(road: Road, settings: Any) -> None:
+    settings.SAFEMIGRATE_MAX_BAD_ROWS = 150
+    ledger = Ledger()
+    with pytest.raises(BadRows) as caught:
+        fill(road, never, ledger=ledger, batch_size=100)
+    assert ledger.told == ["start", "advance", "end"]
+    assert ledger.error is caught.value
+    text = str(caught.value)
+    assert text.startswith(f"more than 150 rows of roads.Question.expires_date on {road.alias} got no value")
+    assert "SAFEMIGRATE_MAX_BAD_ROWS" in text
+    assert f"{road.values('pk')[0]}: the function returned None" in text
+    assert len(caught.value.examples) == 10
+
+
+def test_within_the_budget_all_other_rows_are_filled(road: Road, settings: Any) -> None:
+    settings.SAFEMIGRATE_MAX_BAD_ROWS = 3
+    bad = road.values("pk")[97:100]
+    with pytest.raises(BadRows) as caught:
+        fill(road, lambda question: None if question.pk in bad else question.pub_date + MONTH, batch_size=100)
+    assert caught.value.count == 3
+    assert [row.key for row in caught.value.examples] == bad
+    assert "All other rows are filled." in str(caught.value)
+    assert road.values(NAME).count(None) == 3
+    fill(road)
+    assert month_later(road.rows())

@@ -1,0 +1,222 @@
+"""Other packages that order or judge migrations, really installed, run over what the command writes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.db import connections
+
+from tests.support.projects import Project
+
+COMMAND = "add_required_field"
+LABEL = "polls.Question.expires_date"
+NOW = ("--populate", "Now()")
+THREE = ("--phases", "3")
+ADD, FILL, REQUIRE = (
+    f"000{number}_question_expires_date_{ending}"
+    for number, ending in [(2, "add"), (3, "fill"), (4, "require")]
+)
+ALL = ("django_safemigrate", "syzygy", "django_linear_migrations", "django_migration_linter")
+
+DRIVER = """\
+import pymysql
+pymysql.install_as_MySQLdb()
+"""
+
+
+def beside(folder: Path, *apps: str, database: dict[str, object] | None = None) -> Project:
+    """Make a project that has these apps, tables with rows, and a field that is in no migration."""
+    project = Project(folder)
+    project.append("settings.py", f"INSTALLED_APPS += {list(apps)!r}")
+    if database:
+        project.append("settings.py", DRIVER + f'DATABASES["default"] = {database!r}')
+    project.must("makemigrations", "-v0")
+    if "django_linear_migrations" in apps:
+        project.append("settings.py", 'FIRST_PARTY_APPS = ["polls"]')
+        project.must("create_max_migration_files")
+    project.must("migrate", "-v0")
+    project.add_field()
+    return project
+
+
+def text(project: Project, name: str) -> str:
+    return project.read(f"polls/migrations/{name}.py")
+
+
+def applied(project: Project) -> list[str]:
+    rows = project.sql("default", "SELECT name FROM django_migrations WHERE app = 'polls' ORDER BY name")
+    return [name for (name,) in rows]
+
+
+def marks(project: Project, name: str) -> list[str]:
+    """Return the lines of the class between `atomic = False` and its dependencies."""
+    body = text(project, name).partition("    atomic = False\n")[2]
+    return [line.strip() for line in body.partition("\n    dependencies")[0].splitlines() if line]
+
+
+# django-safemigrate
+
+
+def test_safemigrate_runs_the_first_two_files_before_the_deployment(tmp_path: Path) -> None:
+    project = beside(tmp_path, "django_safemigrate")
+    project.seed("default", 3)
+    project.must(COMMAND, LABEL, *NOW, *THREE)
+
+    assert [marks(project, name) for name in (ADD, FILL, REQUIRE)] == [
+        ["safe = Safe.before_deploy()"],
+        ["safe = Safe.always()"],
+        ["safe = Safe.after_deploy()"],
+    ]
+    shown = project.must("safemigrate")
+    assert f"Delayed migrations:\n  polls.{REQUIRE}\n" in shown
+    assert applied(project) == ["0001_initial", ADD, FILL]
+    project.must("safemigrate")
+    assert applied(project) == ["0001_initial", ADD, FILL]
+    project.must("migrate")
+    assert applied(project) == ["0001_initial", ADD, FILL, REQUIRE]
+
+
+def test_safemigrate_runs_one_file_before_the_deployment(tmp_path: Path) -> None:
+    project = beside(tmp_path, "django_safemigrate")
+    project.must(COMMAND, LABEL, *NOW)
+
+    project.must("safemigrate")
+
+    assert applied(project) == ["0001_initial", "0002_question_expires_date"]
+
+
+def test_the_hook_of_safemigrate_finds_its_attribute(tmp_path: Path) -> None:
+    project = beside(tmp_path, "django_safemigrate")
+    project.must(COMMAND, LABEL, *NOW, *THREE)
+
+    files = [f"polls/migrations/{name}.py" for name in (ADD, FILL, REQUIRE)]
+    hook = subprocess.run(
+        [sys.executable, "-m", "django_safemigrate.check", *files],
+        cwd=project.folder,
+        env=project.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (hook.returncode, hook.stdout) == (0, "")
+
+
+# django-syzygy
+
+
+def test_syzygy_runs_the_first_two_files_before_the_deployment(tmp_path: Path) -> None:
+    project = beside(tmp_path, "syzygy")
+    project.seed("default", 3)
+    project.must(COMMAND, LABEL, *NOW, *THREE)
+
+    assert [marks(project, name) for name in (ADD, FILL, REQUIRE)] == [
+        ["stage = Stage.PRE_DEPLOY"],
+        ["stage = Stage.PRE_DEPLOY"],
+        ["stage = Stage.POST_DEPLOY"],
+    ]
+    project.must("check")
+    project.must("migrate", "--pre-deploy")
+    assert applied(project) == ["0001_initial", ADD, FILL]
+    project.must("migrate")
+    assert applied(project) == ["0001_initial", ADD, FILL, REQUIRE]
+    assert "No changes detected" in project.must("makemigrations", "--check")
+
+
+def test_syzygy_runs_one_file_before_the_deployment(tmp_path: Path) -> None:
+    project = beside(tmp_path, "syzygy")
+    project.must(COMMAND, LABEL, *NOW)
+
+    project.must("migrate", "--pre-deploy")
+
+    assert applied(project) == ["0001_initial", "0002_question_expires_date"]
+
+
+# django-linear-migrations
+
+
+@pytest.mark.parametrize("shape", [(), THREE])
+def test_linear_migrations_finds_its_file_right(tmp_path: Path, shape: tuple[str, ...]) -> None:
+    project = beside(tmp_path, "django_linear_migrations")
+    project.must(COMMAND, LABEL, *NOW, *shape)
+
+    assert (
+        project.read("polls/migrations/max_migration.txt")
+        == f"{project.migrations()[-2].removesuffix('.py')}\n"
+    )
+    assert "no issues" in project.must("check", "--fail-level", "WARNING")
+    project.must("create_max_migration_files", "--recreate")
+    assert "No changes detected" in project.must("makemigrations", "--check")
+
+
+# django-migration-linter
+
+
+@pytest.fixture
+def linted(alias: str, tmp_path: Path) -> Project:
+    options = connections[alias].settings_dict
+    keys = ("ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT")
+    database = None if connections[alias].vendor == "sqlite" else {key: options[key] for key in keys}
+    return beside(tmp_path, "django_migration_linter", database=database)
+
+
+def lint(project: Project) -> subprocess.CompletedProcess[str]:
+    return project.run("lintmigrations", "polls", "--no-cache", "--warnings-as-errors")
+
+
+@pytest.mark.parametrize(
+    "populate",
+    ["Now()", '"2026-01-01 00:00Z"', 'F("pub_date") + timedelta(days=30)', "polls.populate.expires_date"],
+)
+def test_the_linter_lets_the_three_files_pass(linted: Project, populate: str) -> None:
+    linted.write("polls/populate.py", "def expires_date(question):\n    return question.pub_date\n")
+    linted.must(COMMAND, LABEL, "--populate", populate, *THREE)
+
+    done = lint(linted)
+
+    assert done.returncode == 0, done.stdout
+    assert f"(polls, {ADD})... OK\n" in done.stdout
+    assert f"(polls, {FILL})... OK\n" in done.stdout
+    assert f"(polls, {REQUIRE})... IGNORE\n" in done.stdout
+
+
+def test_the_linter_would_refuse_not_null_without_the_exemption(linted: Project) -> None:
+    linted.must(COMMAND, LABEL, *NOW)
+    name = "0002_question_expires_date"
+    assert f"(polls, {name})... IGNORE\n" in lint(linted).stdout
+
+    linted.write(
+        f"polls/migrations/{name}.py", text(linted, name).replace("        IgnoreMigration(),\n", "")
+    )
+
+    done = lint(linted)
+    assert done.returncode == 1
+    assert f"(polls, {name})... ERR\n\tNOT NULL constraint on columns" in done.stdout
+
+
+# All at once, and none
+
+
+@pytest.mark.parametrize("shape", [(), THREE])
+def test_all_of_them_at_once(tmp_path: Path, shape: tuple[str, ...]) -> None:
+    project = beside(tmp_path, *ALL)
+    project.seed("default", 3)
+    project.must(COMMAND, LABEL, *NOW, *shape)
+
+    project.must("check", "--fail-level", "WARNING")
+    assert lint(project).returncode == 0
+    project.must("migrate", "--pre-deploy")
+    project.must("safemigrate")
+    project.must("migrate")
+    assert len(applied(project)) == (4 if shape else 2)
+    assert "No changes detected" in project.must("makemigrations", "--check")
+
+
+def test_without_them_the_files_name_none_of_them(tmp_path: Path) -> None:
+    project = beside(tmp_path)
+    project.must(COMMAND, LABEL, *NOW, *THREE)
+
+    for name in (ADD, FILL, REQUIRE):
+        assert marks(project, name) == []
+        assert not any(app in text(project, name) for app in ALL)

@@ -1,0 +1,550 @@
+"""Write guards: what a row gets that old code inserts, and that nothing of them stays."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from datetime import datetime, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, IntegrityError, connections, migrations, models
+from django.db.migrations.optimizer import MigrationOptimizer
+from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Subquery, Value, When
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Cast, Coalesce, Concat, ExtractYear, Length, Lower, Substr, Upper
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from safemigrate.backends import for_connection
+from safemigrate.exceptions import BadRows, InvalidPopulate
+from safemigrate.operations import (
+    AddNullableField,
+    AddRequiredField,
+    GuardWrites,
+    Populate,
+    SetNotNull,
+    UnguardWrites,
+)
+from safemigrate.populate import FromApps, FromRelated
+from safemigrate.populate.sources import resolve
+from safemigrate.schema import guards
+from tests.support.sandbox import APP, MONTH, START, Road, question
+
+EXPIRES = models.DateTimeField("expires at")
+LATER = F("pub_date") + MONTH
+CODE = models.CharField(max_length=400)
+UUID = models.UUIDField()
+SERVERS = ["postgresql", "postgresql_old", "mariadb"]
+
+
+def page_title(apps: Any) -> Subquery:
+    pages = apps.get_model(APP, "page").objects.filter(pk=OuterRef("page"))
+    return Subquery(pages.values("title")[:1])
+
+
+def has_page(apps: Any) -> Case:
+    pages = apps.get_model(APP, "page").objects.filter(pk=OuterRef("page"))
+    return Case(When(Exists(pages), then=Value("it's 100 %")), default=Lower("question_text"))
+
+
+def full_road(alias: str) -> Road:
+    """A table with columns of several kinds, and one that it refers to."""
+    page = migrations.CreateModel(
+        "Page", [("id", models.BigAutoField(primary_key=True)), ("title", models.CharField(max_length=100))]
+    )
+    more = [
+        ("votes", models.IntegerField(null=True)),
+        ("price", models.DecimalField(max_digits=8, decimal_places=2)),
+        ("page", models.ForeignKey(f"{APP}.page", models.CASCADE, null=True)),
+    ]
+    road = Road(alias, page, question(fields=more))
+    road.rows("Page").bulk_create([road.model("Page")(title=title) for title in ("One", "Two's", "100 %")])
+    return road
+
+
+def triggers(alias: str) -> list[Any]:
+    database = for_connection(connections[alias])
+    queries = {
+        "postgresql": "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal UNION ALL "
+        "SELECT proname FROM pg_proc WHERE proname LIKE '%%safemigrate%%'",
+        "mysql": "SHOW TRIGGERS",
+        "sqlite": "SELECT name FROM sqlite_master WHERE type = 'trigger'",
+    }
+    return [row[0] for row in database.fetch(queries[connections[alias].vendor])]
+
+
+def is_guarded(alias: str, road: Road, name: str) -> bool:
+    return bool(triggers(alias)) or road.column(name).has_default
+
+
+# The guard's value is the fill's value
+
+#: The field, its populate, and whether SQLite has what it takes without Django's functions.
+EXPRESSIONS: dict[str, tuple[Any, Any, bool]] = {
+    "date": (EXPIRES, LATER, False),
+    "text": (
+        CODE,
+        Concat(Lower("question_text"), Value(" 'it''s' 50% \\ \" $guard$ "), Upper("question_text")),
+        True,
+    ),
+    "cast": (CODE, Concat(Cast("votes", models.CharField(max_length=20)), Value("/"), "question_text"), True),
+    "case": (
+        CODE,
+        Case(When(Q(votes__gt=3) | Q(votes=None), then=Value("many")), default="question_text"),
+        True,
+    ),
+    "coalesce": (models.IntegerField(), Coalesce("votes", 7), True),
+    "length": (models.IntegerField(), Length("question_text") + F("votes") * 2, True),
+    "cut": (CODE, Substr("question_text", 1, 3), True),
+    "decimal": (models.DecimalField(max_digits=10, decimal_places=2), F("price") * Decimal("1.5"), True),
+    "year": (models.IntegerField(), ExtractYear("pub_date"), False),
+    "bare": (models.IntegerField(), F("votes"), True),
+    "related": (CODE, FromRelated("page__title"), True),
+    "subquery": (CODE, FromApps(page_title), True),
+    "exists": (CODE, FromApps(has_page), True),
+    "constant": (CODE, "it's 100 % \\ \"x\" 'y'", True),
+    "value": (CODE, Value("draft"), True),
+    "number": (models.IntegerField(), 42, True),
+    "moment": (EXPIRES, START, True),
+    "amount": (models.DecimalField(max_digits=10, decimal_places=2), Decimal("1.50"), True),
+    "json": (models.JSONField(), {"a": [1, "it's 100 %", None]}, True),
+    "truth": (models.BooleanField(), True, True),
+}
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=60)
+ROWS = st.fixed_dictionaries(
+    {
+        "question_text": st.one_of(
+            TEXTS, st.sampled_from(["it's", "100 %", '"quoted"', "back\\slash", "$guard$"])
+        ),
+        "pub_date": st.integers(0, 3_000_000_000).map(lambda s: datetime.fromtimestamp(s, timezone.utc)),
+        "votes": st.one_of(st.none(), st.integers(-1000, 1000)),
+        "price": st.decimals(0, 99999, places=2, allow_nan=False),
+        "page": st.one_of(st.none(), st.integers(0, 2)),
+    }
+)
+
+
+@pytest.mark.parametrize("kind", EXPRESSIONS)
+def test_the_guard_gives_a_row_what_the_fill_gives_it(alias: str, kind: str) -> None:
+    field, populate, plain = EXPRESSIONS[kind]
+    road = full_road(alias)
+    old, pages = road.model(), road.values("pk", "Page")
+    road.run(AddNullableField("question", "made", field))
+    guard, unguard = GuardWrites("question", "made", populate), UnguardWrites("question", "made")
+
+    @settings(
+        max_examples=12,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+    @given(st.lists(ROWS, min_size=1, max_size=8))
+    def same(rows: list[dict[str, Any]]) -> None:
+        road.run(guard)
+        assert is_guarded(alias, road, "made") == (plain or alias != "default")
+        for row in rows:
+            page = None if row["page"] is None else pages[row["page"]]
+            QuerySet(old, using=alias).create(**{**row, "page": None, "page_id": page})
+        guarded = road.values("made")
+        road.run(unguard)
+        road.rows().update(made=None)
+        try:
+            road.run(Populate("question", "made", populate))
+        except BadRows:
+            assert None in guarded or not plain
+        if is_server_or_plain(alias, plain):
+            assert guarded == road.values("made")
+        road.rows().delete()
+
+    same()
+    assert triggers(alias) == []
+
+
+def is_server_or_plain(alias: str, plain: bool) -> bool:
+    return plain or alias != "default"
+
+
+def test_a_guard_of_uuids_makes_a_new_one_of_version_4_for_each_row(alias: str) -> None:
+    road = Road(alias)
+    old = road.model()
+    road.run(AddNullableField("question", "code", UUID), GuardWrites("question", "code", uuid.uuid4))
+    for number in range(40):
+        QuerySet(old, using=alias).create(question_text=f"{number}?", pub_date=START)
+    made = road.values("code")
+    assert len(set(made)) == 40
+    assert {(code.version, code.variant) for code in made} == {(4, uuid.RFC_4122)}
+    assert len({str(code)[19] for code in made}) > 1
+    road.run(UnguardWrites("question", "code"))
+    assert not is_guarded(alias, road, "code")
+
+
+# During the road
+
+
+def insert(road: Road, text: str = "Late?") -> None:
+    """As old code does it, which knows nothing of the field."""
+    with road.connection.cursor() as cursor:
+        cursor.execute("INSERT INTO roads_question (question_text, pub_date) VALUES (%s, %s)", [text, START])
+
+
+class AtEach:
+    """Does something before each statement of the road that changes anything, and once more after all."""
+
+    def __init__(self, action: Callable[[], Any]) -> None:
+        self.action, self.inside = action, False
+
+    def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        result = execute(sql, params, many, context)
+        if not self.inside and not context["connection"].in_atomic_block and self.is_ours(sql):
+            self.inside = True
+            try:
+                self.action()
+            finally:
+                self.inside = False
+        return result
+
+    @staticmethod
+    def is_ours(sql: str) -> bool:
+        return sql.startswith(("ALTER", "CREATE", "DROP", "UPDATE"))
+
+
+@pytest.mark.parametrize("alias", SERVERS, indirect=True)
+def test_old_code_inserts_before_during_and_after_with_keep_guard(alias: str) -> None:
+    road = Road(alias)
+    road.fill(3)
+    add = AddRequiredField("question", "expires_date", EXPIRES, LATER, keep_guard=True)
+    with connections[alias].execute_wrapper(AtEach(lambda: insert(road))):
+        road.run(add)
+    insert(road, "After?")
+    assert road.rows().count() > 4
+    assert all(row.expires_date == row.pub_date + MONTH for row in road.rows())
+    assert not road.column("expires_date").nullable
+    road.run(UnguardWrites("question", "expires_date"))
+    with pytest.raises(IntegrityError if alias != "mariadb" else DatabaseError):
+        insert(road, "Too late?")
+
+
+@pytest.mark.parametrize("alias", SERVERS, indirect=True)
+@pytest.mark.parametrize(
+    ("field", "populate"), [(models.IntegerField(), 0), (UUID, uuid.uuid4)], ids=["constant", "uuid"]
+)
+def test_a_default_is_kept_by_keep_guard(alias: str, field: Any, populate: Any) -> None:
+    road = Road(alias)
+    road.fill(3)
+    with connections[alias].execute_wrapper(AtEach(lambda: insert(road))):
+        road.run(AddRequiredField("question", "extra", field, populate, keep_guard=True))
+    insert(road)
+    assert None not in road.values("extra")
+    assert not road.column("extra").nullable
+
+
+@pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
+def test_sqlite_cannot_keep_a_guard_and_says_so(alias: str, caplog: pytest.LogCaptureFixture) -> None:
+    road = Road(alias)
+    road.fill(3)
+    road.run(AddRequiredField("question", "title", CODE, Lower("question_text"), keep_guard=True))
+    assert "roads.question.title on default: the guard could not be kept" in caplog.text
+    assert triggers(alias) == []
+
+
+def test_without_keep_guard_nothing_stays(alias: str) -> None:
+    road = Road(alias)
+    road.fill(3)
+    road.run(
+        AddRequiredField("question", "expires_date", EXPIRES, LATER),
+        AddRequiredField("question", "votes", models.IntegerField(), 1),
+        AddRequiredField("question", "title", CODE, Lower("question_text")),
+    )
+    assert triggers(alias) == []
+    assert [road.column(name).has_default for name in ("expires_date", "votes", "title")] == [False] * 3
+
+
+class Seeing:
+    """Looks before each UPDATE."""
+
+    def __init__(self, look: Callable[[], Any]) -> None:
+        self.look = look
+
+    def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith("UPDATE"):
+            self.look()
+        return execute(sql, params, many, context)
+
+
+def test_a_guard_stands_while_rows_are_filled(alias: str) -> None:
+    road = Road(alias)
+    road.fill(3)
+    seen: list[Any] = []
+    with connections[alias].execute_wrapper(Seeing(lambda: seen.extend(triggers(alias)))):
+        road.run(AddRequiredField("question", "title", CODE, Lower("question_text"), batch_size=2))
+    assert seen
+
+
+@pytest.mark.parametrize("alias", SERVERS, indirect=True)
+def test_after_a_failed_run_the_guard_stands_and_its_reverse_takes_it_away(alias: str) -> None:
+    road = Road(alias)
+    road.fill(3)
+    before = road.state
+    half = AddRequiredField("question", "title", models.CharField(max_length=9), Lower("question_text"))
+    with pytest.raises(BadRows):
+        road.run(half)  # "question 1?" is too long.
+    assert triggers(alias)
+    road.state = road.after(half)
+    road.undo(half, before=before)
+    assert triggers(alias) == []
+    assert "title" not in road.schema()["columns"]
+
+
+def test_run_twice_with_another_expression_it_is_replaced(alias: str) -> None:
+    road = Road(alias)
+    old = road.model()
+    road.run(
+        AddNullableField("question", "title", CODE),
+        GuardWrites("question", "title", Lower("question_text")),
+        GuardWrites("question", "title", Upper("question_text")),
+        GuardWrites("question", "title", Upper("question_text")),
+    )
+    QuerySet(old, using=alias).create(question_text="Who?", pub_date=START)
+    assert road.values("title") == ["WHO?"]
+
+
+def test_in_three_files_forwards_and_backwards(alias: str) -> None:
+    road = Road(alias)
+    road.fill(3)
+    old, start = road.model(), road.state
+    populate = Lower("question_text")
+    first = [AddNullableField("question", "title", CODE), GuardWrites("question", "title", populate)]
+    last = [SetNotNull("question", "title", CODE), UnguardWrites("question", "title")]
+    road.run(*first)
+    added = road.state
+    QuerySet(old, using=alias).create(question_text="Late?", pub_date=START)
+    road.run(Populate("question", "title", populate))
+    filled = road.state
+    road.run(*last)
+    assert triggers(alias) == []
+    road.undo(*last, before=filled)
+    assert triggers(alias)
+    QuerySet(old, using=alias).create(question_text="Later?", pub_date=START)
+    assert sorted(road.values("title"))[:2] == ["late?", "later?"]
+    road.undo(Populate("question", "title", populate), before=added)
+    road.undo(*first, before=start)
+    assert triggers(alias) == []
+    assert "title" not in road.schema()["columns"]
+
+
+# What it refuses, and what it only passes over
+
+
+@pytest.mark.parametrize("alias", SERVERS, indirect=True)
+def test_an_expression_that_fails_for_a_row_does_not_refuse_the_row(alias: str) -> None:
+    road = Road(alias)
+    road.fill(1)
+    field = models.CharField(max_length=5)
+    road.run(
+        AddNullableField("question", "title", field), GuardWrites("question", "title", Lower("question_text"))
+    )
+    insert(road, "Much too long")
+    insert(road, "Short")
+    assert road.values("title")[1:] == [None, "short"]
+
+
+@pytest.mark.parametrize("populate", [lambda row: 1, lambda: 1, uuid.uuid1], ids=["row", "none", "uuid1"])
+def test_python_is_refused_when_the_migration_is_loaded(populate: Any) -> None:
+    with pytest.raises(InvalidPopulate, match="computed in Python"):
+        GuardWrites("question", "code", populate)
+    with pytest.raises(InvalidPopulate, match="computed in Python"):
+        AddRequiredField("question", "code", UUID, populate, keep_guard=True)
+    AddRequiredField("question", "code", UUID, populate)
+
+
+@pytest.mark.parametrize("alias", ["mariadb", "sqlite"], indirect=True)
+def test_where_the_database_cannot_it_says_so_and_goes_on(
+    alias: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    road = Road(alias)
+    populate = F("id") if alias == "mariadb" else LATER
+    field = models.BigIntegerField() if alias == "mariadb" else EXPIRES
+    road.run(AddNullableField("question", "made", field), GuardWrites("question", "made", populate))
+    (record,) = [r for r in caplog.records if "is not guarded" in r.message]
+    assert record.levelname == "WARNING"
+    assert (
+        "id is given its number" if alias == "mariadb" else "Python function of Django's"
+    ) in record.message
+    assert not is_guarded(alias, road, "made")
+
+
+@pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
+def test_a_generated_field_is_not_known_before_the_row_is_stored(
+    alias: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    generated = models.GeneratedField(
+        expression=Lower("question_text"), output_field=models.CharField(max_length=200), db_persist=True
+    )
+    road = Road(alias, question(fields=[("low", generated)]))
+    road.fill(2)
+    road.run(AddRequiredField("question", "title", CODE, F("low"), keep_guard=True))
+    assert "low is a generated field" in caplog.text
+    assert road.values("title") == ["question 1?", "question 2?"]
+
+
+def test_a_field_with_a_db_default_is_guarded_by_that(alias: str) -> None:
+    road = Road(alias)
+    road.fill(2)
+    old = road.model()
+    field = models.IntegerField(db_default=5)
+    road.run(AddNullableField("question", "votes", field), GuardWrites("question", "votes", 1))
+    QuerySet(old, using=alias).create(question_text="Late?", pub_date=START)
+    assert road.values("votes") == [None, None, 5]
+    road.run(
+        Populate("question", "votes", 1),
+        SetNotNull("question", "votes", field),
+        UnguardWrites("question", "votes"),
+    )
+    QuerySet(old, using=alias).create(question_text="Later?", pub_date=START)
+    assert road.values("votes") == [1, 1, 5, 5]
+
+
+@pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
+def test_it_runs_after_the_triggers_that_others_have_put_there(alias: str) -> None:
+    road = Road(alias)
+    for_connection(road.connection).execute(
+        "CREATE FUNCTION theirs() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "NEW.question_text := 'From a trigger'; RETURN NEW; END $$; "
+        "CREATE TRIGGER theirs BEFORE INSERT ON roads_question FOR EACH ROW EXECUTE FUNCTION theirs()"
+    )
+    road.run(
+        AddNullableField("question", "title", CODE), GuardWrites("question", "title", Lower("question_text"))
+    )
+    insert(road)
+    assert road.values("title") == ["from a trigger"]
+
+
+def test_names_are_the_same_each_time_and_fit(alias: str) -> None:
+    road = Road(alias, question(db_table="roads_" + "x" * 50))
+    road.run(
+        AddNullableField("question", "title_" + "y" * 40, CODE),
+        GuardWrites("question", "title_" + "y" * 40, Lower("question_text")),
+    )
+    names = triggers(alias)
+    limit = connections[alias].ops.max_name_length() or 64
+    assert names
+    assert all(len(name) <= limit and "safemigrate_guard" in name for name in names)
+    road.run(UnguardWrites("question", "title_" + "y" * 40))
+    assert triggers(alias) == []
+
+
+def test_on_an_empty_table_no_guard_is_put_up_unless_it_is_to_stay(alias: str) -> None:
+    road = Road(alias)
+    texts: list[str] = []
+
+    def write_down(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        texts.append(sql)
+        return execute(sql, params, many, context)
+
+    with connections[alias].execute_wrapper(write_down):
+        road.run(AddRequiredField("question", "title", CODE, Lower("question_text")))
+    assert not [text for text in texts if "safemigrate_guard" in text and text.startswith("CREATE")]
+
+
+def test_the_reason_why_not_is_told_in_words() -> None:
+    assert guards.why_not(resolve(uuid.uuid4)) is None
+    assert guards.why_not(resolve(LATER)) is None
+    assert "computed in Python" in (guards.why_not(resolve(lambda row: 1)) or "")
+
+
+def test_what_sqlmigrate_prints_has_the_guard(alias: str) -> None:
+    road = Road(alias)
+    printed = road.sql(AddRequiredField("question", "title", CODE, Lower("question_text")))
+    assert printed.index("ADD COLUMN") < printed.index("CREATE") < printed.index("-- fill title")
+    assert "DROP TRIGGER" in printed[printed.index("-- fill title") :]
+
+
+def test_a_path_is_not_imported_for_an_empty_table_and_its_guard_is_found_for_a_full_one(alias: str) -> None:
+    road = Road(alias)
+    road.run(AddRequiredField("question", "gone", CODE, "gone.away"))
+    road.fill(2)
+    seen: list[Any] = []
+    path = "tests.support.sample_populates.AN_EXPRESSION"
+    add = AddRequiredField("question", "title", models.CharField(max_length=400), path, batch_size=2)
+    with connections[alias].execute_wrapper(Seeing(lambda: seen.extend(triggers(alias)))):
+        road.run(add)
+    assert seen
+    with pytest.raises(InvalidPopulate, match="computed in Python"):
+        road.run(
+            AddRequiredField(
+                "question", "code", CODE, "tests.support.sample_populates.from_text", keep_guard=True
+            )
+        )
+    road.run(AddRequiredField("question", "code", CODE, "tests.support.sample_populates.from_text"))
+
+
+# What must not meet, or differ
+
+
+def test_the_guards_of_two_tables_with_names_alike_do_not_meet(alias: str) -> None:
+    def table(name: str, db_table: str) -> migrations.CreateModel:
+        fields: list[Any] = [
+            ("id", models.BigAutoField(primary_key=True)),
+            ("text", models.CharField(max_length=9)),
+        ]
+        return migrations.CreateModel(name, fields, {"db_table": db_table})
+
+    road = Road(alias, table("Order", "shop_order"), table("Item", "shop_order_item"))
+    orders, items = road.model("Order"), road.model("Item")
+    road.run(
+        AddNullableField("order", "item_code", CODE),
+        GuardWrites("order", "item_code", Lower("text")),
+        AddNullableField("item", "code", CODE),
+        GuardWrites("item", "code", Upper("text")),
+    )
+    for model in (orders, items):
+        QuerySet(model, using=alias).create(text="AbC")
+    assert (road.values("item_code", "Order"), road.values("code", "Item")) == (["abc"], ["ABC"])
+
+
+@pytest.mark.parametrize("alias", SERVERS, indirect=True)
+def test_a_kept_guard_that_is_squashed_with_its_end_is_gone(alias: str) -> None:
+    road = Road(alias)
+    operations = [
+        AddRequiredField("question", "title", CODE, Lower("question_text"), keep_guard=True),
+        UnguardWrites("question", "title"),
+    ]
+    road.run(*MigrationOptimizer().optimize(operations, APP))
+    assert triggers(alias) == []
+
+
+@pytest.mark.parametrize("alias", SERVERS, indirect=True)
+def test_raw_sql_is_not_guarded_and_said_so(alias: str, caplog: pytest.LogCaptureFixture) -> None:
+    road = Road(alias)
+    road.fill(2)
+    raw = RawSQL("upper(question_text)", [])
+    road.run(AddRequiredField("question", "title", CODE, raw, keep_guard=True))
+    assert "it is raw SQL" in caplog.text
+    assert triggers(alias) == []
+    assert road.values("title") == ["QUESTION 1?", "QUESTION 2?"]
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
+def test_the_time_zone_is_that_of_the_fill_whoever_inserts(alias: str) -> None:
+    road = Road(alias)
+    day = Cast("pub_date", CODE)
+    road.run(AddNullableField("question", "day", CODE), GuardWrites("question", "day", day))
+    with road.connection.cursor() as cursor:
+        cursor.execute("BEGIN; SET LOCAL timezone TO 'Asia/Tokyo'")
+        cursor.execute("INSERT INTO roads_question (question_text, pub_date) VALUES ('Late?', %s)", [START])
+        cursor.execute("COMMIT")
+    guarded = road.values("day")
+    road.run(UnguardWrites("question", "day"))
+    road.rows().update(day=None)
+    road.run(Populate("question", "day", day))
+    assert road.values("day") == guarded
+
+
+def test_a_path_to_another_table_is_refused_in_words(alias: str) -> None:
+    road = full_road(alias)
+    road.run(AddNullableField("question", "title", CODE))
+    with pytest.raises(InvalidPopulate, match="FromRelated"):
+        road.run(GuardWrites("question", "title", F("page__title")))

@@ -1,0 +1,484 @@
+"""The operations on real tables: forwards, backwards, twice, in the wrong place, on every database."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, connections, migrations, models
+from django.db.models import F
+
+from safemigrate.backends import for_connection
+from safemigrate.exceptions import (
+    BadRows,
+    DuplicateValues,
+    InTransaction,
+    InvalidField,
+    InvalidPopulate,
+    NullsRemain,
+    OrphanRows,
+    TableCopyNeeded,
+)
+from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
+from safemigrate.schema import runner
+from tests.conftest import cleaned
+from tests.support.sandbox import APP, MONTH, START, Road, Statements, month_later, question
+
+LATER = F("pub_date") + timedelta(days=30)
+
+
+def add_expires(populate: Any = LATER, **kwargs: Any) -> AddRequiredField:
+    return AddRequiredField(
+        "question", "expires_date", models.DateTimeField("expires at"), populate, **kwargs
+    )
+
+
+def three_steps() -> list[Any]:
+    field = models.DateTimeField("expires at")
+    return [
+        AddNullableField("question", "expires_date", field),
+        Populate("question", "expires_date", LATER),
+        SetNotNull("question", "expires_date", field),
+    ]
+
+
+def test_a_full_table_gets_a_required_field(alias: str) -> None:
+    road = Road(alias)
+    road.fill(2_500)
+    road.run(add_expires())
+    assert road.rows().count() == 2_500
+    assert month_later(road.rows())
+    assert not road.column("expires_date").nullable
+
+
+def test_the_three_steps_end_as_the_one(alias: str) -> None:
+    road = Road(alias)
+    road.fill(30)
+    before = road.state
+    road.run(add_expires())
+    one, state = road.schema(), road.state
+    road.undo(add_expires(), before=before)
+    assert "expires_date" not in road.schema()["columns"]
+    road.run(*three_steps())
+    assert month_later(road.rows())
+    assert road.schema() == one
+    assert road.state == state
+
+
+def test_each_step_backwards(alias: str) -> None:
+    road = Road(alias)
+    road.fill(5)
+    start = road.state
+    add, fill, require = three_steps()
+    road.run(add)
+    added, schema = road.state, road.schema()
+    assert road.column("expires_date").nullable
+    road.run(fill)
+    filled = road.state
+    road.run(require)
+    road.undo(require, before=filled)
+    assert road.schema() == schema
+    assert month_later(road.rows())
+    road.undo(fill, before=added)
+    assert month_later(road.rows())
+    road.undo(add, before=start)
+    assert "expires_date" not in road.schema()["columns"]
+    assert road.rows().count() == 5
+
+
+def test_an_empty_table(alias: str) -> None:
+    road = Road(alias)
+    road.run(add_expires())
+    assert not road.column("expires_date").nullable
+
+
+def test_run_twice_changes_nothing(alias: str) -> None:
+    road = Road(alias)
+    road.fill(5)
+    before = road.state
+    road.run(add_expires())
+    schema, values = road.schema(), road.values("expires_date")
+    road.rows().filter(pk=road.rows()[0].pk).update(expires_date=START)
+    road.state = before
+    road.run(add_expires())
+    assert road.schema() == schema
+    assert road.values("expires_date") == [START, *values[1:]]
+
+
+def test_what_the_application_wrote_meanwhile_stays(alias: str) -> None:
+    road = Road(alias)
+    road.fill(5)
+    add, fill, _ = three_steps()
+    road.run(add)
+    road.rows().filter(pk=road.rows()[2].pk).update(expires_date=START)
+    road.run(fill)
+    assert road.values("expires_date")[2] == START
+    assert None not in road.values("expires_date")
+
+
+def test_rows_that_come_in_behind_the_fill_are_filled_by_set_not_null(alias: str) -> None:
+    road = Road(alias)
+    road.fill(5)
+    add, fill, require = three_steps()
+    road.run(add, fill)
+    road.fill(7)
+    assert road.values("expires_date").count(None) == 7
+    road.run(require)
+    assert month_later(road.rows())
+
+
+def test_set_not_null_alone_proves_and_refuses(alias: str) -> None:
+    road = Road(alias)
+    road.fill(3)
+    add, _, require = three_steps()
+    road.run(add)
+    with pytest.raises(NullsRemain, match=r"3 rows of roads.question.expires_date on \w+ are still NULL"):
+        road.run(require)
+    assert road.column("expires_date").nullable
+    road.fill(1)  # Old code can still insert.
+    road.rows().update(expires_date=START)
+    road.run(require)
+    assert not road.column("expires_date").nullable
+
+
+def test_set_not_null_refuses_any_other_change(alias: str) -> None:
+    road = Road(alias)
+    add, fill, _ = three_steps()
+    with pytest.raises(InvalidField, match="differs from the one that was added in: verbose_name"):
+        road.run(add, fill, SetNotNull("question", "expires_date", models.DateTimeField("ends")))
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "sqlite"], indirect=True)
+def test_a_transaction_is_refused_with_the_line_to_add(alias: str) -> None:
+    road = Road(alias)
+    road.fill(3)
+    for operation in (add_expires(), three_steps()[0]):
+        with pytest.raises(InTransaction, match="atomic = False"):
+            road.run(operation, atomic=True)
+    assert "expires_date" not in road.schema()["columns"]
+
+
+def test_bad_rows_are_named_and_the_rest_is_filled(alias: str) -> None:
+    road = Road(alias)
+    road.fill(30)
+    keys = road.values("pk")
+    before = road.state
+    with pytest.raises(BadRows) as caught:
+        road.run(add_expires(sometimes))
+    assert caught.value.count == 12
+    assert len(caught.value.examples) == 10
+    text = str(caught.value)
+    assert text.startswith(f"12 rows of roads.Question.expires_date on {alias} got no value")
+    assert f"{keys[0]}: the function returned None" in text
+    assert f"{keys[3]}: LookupError: no date for Question 4?" in text
+    road.state = road.after(three_steps()[0])
+    assert road.column("expires_date").nullable
+    assert road.values("expires_date").count(None) == 12
+    road.state = before
+    road.fill(1)  # Old code can still insert.
+    road.run(add_expires())  # The cure: another populate.
+    assert month_later(road.rows())
+
+
+def sometimes(row: Any) -> Any:
+    number = int(row.question_text.split()[1].rstrip("?"))
+    if number % 5 == 4:
+        raise LookupError(f"no date for {row.question_text}")
+    return None if number % 5 == 1 else row.pub_date + MONTH
+
+
+def test_an_expression_that_comes_out_as_null_is_a_bad_row(alias: str) -> None:
+    road = Road(alias, question(fields=[("closed", models.DateTimeField(null=True))]))
+    road.fill(10, closed=lambda n: None if n == 4 else START)
+    with pytest.raises(BadRows, match="its value came out as NULL") as caught:
+        road.run(add_expires(F("closed")))
+    assert caught.value.count == 1
+    assert caught.value.examples[0].key == road.values("pk")[3]
+
+
+def test_a_row_that_the_database_refuses_is_found(alias: str) -> None:
+    road = Road(alias, question(fields=[("parts", models.IntegerField(default=1))]))
+    road.fill(300, parts=lambda n: n)
+    add = AddRequiredField("question", "share", models.SmallIntegerField(), F("parts") * 120)
+    if alias == "default":
+        road.run(add)  # SQLite stores any number in any column.
+        return
+    with pytest.raises(BadRows) as caught:
+        road.run(add)
+    refused = [n for n in range(1, 301) if n * 120 > 32_767]
+    assert caught.value.count == len(refused)
+    assert [bad.key for bad in caught.value.examples] == [road.values("pk")[n - 1] for n in refused[:10]]
+
+
+def test_duplicates_stop_before_the_constraint(alias: str) -> None:
+    road = Road(alias)
+    road.fill(6)
+    field = models.CharField(max_length=40, unique=True)
+    before = road.state
+    with pytest.raises(DuplicateValues, match="2 values of roads.Question.code") as caught:
+        road.run(AddRequiredField("question", "code", field, odd_or_even))
+    assert "'even' in 3 rows" in str(caught.value)
+    road.state = road.after(AddNullableField("question", "code", field))
+    assert road.column("code").nullable
+    for row in road.rows():
+        road.rows().filter(pk=row.pk).update(code=f"{row.code}{row.pk}")
+    road.state = before
+    road.run(AddRequiredField("question", "code", field, odd_or_even))
+    assert not road.column("code").nullable
+    with pytest.raises(DatabaseError):
+        road.rows().update(code="same")
+
+
+def test_a_foreign_key_to_nowhere_stops_before_the_constraint(alias: str) -> None:
+    road = Road(alias)
+    road.fill(4)
+    keys = road.values("pk")
+    field = models.ForeignKey(f"{APP}.question", models.CASCADE)
+    before, add = road.state, AddRequiredField("question", "parent", field, F("pk") + 2)
+    with pytest.raises(OrphanRows, match="2 rows of roads.Question on") as caught:
+        road.run(add)
+    assert f"{keys[2]}: {keys[2] + 2}" in str(caught.value)
+    road.state = road.after(AddNullableField("question", "parent", field))
+    assert road.column("parent_id").nullable
+    road.rows().filter(pk__gte=keys[2]).update(parent=keys[0])
+    road.state = before
+    road.run(add)
+    with pytest.raises(DatabaseError), connections[alias].constraint_checks_disabled():
+        road.rows().update(parent=None)
+
+
+@pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
+def test_a_foreign_key_that_has_got_orphans_meanwhile_is_taken_back(alias: str) -> None:
+    road = Road(alias)
+    road.fill(2)
+    field = models.ForeignKey(f"{APP}.question", models.CASCADE)
+    after = road.after(AddNullableField("question", "parent", field))
+    road.run(AddNullableField("question", "parent", field))
+    road.rows().update(parent=10**6)
+    model = after.apps.get_model(APP, "question")
+    database = for_connection(connections[alias])
+    with pytest.raises(OrphanRows):
+        runner.run(database, database.require(model, model, model._meta.get_field("parent")).after)
+    assert all("'foreign_key': None" in constraint for constraint in road.schema()["constraints"])
+    assert database.fetch("SELECT @@SESSION.foreign_key_checks") == [(1,)]
+
+
+def test_the_check_of_a_field_is_kept(alias: str) -> None:
+    road = Road(alias)
+    road.fill(3)
+    road.run(AddRequiredField("question", "votes", models.PositiveIntegerField(), 0))
+    with pytest.raises(DatabaseError):
+        road.rows().update(votes=-1)
+    if alias == "mariadb":
+        created = for_connection(connections[alias]).fetch("SHOW CREATE TABLE roads_question")[0][1]
+        assert "CHECK (`votes` >= 0)" in created
+
+
+@pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
+def test_a_table_that_the_server_would_have_to_copy_is_refused(alias: str, settings: Any) -> None:
+    road = Road(alias)
+    road.fill(3)
+    with connections[alias].cursor() as cursor:
+        cursor.execute("ALTER TABLE roads_question ROW_FORMAT=COMPRESSED")
+    with pytest.raises(TableCopyNeeded, match="SAFEMIGRATE_ALLOW_TABLE_COPY = True"):
+        road.run(add_expires())
+    assert "expires_date" not in road.schema()["columns"]
+    settings.SAFEMIGRATE_ALLOW_TABLE_COPY = True
+    road.run(add_expires())
+    assert month_later(road.rows())
+    assert not road.column("expires_date").nullable
+
+
+def odd_or_even(row: Any) -> str:
+    return "even" if int(row.question_text.split()[1].rstrip("?")) % 2 == 0 else "odd"
+
+
+def test_routers_decide(alias: str, settings: Any) -> None:
+    road = Road(alias)
+    road.fill(3)
+    settings.DATABASE_ROUTERS = [f"{__name__}.Never"]
+    road.run(add_expires())
+    settings.DATABASE_ROUTERS = []
+    assert "expires_date" not in road.schema()["columns"]
+    assert "expires_date" in road.state.models[APP, "question"].fields
+
+
+class Never:
+    def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
+def test_each_alias_is_filled_on_its_own_connection(alias: str) -> None:
+    with cleaned("postgresql_archive", "default"):
+        roads = [Road(name) for name in (alias, "postgresql_archive", "default")]
+        for number, road in enumerate(roads, 1):
+            road.fill(number)
+        for number, road in enumerate(roads, 1):
+            populated.clear()
+            road.run(add_expires(note_alias))
+            assert populated == [road.alias] * number
+            assert month_later(road.rows())
+
+
+populated: list[str] = []
+
+
+def note_alias(row: Any) -> Any:
+    populated.append(row._state.db)
+    return row.pub_date + MONTH
+
+
+def test_sqlmigrate_shows_and_touches_nothing(alias: str) -> None:
+    road = Road(alias)
+    road.fill(3)
+    schema = road.schema()
+    text = road.sql(add_expires())
+    assert road.schema() == schema
+    assert "ADD COLUMN" in text
+    assert "NOT NULL" in text
+    assert "-- fill expires_date by" in text
+    assert "-- UPDATE" in text
+    assert "AND <the primary key is in the range>;" in text
+    assert "computes the values" in road.sql(add_expires(uuid.uuid4))
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
+def test_no_statement_on_postgresql_needs_the_table_for_long(alias: str) -> None:
+    road = Road(alias)
+    road.fill(3)
+    statements = Statements()
+    with connections[alias].execute_wrapper(statements):
+        road.run(add_expires())
+    new = connections[alias].pg_version >= 180000
+    constraint = (
+        'ADD CONSTRAINT "roads_question_expires_date_not_null" NOT NULL "expires_date" NOT VALID'
+        if new
+        else 'ADD CONSTRAINT "roads_question_expires_date_safemigrate" CHECK ("expires_date" IS NOT NULL) NOT VALID'
+    )
+    name = constraint.split('"')[1]
+    table = 'ALTER TABLE "roads_question" '
+    expected = [
+        table + 'ADD COLUMN "expires_date" timestamp with time zone NULL',
+        table + constraint,
+        table + f'VALIDATE CONSTRAINT "{name}"',
+    ]
+    if not new:
+        expected += [table + 'ALTER COLUMN "expires_date" SET NOT NULL', table + f'DROP CONSTRAINT "{name}"']
+    assert statements.like("ALTER") == expected
+
+
+STOPPED: dict[str, Any] = {
+    "an expression": add_expires,
+    "unique": lambda: AddRequiredField("question", "code", models.UUIDField(unique=True), uuid.uuid4),
+    "an index": lambda: AddRequiredField(
+        "question", "state", models.CharField(max_length=9, db_index=True), "new"
+    ),
+    "a foreign key": lambda: AddRequiredField(
+        "question", "parent", models.ForeignKey(f"{APP}.question", models.CASCADE), F("pk")
+    ),
+    "a check": lambda: AddRequiredField("question", "votes", models.PositiveIntegerField(), 0),
+    "a default": lambda: AddRequiredField("question", "votes", models.IntegerField(db_default=7), 0),
+}
+
+
+@pytest.mark.parametrize("kind", STOPPED)
+def test_stopped_at_any_statement_the_next_run_ends_the_same(alias: str, kind: str) -> None:
+    road = Road(alias)
+    road.fill(3)
+    before, operation = road.state, STOPPED[kind]()
+    statements = Statements()
+    with connections[alias].execute_wrapper(statements):
+        road.run(operation)
+    clean, state = road.schema(), road.state
+    stopped = 0
+    for at in range(len(statements.texts)):
+        road.undo(operation, before=before)
+        with pytest.raises(Statements.Crash), connections[alias].execute_wrapper(Statements(stop_at=at)):
+            road.run(operation)
+            raise AssertionError(f"not stopped at statement {at}")
+        connections[alias].close()  # What the process held is gone with it.
+        stopped += 1
+        road.run(operation)
+        assert road.schema() == clean, statements.texts[at]
+        assert None not in road.values(operation.name)
+    assert stopped > 5
+    assert road.state == state
+
+
+def test_refused_fields() -> None:
+    for field, words in {
+        models.ManyToManyField("question"): "many-to-many",
+        models.AutoField(primary_key=True): "primary key",
+        models.IntegerField(null=True): "null=True",
+        models.GeneratedField(
+            expression=F("id"), output_field=models.IntegerField(), db_persist=True
+        ): "generated field",
+    }.items():
+        for make in (
+            lambda field: AddRequiredField("question", "new", field, 1),
+            lambda field: AddNullableField("question", "new", field),
+            lambda field: SetNotNull("question", "new", field),
+        ):
+            with pytest.raises(InvalidField, match=words):
+                make(field)
+
+
+def test_a_populate_that_cannot_be_imported_leaves_the_table_alone(alias: str) -> None:
+    road = Road(alias)
+    road.fill(2)
+    with pytest.raises(InvalidPopulate, match='"tests.nowhere.f" looks like a dotted path'):
+        road.run(add_expires("tests.nowhere.f"))
+    assert "expires_date" not in road.schema()["columns"]
+
+
+def test_unmanaged_and_proxy_models_are_left_alone(alias: str) -> None:
+    road = Road(alias, question(managed=False))
+    road.run(add_expires())
+    assert "roads_question" not in connections[alias].introspection.table_names()
+
+
+@pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
+def test_triggers_and_indexes_of_the_database_survive_the_copy(alias: str) -> None:
+    road = Road(alias)
+    road.fill(3)
+    with connections[alias].cursor() as cursor:
+        cursor.execute("CREATE INDEX by_hand ON roads_question (pub_date) WHERE pub_date > '2000'")
+        cursor.execute(
+            "CREATE TRIGGER upper_text AFTER INSERT ON roads_question BEGIN "
+            "UPDATE roads_question SET question_text = upper(question_text) WHERE id = NEW.id; END"
+        )
+    road.run(add_expires())
+    road.fill(1, expires_date=START)
+    assert road.values("question_text")[-1] == "QUESTION 1?"
+    assert "by_hand" in str(road.schema())
+
+
+def test_a_later_migration_is_not_folded_into_the_fill() -> None:
+    from django.db.migrations.optimizer import MigrationOptimizer
+
+    alter = migrations.AlterField("question", "expires_date", models.DateField())
+    steps = three_steps()
+    optimize = MigrationOptimizer().optimize
+    assert optimize([add_expires(), alter], APP)[0].__class__ is AddRequiredField
+    assert [type(op) for op in optimize(steps, APP)] == [AddNullableField, Populate, SetNotNull]
+    remove = migrations.RemoveField("question", "expires_date")
+    assert optimize([add_expires(), remove], APP) == []
+    (created,) = optimize([question(), add_expires()], APP)
+    assert [name for name, _ in created.fields][-1] == "expires_date"
+
+
+def test_a_squashed_migration_makes_the_same_table(alias: str) -> None:
+    from django.db.migrations.optimizer import MigrationOptimizer
+
+    road = Road(alias)
+    road.run(*three_steps())
+    schema = road.schema()
+    road.run(migrations.DeleteModel("Question"))
+    squashed = MigrationOptimizer().optimize([question(), *three_steps()], APP)
+    fresh = Road(alias)
+    fresh.run(migrations.DeleteModel("Question"))
+    fresh.run(*squashed, atomic=True)  # squashmigrations does not carry `atomic = False` over.
+    assert fresh.schema() == schema
