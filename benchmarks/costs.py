@@ -28,7 +28,7 @@ from safemigrate.models import BackfillRange, BackfillRun
 from safemigrate.operations import AddNullableField, Populate
 from safemigrate.populate.sources import resolve
 from safemigrate.runs import holding, leases, lookup, scheduler, store
-from safemigrate.runs import worker as shifts
+from safemigrate.runs import worker as workers
 from safemigrate.runs.status import Status
 
 NAME, ALIAS = "expires_date", "default"
@@ -139,11 +139,11 @@ def begin(kind: str, workers: int, batch_size: int | None = None) -> BackfillRun
 
 def worker(kind: str, key: int) -> Callable[[], None]:
     """Return what works on the run as a worker of a queue does, to which each message comes at once."""
-    the_job, shift = job(kind), shifts.Shift(key)
+    the_job, worker = job(kind), workers.Worker(key)
     lookup.find = lambda label, alias: the_job
 
     def begin() -> None:
-        while again := shift.work(0):
+        while again := worker.work(0):
             time.sleep(again.seconds)
 
     return begin
@@ -285,7 +285,7 @@ def line(samples: list[tuple[int, Cost]]) -> Line:
 
 
 def records() -> dict[str, Cost]:
-    """Return what the record of a run costs: a range that is cut, taken and ended, saving, the pulse, a look."""
+    """Return what the record of a run costs: a range that is cut, taken and ended, saving, the heartbeat, a look."""
     run, by = begin("expression", 1_000), filling("expression")
     store.records().update(
         status="running", started=run.created, samples=[[n, n * 100_000] for n in range(240)]
@@ -303,7 +303,7 @@ def records() -> dict[str, Cost]:
         "write": cost(held._write) + Cost(trips=2),  # BEGIN and COMMIT are statements too
         "beat": cost(held._beat),
         "look": cost(held._look),
-        "end": cost(lambda: leases.mine(part).update(worker="worker", error="")),
+        "end": cost(lambda: leases.owned(part).update(worker="worker", error="")),
     }
     store.records().all().delete()
     return found

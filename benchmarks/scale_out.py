@@ -196,7 +196,7 @@ def cost_table(found: dict[str, Any]) -> str:
         "cut": "a range is cut",
         "take": "a range is taken",
         "write": "its place is saved, each second",
-        "beat": "the pulse, each second",
+        "beat": "the heartbeat, each second",
     }
     records |= {"look": "a look at the run, each batch", "end": "a range ends"}
     rows += [[title, *_cost(*found["records"][name]), "", "", ""] for name, title in records.items()]

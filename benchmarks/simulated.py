@@ -1,6 +1,6 @@
 """The workers of a queue in virtual time: the real engine and the real records, on a database that is a model.
 
-Real are safemigrate's shifts, ranges, leases, batches and their pace, on records in SQLite in memory. A model are the
+Real are safemigrate's workers, ranges, leases, batches and their pace, on records in SQLite in memory. A model are the
 keys (1, 2, 3, ...), the reading and writing of rows, and what all of it costs: see docs/explanation/scale.md.
 """
 
@@ -28,9 +28,9 @@ from safemigrate.backends import for_connection
 from safemigrate.engine import engine
 from safemigrate.engine.batches import Batches, Range
 from safemigrate.engine.engine import Run
-from safemigrate.engine.pipeline import Alone
+from safemigrate.engine.pipeline import Sequential
 from safemigrate.runs import holding, leases, lookup, scheduler, store
-from safemigrate.runs import worker as shifts
+from safemigrate.runs import worker as workers
 from safemigrate.runs.heartbeat import BEAT
 from safemigrate.runs.status import Status
 
@@ -117,7 +117,7 @@ class Keys(Batches):
             return Range(after, end, not inclusive, size)
         return Range(after, last, not inclusive, size) if inclusive or after != last else None
 
-    def stragglers(self, limit: int) -> list[Any]:
+    def remaining_keys(self, limit: int) -> list[Any]:
         return []
 
 
@@ -146,7 +146,7 @@ class Work:
 
 
 class Writer:
-    """The thread that writes one batch while the next is made, as `workers.Beside` has it."""
+    """The thread that writes one batch while the next is made, as `workers.Pool` has it."""
 
     def __init__(self, work: Work) -> None:
         self.work, self.under_way = work, list[tuple[Range, Signal, list[Any]]]()
@@ -183,7 +183,7 @@ def rows_in(batch: Range) -> int:
 
 
 class Beats:
-    """A pulse whose beats cost what they cost, and write nothing: no lease ends here."""
+    """A heartbeat whose beats cost what they cost, and write nothing: no lease ends here."""
 
     def __init__(self, name: str, beat: Callable[[], float]) -> None:
         self.ended = False
@@ -225,7 +225,7 @@ def in_virtual_time() -> Iterator[None]:
     """Put the model in the place of the database, of the time, and of nothing else."""
     time = SimpleNamespace(monotonic=lambda: world.clock.now, sleep=world.clock.sleep)
     patches: list[Any] = [
-        *(patch.object(module, "time", time) for module in (engine, holding, shifts)),
+        *(patch.object(module, "time", time) for module in (engine, holding, workers)),
         patch("django.utils.timezone.now", lambda: BEGAN + timedelta(seconds=world.clock.now)),
         patch.object(engine, "Run", begun_now),
         *(patch.object(module, "Batches", Keys) for module in (engine, scheduler)),
@@ -233,9 +233,9 @@ def in_virtual_time() -> Iterator[None]:
         patch.object(
             engine,
             "chosen",
-            lambda work, *given: Alone() if world.case.kind == "expression" else Writer(work),
+            lambda work, *given: Sequential() if world.case.kind == "expression" else Writer(work),
         ),
-        patch.object(holding, "Pulse", Beats),
+        patch.object(holding, "Heartbeat", Beats),
         patch.object(scheduler, "may_share", lambda *given: True),
         patch.object(type(for_connection(connection)), "estimated_rows", lambda *given: world.case.rows),
         patch.object(lookup, "find", lambda label, alias: the_job),
@@ -288,8 +288,8 @@ def cancel() -> None:
 
 
 def worker(key: int) -> None:
-    shift = shifts.Shift(key)
-    while again := shift.work(0):
+    worker = workers.Worker(key)
+    while again := worker.work(0):
         world.clock.sleep(again.seconds)
 
 

@@ -1,4 +1,4 @@
-"""Wiring: the engine's ledgers, what `migrate` was given, and the system checks."""
+"""Wiring: the engine's observers, what `migrate` was given, and the system checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from django.utils.module_loading import import_string
 
 from safemigrate.checks import rules
 from safemigrate.engine import context, engine, progress
-from safemigrate.engine.observers import Ledgers
+from safemigrate.engine.observers import Observers
 
 
 def note_migrate(verbosity: int = 1, plan: Any = (), **kwargs: Any) -> None:
@@ -21,17 +21,17 @@ def note_migrate(verbosity: int = 1, plan: Any = (), **kwargs: Any) -> None:
     context.note_plan(plan)
 
 
-def settle_runs(using: str, plan: Any = None, **kwargs: Any) -> None:
+def finalize_runs(using: str, plan: Any = None, **kwargs: Any) -> None:
     if plan is None:
         return  # `flush`, which each test of a TransactionTestCase ends with.
     with suppress(Error):  # The runs' database may be away: `migrate` itself is done.
-        import_string("safemigrate.runs.store.settle")(using, set(context.current.migrations.values()))
+        import_string("safemigrate.runs.store.finalize")(using, set(context.current.migrations.values()))
 
 
-def new_ledger() -> Ledgers:
+def new_observer() -> Observers:
     # Named, not imported: models cannot be imported before the apps are ready.
     recorder = import_string("safemigrate.runs.recorder.Recorder")
-    return Ledgers([recorder, *context.current.ledgers, progress.Progress])
+    return Observers([recorder, *context.current.observers, progress.Progress])
 
 
 class SafemigrateConfig(AppConfig):
@@ -39,9 +39,9 @@ class SafemigrateConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        engine.use_ledger(new_ledger)
+        engine.use_observer(new_observer)
         pre_migrate.connect(note_migrate, dispatch_uid="safemigrate.migrate")
-        post_migrate.connect(settle_runs, sender=self, dispatch_uid="safemigrate.settle")
+        post_migrate.connect(finalize_runs, sender=self, dispatch_uid="safemigrate.finalize")
         register(rules.check_migrations, Tags.database)
         import_string("safemigrate.runs.notify.connect")()
         import_string("safemigrate.runs.scheduler.connect")()

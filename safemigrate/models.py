@@ -60,9 +60,9 @@ class BackfillRun(models.Model):
     options = models.JSONField(_("options"), default=dict, blank=True)
     last_key = models.JSONField(null=True, encoder=DjangoJSONEncoder, editable=False)
     not_before = models.DateTimeField(_("starts at"), null=True)
-    then = models.JSONField(_("afterwards"), null=True)
-    woken = models.DateTimeField(null=True, editable=False)
-    wakes = models.PositiveIntegerField(default=0, editable=False)
+    next_run = models.JSONField(_("afterwards"), null=True)
+    enqueued_at = models.DateTimeField(null=True, editable=False)
+    enqueue_attempts = models.PositiveIntegerField(default=0, editable=False)
 
     error = models.TextField(_("error"), blank=True)
     traceback = models.TextField(_("traceback"), blank=True)
@@ -100,7 +100,7 @@ class BackfillRun(models.Model):
     def next_command(self) -> str:
         """The line to type where nobody is at work on it."""
         waits = self.is_shared and self.status in HELD | {Status.QUEUED}
-        return "python manage.py backfill sweep" if waits else self.command
+        return "python manage.py backfill requeue" if waits else self.command
 
     @property
     def is_shared(self) -> bool:

@@ -41,7 +41,7 @@ class _FieldStep:
     model_name: str
     field: Any
 
-    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
+    def plan(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
         """Return what is done forwards, in order, without doing any of it."""
         raise NotImplementedError
 
@@ -55,11 +55,11 @@ class _FieldStep:
         return for_connection(schema_editor.connection)
 
     @staticmethod
-    def _run(database: Database, schema_editor: Any, road: Sequence[Any]) -> None:
+    def _run(database: Database, schema_editor: Any, plan: Sequence[Any]) -> None:
         if schema_editor.collect_sql:
-            write_down(schema_editor, road)
+            write_down(schema_editor, plan)
         else:
-            runner.run(database, road)
+            runner.run(database, plan)
 
     def _label(self, app_label: str) -> str:
         return f"{app_label}.{self.model_name}.{self.name}"
@@ -90,9 +90,9 @@ class AddNullableField(_FieldStep, AddField):
             database = self._database(schema_editor, type(self).__name__)
             if not schema_editor.collect_sql:
                 self._refuse_other_type(database, model, model._meta.get_field(self.name))
-            self._run(database, schema_editor, self.road(app_label, database, from_state, to_state))
+            self._run(database, schema_editor, self.plan(app_label, database, from_state, to_state))
 
-    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
+    def plan(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
         model = to_state.apps.get_model(app_label, self.model_name)
         return [*database.add_column(model, model._meta.get_field(self.name))]
 
@@ -180,21 +180,21 @@ class Populate(_FieldStep, Operation):
         for name in self.names:
             if name not in model.fields:
                 raise InvalidPopulate(f"Populate: {app_label}.{self.model_name} has no field {name!r}.")
-        marks = [name for name in self.names if model.fields[name].null]
+        null_fields = [name for name in self.names if model.fields[name].null]
         for name in self.names:
             field = model.fields[name]
-            model.fields[name] = fields.noted(field, field, populate=(self, marks))
+            model.fields[name] = fields.noted(field, field, populate=(self, null_fields))
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
         if not self.allow_migrate_model(schema_editor.connection.alias, model):
             return
         target = self.target(model, schema_editor.connection.alias, to_state.apps)
-        if not target.marks:
+        if not target.null_fields:
             return  # A squashed migration made the table with the column required: nothing is NULL.
         database = self._database(schema_editor, type(self).__name__)
         if schema_editor.collect_sql:
-            write_down(schema_editor, self.road(app_label, database, from_state, to_state))
+            write_down(schema_editor, self.plan(app_label, database, from_state, to_state))
             return
         self._refuse_many(target)
         self.fill(app_label, schema_editor, database, from_state, to_state)
@@ -205,7 +205,7 @@ class Populate(_FieldStep, Operation):
         most = conf.get("SAFEMIGRATE_MAX_ROWS_IN_MIGRATE")
         if most is None:
             return
-        rows = Batches(target.model, target.alias, target.marks).todo.count()
+        rows = Batches(target.model, target.alias, target.null_fields).todo.count()
         if rows <= most:
             return
         label = f"{target.model._meta.label}.{target.names[0]}"
@@ -221,12 +221,12 @@ class Populate(_FieldStep, Operation):
             "Then run migrate again: it finds nothing left to fill, and goes on."
         )
 
-    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
+    def plan(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
         model = to_state.apps.get_model(app_label, self.model_name)
         target = self.target(model, database.connection.alias, to_state.apps)
-        return [Fill(target, resolve(self.populate, self.names))] if target.marks else []
+        return [Fill(target, resolve(self.populate, self.names))] if target.null_fields else []
 
-    def rehearse(self, app_label: str, alias: str, state: Any) -> None:
+    def validate(self, app_label: str, alias: str, state: Any) -> None:
         """Raise InvalidPopulate for what can be seen to fail before a statement is run."""
         target = self.target(state.apps.get_model(app_label, self.model_name), alias, state.apps)
         Fill(target, resolve(self.populate, self.names)).statement()
@@ -249,10 +249,10 @@ class Populate(_FieldStep, Operation):
         """
         model = to_state.apps.get_model(app_label, self.model_name)
         target = self.target(model, schema_editor.connection.alias, to_state.apps, once or ())
-        batches = Batches(model, target.alias, target.marks)
+        batches = Batches(model, target.alias, target.null_fields)
         if not batches.any_left():
             return
-        self.rehearse(app_label, target.alias, to_state)
+        self.validate(app_label, target.alias, to_state)
         source = resolve(self.populate, self.names)
         if isinstance(source, AsWritten):
             if once is None:
@@ -273,8 +273,8 @@ class Populate(_FieldStep, Operation):
         self._run(database, schema_editor, database.index_early(model, field))
 
     def target(self, model: Any, alias: str, apps: Any, once: Sequence[str] = ()) -> Target:
-        marks = [name for name in self.names if model._meta.get_field(name).null]
-        return Target(model, self.names, marks, alias, apps, once)
+        null_fields = [name for name in self.names if model._meta.get_field(name).null]
+        return Target(model, self.names, null_fields, alias, apps, once)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         pass
@@ -333,7 +333,7 @@ class SetNotNull(_FieldStep, AlterField):
         database = self._database(schema_editor, type(self).__name__)
         field = model._meta.get_field(self.name)
         if schema_editor.collect_sql:
-            write_down(schema_editor, self.road(app_label, database, from_state, to_state))
+            write_down(schema_editor, self.plan(app_label, database, from_state, to_state))
             return
         noted = self._populate(app_label, from_state)
 
@@ -350,7 +350,7 @@ class SetNotNull(_FieldStep, AlterField):
 
         Requiring(database, from_model, model, field, catch_up).run()
 
-    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
+    def plan(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
         from_model = from_state.apps.get_model(app_label, self.model_name)
         model = to_state.apps.get_model(app_label, self.model_name)
         return [*database.require(from_model, model, model._meta.get_field(self.name)).in_order()]
@@ -360,10 +360,10 @@ class SetNotNull(_FieldStep, AlterField):
         noted = getattr(field, "safemigrate_populate", None)
         if noted is None or not isinstance(noted[0].name, str):
             return noted
-        populate, marks = noted
+        populate, null_fields = noted
         # The field, or its model, may have got another name since.
         renamed = Populate(self.model_name, self.name, populate.populate, batch_size=populate.batch_size)
-        return renamed, [self.name] * len(marks)
+        return renamed, [self.name] * len(null_fields)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
@@ -426,9 +426,9 @@ class GuardWrites(_FieldStep, Operation):
         if self.allow_migrate_model(schema_editor.connection.alias, model):
             database = self._database(schema_editor, type(self).__name__)
             self.refuse_python(resolve(self.populate, [self.name]))
-            self.put_up(app_label, schema_editor, database, to_state)
+            self.create(app_label, schema_editor, database, to_state)
 
-    def put_up(
+    def create(
         self,
         app_label: str,
         schema_editor: Any,
@@ -453,20 +453,20 @@ class GuardWrites(_FieldStep, Operation):
 
     def _steps(self, app_label: str, database: Database, state: Any) -> list[Step]:
         model = state.apps.get_model(app_label, self.model_name)
-        Populate(self.model_name, self.name, self.populate).rehearse(
+        Populate(self.model_name, self.name, self.populate).validate(
             app_label, database.connection.alias, state
         )
         source = resolve(self.populate, [self.name])
         return guards.up(database, model, model._meta.get_field(self.name), source, state.apps)
 
-    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
+    def plan(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
         try:
             return [*self._steps(app_label, database, to_state)]
         except NoGuard:
             return []
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        UnguardWrites(self.model_name, self.name).take_down(app_label, schema_editor, from_state)
+        UnguardWrites(self.model_name, self.name).drop(app_label, schema_editor, from_state)
 
     def references_model(self, name: str, app_label: str) -> bool:
         return True  # The populate may read any model.
@@ -500,19 +500,19 @@ class UnguardWrites(_FieldStep, Operation):
         _note_guard(state, app_label, self.model_name, self.name, None)
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        self.take_down(app_label, schema_editor, to_state)
+        self.drop(app_label, schema_editor, to_state)
 
-    def take_down(self, app_label: str, schema_editor: Any, state: Any) -> None:
+    def drop(self, app_label: str, schema_editor: Any, state: Any) -> None:
         model = state.apps.get_model(app_label, self.model_name)
         if self.allow_migrate_model(schema_editor.connection.alias, model):
             database = for_connection(schema_editor.connection)
-            steps = self.road(app_label, database, state, state)
+            steps = self.plan(app_label, database, state, state)
             if schema_editor.collect_sql or any(step.needed() for step in steps):
                 # A squashed migration that makes the table has nothing to take away, and may be atomic.
                 self._database(schema_editor, type(self).__name__)
                 self._run(database, schema_editor, steps)
 
-    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Any]:
+    def plan(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Any]:
         model = to_state.apps.get_model(app_label, self.model_name)
         return [*guards.down(database, model, model._meta.get_field(self.name))]
 
@@ -599,9 +599,9 @@ class AddRequiredField(_FieldStep, AddField):
             before = after
         return stages
 
-    def road(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
+    def plan(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
         stages = self._stages(app_label, from_state)
-        return [part for step, *states in stages for part in step.road(app_label, database, *states)]
+        return [part for step, *states in stages for part in step.plan(app_label, database, *states)]
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
@@ -609,7 +609,7 @@ class AddRequiredField(_FieldStep, AddField):
             return
         database = self._database(schema_editor, type(self).__name__)
         if schema_editor.collect_sql:
-            write_down(schema_editor, self.road(app_label, database, from_state, to_state))
+            write_down(schema_editor, self.plan(app_label, database, from_state, to_state))
         elif self.keep_guard or not self._shortcut(app_label, database, from_state, to_state).take():
             self._walk(app_label, schema_editor, database, from_state, to_state)
 
@@ -621,22 +621,22 @@ class AddRequiredField(_FieldStep, AddField):
     def _walk(
         self, app_label: str, schema_editor: Any, database: Database, from_state: Any, to_state: Any
     ) -> None:
-        """Go the long road: step by step, each of which looks first whether it is still needed."""
+        """Run the operations one after another; each looks first whether it is still needed."""
         alias, stages = database.connection.alias, self._stages(app_label, from_state)
         full = Batches(from_state.apps.get_model(app_label, self.model_name), alias, []).rows.exists()
         if full:
-            self._rehearse(app_label, alias, stages)
+            self._validate(app_label, alias, stages)
         for step, before, after in stages:
             if not isinstance(step, GuardWrites):
                 step.database_forwards(app_label, schema_editor, before, after)
             elif full or self.keep_guard:
                 level = logging.WARNING if self.keep_guard else logging.INFO
-                step.put_up(app_label, schema_editor, database, after, level=level)
+                step.create(app_label, schema_editor, database, after, level=level)
         if self.keep_guard and not database.guards_before_not_null:
             self._give_up_guard(app_label, schema_editor, to_state)
 
     def _give_up_guard(self, app_label: str, schema_editor: Any, state: Any) -> None:
-        UnguardWrites(self.model_name, self.name).take_down(app_label, schema_editor, state)
+        UnguardWrites(self.model_name, self.name).drop(app_label, schema_editor, state)
         if not self.field.has_db_default():
             logger.warning(
                 "%s on %s: the guard could not be kept, because this database looks for NULL before a trigger "
@@ -645,15 +645,15 @@ class AddRequiredField(_FieldStep, AddField):
                 schema_editor.connection.alias,
             )
 
-    def _rehearse(self, app_label: str, alias: str, stages: Sequence[tuple[Any, Any, Any]]) -> None:
+    def _validate(self, app_label: str, alias: str, stages: Sequence[tuple[Any, Any, Any]]) -> None:
         for step, before, _ in stages:
             if isinstance(step, Populate):
-                step.rehearse(app_label, alias, before)
+                step.validate(app_label, alias, before)
             elif isinstance(step, GuardWrites) and self.keep_guard:
                 step.refuse_python(resolve(self.populate))
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        UnguardWrites(self.model_name, self.name).take_down(app_label, schema_editor, from_state)
+        UnguardWrites(self.model_name, self.name).drop(app_label, schema_editor, from_state)
         AddNullableField.database_backwards(self, app_label, schema_editor, from_state, to_state)  # type: ignore[arg-type]
 
     def describe(self) -> str:

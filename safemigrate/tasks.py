@@ -16,6 +16,6 @@ def work(run: int, tries: int = 0) -> None:
 
 
 @background
-def sweep() -> None:
-    """Enqueue what nobody works on: see `backfill sweep`. For a clock: Celery's beat, cron, a scheduler."""
-    scheduler.sweep()
+def requeue() -> None:
+    """Enqueue what nobody works on: see `backfill requeue`. For a clock: Celery's beat, cron, a scheduler."""
+    scheduler.requeue()

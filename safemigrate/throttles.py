@@ -70,7 +70,7 @@ class Watch:
 
     def __init__(self, model: Any, alias: str) -> None:
         self.model, self.alias = model, alias
-        self.vitals = monitoring.for_connection(connections[alias])
+        self.monitoring = monitoring.for_connection(connections[alias])
         self.blind_for = get("SAFEMIGRATE_BLIND_SECONDS")
         self.asked: float | None = None
         self.blind_since: float | None = None
@@ -115,7 +115,7 @@ class ReplicationLag(Watch):
         self.most = get("SAFEMIGRATE_MAX_REPLICATION_LAG")
 
     def ask(self, run: Any) -> str | None:
-        lag = self.vitals.replication_lag()
+        lag = self.monitoring.replication_lag()
         return None if lag is None or lag <= self.most else f"a replica is {lag:,.0f} s behind"
 
 
@@ -123,7 +123,7 @@ class WaitingLocks(Watch):
     """Waits while others wait for a lock on the table: it has work enough."""
 
     def ask(self, run: Any) -> str | None:
-        waiting = self.vitals.waiting_for(self.model)
+        waiting = self.monitoring.waiting_for(self.model)
         if not waiting:
             return None
         return f"{len(waiting)} waiting for a lock on {self.model._meta.db_table}, {waiting[0]}"
@@ -144,7 +144,7 @@ class Vacuum(Watch):
         self.announced = False
 
     def reason(self, run: Any) -> str | None:
-        if not self.vitals.keeps_dead_rows:
+        if not self.monitoring.keeps_dead_rows:
             return None
         if self.run is not None and run is not self.run:
             self.before += self.run.rows
@@ -156,7 +156,7 @@ class Vacuum(Watch):
         return self.before + int(self.run.rows)
 
     def ask(self, run: Any) -> str | None:
-        if not self.vitals.vacuuming(self.model):
+        if not self.monitoring.vacuuming(self.model):
             return None
         self.vacuumed = self.rows
         return f"a vacuum is at work on {self.model._meta.db_table}"
@@ -167,7 +167,7 @@ class Vacuum(Watch):
         if not self.announced:  # said first, so that it is shown while it runs
             self.announced = True
             return f"VACUUM of {self.model._meta.db_table}"
-        self.vitals.vacuum(self.model)
+        self.monitoring.vacuum(self.model)
         self.vacuumed, self.announced = self.rows, False
         return None
 

@@ -120,13 +120,13 @@ class Server:
 
     def halt(self) -> None:
         """End the server, and keep its port and its data for go_on()."""
-        self._tell(self.halt_signal or self.stop_signal)
+        self._signal(self.halt_signal or self.stop_signal)
         self._wait_for(self._has_ended, "did not end")
 
     def go_on(self) -> None:
         """Start the halted server again, where it was."""
         (self.folder / "ended").unlink()
-        self._tell("")
+        self._signal("")
         self._wait_until_ready()
 
     def restart(self) -> None:
@@ -159,7 +159,7 @@ class Server:
             extra_groups=None if self._run_as is None else [],
         )
 
-    def _tell(self, line: str) -> None:
+    def _signal(self, line: str) -> None:
         assert self._watchdog is not None
         assert self._watchdog.stdin is not None
         self._watchdog.stdin.write(f"{line}\n".encode())

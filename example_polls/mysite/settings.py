@@ -65,8 +65,8 @@ CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_DEFAULT_QUEUE = QUEUES[0]
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1  # A waiting message is for whoever is free, not for who was first.
 CELERY_BEAT_SCHEDULE = {
-    "sweep": {
-        "task": "safemigrate.tasks.sweep",
+    "requeue": {
+        "task": "safemigrate.tasks.requeue",
         "schedule": 60.0,
         # Where no worker is there to do it, the next one is as good.
         "options": {"queue": "safemigrate", "expires": 60},

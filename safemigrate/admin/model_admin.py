@@ -1,4 +1,4 @@
-"""The runs in the admin: seen by who may view them, steered by who may do that, changed by nobody."""
+"""The runs in the admin: seen by who may view them, controlled by who may do that, changed by nobody."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class BackfillRunAdmin(ModelAdmin):
         return self._may(request, "cancel")
 
     def _may(self, request: HttpRequest, asked: str) -> bool:
-        """Who steers a run has to be allowed to see it too."""
+        """Who controls a run has to be allowed to see it too."""
         right = f"safemigrate.{asked}_backfillrun"
         return self.has_view_permission(request) and bool(request.user.has_perm(right))
 
@@ -122,22 +122,22 @@ class BackfillRunAdmin(ModelAdmin):
 
     @admin.action(permissions=["pause"], description=gettext_lazy("Pause selected runs"))
     def pause(self, request: HttpRequest, queryset: Runs) -> None:
-        self._steer(request, "pause", queryset)
+        self._control(request, "pause", queryset)
 
     @admin.action(permissions=["resume"], description=gettext_lazy("Resume selected runs"))
     def resume(self, request: HttpRequest, queryset: Runs) -> None:
-        self._steer(request, "resume", queryset)
+        self._control(request, "resume", queryset)
 
     @admin.action(permissions=["retry"], description=gettext_lazy("Retry selected runs"))
     def retry(self, request: HttpRequest, queryset: Runs) -> None:
-        self._steer(request, "retry", queryset)
+        self._control(request, "retry", queryset)
 
     @admin.action(permissions=["cancel"], description=gettext_lazy("Cancel selected runs"))
     def cancel(self, request: HttpRequest, queryset: Runs) -> HttpResponse | None:
         if "confirm" not in request.POST:
             hidden = [("action", "cancel"), *((ACTION_CHECKBOX_NAME, run.pk) for run in queryset)]
             return self._question(request, queryset, request.get_full_path(), hidden)
-        self._steer(request, "cancel", queryset)
+        self._control(request, "cancel", queryset)
         return None
 
     @admin.display(description=gettext_lazy("field"), ordering="field_names")
@@ -167,14 +167,14 @@ class BackfillRunAdmin(ModelAdmin):
     # One run
 
     def get_urls(self) -> list[Any]:
-        view = self.admin_site.admin_view(self.steer_view)
+        view = self.admin_site.admin_view(self.control_view)
         own = [
             path(f"<int:key>/{asked}/", view, {"asked": asked}, f"safemigrate_backfillrun_{asked}")
             for asked in ASKED
         ]
         return [*own, *super().get_urls()]
 
-    def steer_view(self, request: HttpRequest, key: int, asked: str) -> HttpResponse:
+    def control_view(self, request: HttpRequest, key: int, asked: str) -> HttpResponse:
         """Do what a button says. Only a POST changes anything."""
         if not self._may(request, asked):
             raise PermissionDenied
@@ -183,7 +183,7 @@ class BackfillRunAdmin(ModelAdmin):
         if asked == "cancel" and "confirm" not in request.POST:
             return self._question(request, [run], back)
         if request.method == "POST":
-            self._steer(request, asked, [run])
+            self._control(request, asked, [run])
         return HttpResponseRedirect(back)
 
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> Any:
@@ -212,7 +212,7 @@ class BackfillRunAdmin(ModelAdmin):
         return [
             (asked, words)
             for asked, (words, _refusal) in ASKED.items()
-            if store.STEERINGS[asked].target(run) and self._may(request, asked)
+            if store.ACTIONS[asked].target(run) and self._may(request, asked)
         ]
 
     def _bad_rows(self, request: HttpRequest, run: BackfillRun) -> list[tuple[Any, str, str]]:
@@ -233,20 +233,20 @@ class BackfillRunAdmin(ModelAdmin):
         shown = router.db_for_read(model) == run.alias and rows.has_view_or_change_permission(request)
         return f"admin:{model._meta.app_label}_{model._meta.model_name}_change" if shown else ""
 
-    # Steering
+    # Action
 
-    def _steer(self, request: HttpRequest, asked: str, chosen: Iterable[BackfillRun]) -> None:
+    def _control(self, request: HttpRequest, asked: str, chosen: Iterable[BackfillRun]) -> None:
         """Ask it of each run, and tell the person what came of it."""
         who = request.user.get_username()[:150]
         for run in chosen:
             try:
-                self._tell(
+                self._report(
                     request, getattr(store, asked)(run.pk, who), _("%(run)s: %(state)s"), messages.SUCCESS
                 )
             except IllegalMove:
-                self._tell(request, store.find(run.pk), str(ASKED[asked][1]), messages.ERROR)
+                self._report(request, store.find(run.pk), str(ASKED[asked][1]), messages.ERROR)
 
-    def _tell(self, request: HttpRequest, run: BackfillRun, text: str, level: int) -> None:
+    def _report(self, request: HttpRequest, run: BackfillRun, text: str, level: int) -> None:
         words = {"run": pages.name(run), "state": pages.state_in_words(run)}
         self.message_user(request, text % words, level)
 

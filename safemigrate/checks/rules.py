@@ -27,7 +27,7 @@ from django.db.models import NOT_PROVIDED
 from safemigrate import conf, operations
 from safemigrate.backends import for_connection
 from safemigrate.checks import loops
-from safemigrate.checks.unapplied import Coming, Upcoming
+from safemigrate.checks.unapplied import UnappliedOperation, UnappliedOperations
 from safemigrate.exceptions import InvalidField
 from safemigrate.operations import GuardWrites, Populate, UnguardWrites
 from safemigrate.schema import fields
@@ -64,24 +64,24 @@ def check_migrations(
 
 def _of_database(alias: str, labels: set[str] | None) -> list[Caution]:
     try:
-        return list(_cautions(Upcoming(connections[alias]), labels))
+        return list(_cautions(UnappliedOperations(connections[alias]), labels))
     except Exception:  # A check that crashes would keep people from migrating.
         logger.debug("The migrations of %s could not be checked", alias, exc_info=True)
         return []
 
 
-def _cautions(upcoming: Upcoming, labels: set[str] | None) -> Iterator[Caution]:
+def _cautions(unapplied: UnappliedOperations, labels: set[str] | None) -> Iterator[Caution]:
     checked = {
-        m for m in upcoming.migrations if _is_editable(m) and (labels is None or m.app_label in labels)
+        m for m in unapplied.migrations if _is_editable(m) and (labels is None or m.app_label in labels)
     }
     if not checked:
         return
     ends = LooseEnds()
-    for coming in upcoming:
-        ends.follow(coming, checked=coming.migration in checked)
-        if coming.migration in checked:
-            yield from _looked_at(coming, upcoming)
-    yield from ends.left(upcoming)
+    for ahead in unapplied:
+        ends.follow(ahead, checked=ahead.migration in checked)
+        if ahead.migration in checked:
+            yield from _looked_at(ahead, unapplied)
+    yield from ends.left(unapplied)
 
 
 def _is_editable(migration: Migration) -> bool:
@@ -89,20 +89,20 @@ def _is_editable(migration: Migration) -> bool:
     return file is not None and INSTALLED.isdisjoint(Path(file).parts)
 
 
-def _looked_at(coming: Coming, upcoming: Upcoming) -> Iterator[Caution]:
-    operation = coming.operation
+def _looked_at(ahead: UnappliedOperation, unapplied: UnappliedOperations) -> Iterator[Caution]:
+    operation = ahead.operation
     if isinstance(operation, OURS):
-        yield from _in_transaction(coming)
+        yield from _in_transaction(ahead)
     elif isinstance(operation, AddField):
-        yield from _same_for_all(coming) if _repeats_unique(operation.field) else _one_off(coming)
+        yield from _same_for_all(ahead) if _repeats_unique(operation.field) else _one_off(ahead)
     elif isinstance(operation, AlterField):
-        yield from _made_required(coming)
+        yield from _made_required(ahead)
     elif isinstance(operation, RunPython):
-        yield from _row_by_row(coming, upcoming)
+        yield from _row_by_row(ahead, unapplied)
     elif isinstance(operation, RemoveField):
-        yield from _still_guarded(coming, operation.name, "removed")
+        yield from _still_guarded(ahead, operation.name, "removed")
     elif isinstance(operation, RenameField):
-        yield from _still_guarded(coming, operation.old_name, "renamed")
+        yield from _still_guarded(ahead, operation.old_name, "renamed")
 
 
 def _caution(number: int, migration: Migration, text: str, hint: str) -> Caution:
@@ -113,14 +113,14 @@ def _caution(number: int, migration: Migration, text: str, hint: str) -> Caution
 # A field added with one value for all rows
 
 
-def _one_off(coming: Coming) -> Iterator[Caution]:
-    field = coming.operation.field
+def _one_off(ahead: UnappliedOperation) -> Iterator[Caution]:
+    field = ahead.operation.field
     if field.null or field.has_db_default() or not _is_fillable(field):
         return
-    model = coming.full_model(coming.operation.model_name)
+    model = ahead.full_model(ahead.operation.model_name)
     if model is None:
         return
-    value = _value(coming.operation)
+    value = _value(ahead.operation)
     fate = (
         f"they would all get {value}"
         if value
@@ -128,10 +128,10 @@ def _one_off(coming: Coming) -> Iterator[Caution]:
     )
     yield _caution(
         1,
-        coming.migration,
-        f"{_label(coming, model)} is required, and {_table(coming, model)} has rows: {fate}. Code that does not "
+        ahead.migration,
+        f"{_label(ahead, model)} is required, and {_table(ahead, model)} has rows: {fate}. Code that does not "
         "know the field yet cannot insert rows from then on.",
-        f"{_instead(coming)}: python manage.py add_required_field {_label(coming, model)}. Where one value is "
+        f"{_instead(ahead)}: python manage.py add_required_field {_label(ahead, model)}. Where one value is "
         "right for old rows and for those of old code, give the field a db_default instead.",
     )
 
@@ -153,31 +153,31 @@ def _repeats_unique(field: Any) -> bool:
     )
 
 
-def _same_for_all(coming: Coming) -> Iterator[Caution]:
-    field = coming.operation.field
+def _same_for_all(ahead: UnappliedOperation) -> Iterator[Caution]:
+    field = ahead.operation.field
     if not _is_fillable(field):
         return
-    model = coming.full_model(coming.operation.model_name)
+    model = ahead.full_model(ahead.operation.model_name)
     if model is None:
         return
-    label = _label(coming, model)
+    label = _label(ahead, model)
     cure = (
         f"Take the default out of this operation, and fill the field in a migration after it with atomic = False: "
-        f"{_populate_line(coming)}"
+        f"{_populate_line(ahead)}"
         if field.null
-        else f"{_instead(coming)}: python manage.py add_required_field {label}"
+        else f"{_instead(ahead)}: python manage.py add_required_field {label}"
     )
     yield _caution(
         2,
-        coming.migration,
+        ahead.migration,
         f"{label} is unique, and its default {_written(field.default)} is called once: all rows that "
-        f"{_table(coming, model)} has would get the same value.",
+        f"{_table(ahead, model)} has would get the same value.",
         f"{cure}, which calls it for each row.",
     )
 
 
-def _populate_line(coming: Coming) -> str:
-    operation = coming.operation
+def _populate_line(ahead: UnappliedOperation) -> str:
+    operation = ahead.operation
     called = _written(operation.field.default)
     return f'Populate(model_name="{operation.model_name}", name="{operation.name}", populate={called})'
 
@@ -193,8 +193,8 @@ def _is_fillable(field: Any) -> bool:
     return True
 
 
-def _instead(coming: Coming) -> str:
-    alone = len(coming.migration.operations) == 1
+def _instead(ahead: UnappliedOperation) -> str:
+    alone = len(ahead.migration.operations) == 1
     what = "delete this migration" if alone else "take this operation out of the migration"
     return f"If it is applied nowhere yet, {what} and type"
 
@@ -202,12 +202,12 @@ def _instead(coming: Coming) -> str:
 # A nullable field made required by Django's own operation
 
 
-def _made_required(coming: Coming) -> Iterator[Caution]:
-    operation = coming.operation
-    before = _state_field(coming, operation.model_name, operation.name)
+def _made_required(ahead: UnappliedOperation) -> Iterator[Caution]:
+    operation = ahead.operation
+    before = _state_field(ahead, operation.model_name, operation.name)
     if before is None or not before.null or operation.field.null or not _is_fillable(operation.field):
         return
-    model = coming.full_model(operation.model_name)
+    model = ahead.full_model(operation.model_name)
     if model is None:
         return
     after = _kept(operation)
@@ -217,8 +217,8 @@ def _made_required(coming: Coming) -> Iterator[Caution]:
     filled = f"every NULL gets {value}, and " if value else ""
     yield _caution(
         6,
-        coming.migration,
-        f"{_label(coming, model)} becomes required, and {_table(coming, model)} has rows: {filled}all "
+        ahead.migration,
+        f"{_label(ahead, model)} becomes required, and {_table(ahead, model)} has rows: {filled}all "
         "are read or copied, under a lock that is waited for, and held, without a limit.",
         f"{alone} this instead, in a migration with atomic = False: "
         f"{_set_not_null(operation.model_name, operation.name, after)}",
@@ -243,19 +243,19 @@ def _set_not_null(model_name: str, name: str, field: Any) -> str:
 # A function that writes row after row
 
 
-def _row_by_row(coming: Coming, upcoming: Upcoming) -> Iterator[Caution]:
-    operation = coming.operation
-    if not _in_one_transaction(coming) or not router.allow_migrate(
-        coming.alias, coming.app_label, **operation.hints
+def _row_by_row(ahead: UnappliedOperation, unapplied: UnappliedOperations) -> Iterator[Caution]:
+    operation = ahead.operation
+    if not _in_one_transaction(ahead) or not router.allow_migrate(
+        ahead.alias, ahead.app_label, **operation.hints
     ):
         return
     loop = loops.find(operation.code)
-    if loop is None or not _has_work(loop, coming, upcoming):
+    if loop is None or not _has_work(loop, ahead, unapplied):
         return
     inside = "" if loop.function == _name(operation.code) else f" of {loop.function}"
     yield _caution(
         3,
-        coming.migration,
+        ahead.migration,
         f"{_name(operation.code)} writes row after row in a loop{inside}, all in one transaction: the rows it "
         "has written, and the tables that the migration has altered, stay locked until the last one.",
         "If it fills a field, write Populate from safemigrate.operations instead, with a function that returns "
@@ -264,47 +264,47 @@ def _row_by_row(coming: Coming, upcoming: Upcoming) -> Iterator[Caution]:
     )
 
 
-def _in_one_transaction(coming: Coming) -> bool:
-    migration, own = coming.migration, coming.operation.atomic
-    around = migration.atomic and for_connection(connections[coming.alias]).can_roll_back
+def _in_one_transaction(ahead: UnappliedOperation) -> bool:
+    migration, own = ahead.migration, ahead.operation.atomic
+    around = migration.atomic and for_connection(connections[ahead.alias]).can_roll_back
     return bool(around or own or (migration.atomic and own is None))
 
 
-def _has_work(loop: loops.Loop, coming: Coming, upcoming: Upcoming) -> bool:
+def _has_work(loop: loops.Loop, ahead: UnappliedOperation, unapplied: UnappliedOperations) -> bool:
     known = [
         (app_label, name)
         for app_label, name in sorted(loop.models)
-        if (app_label, name) in coming.state.models
+        if (app_label, name) in ahead.state.models
     ]
     if not known:  # Which rows it writes cannot be seen: there may be some, if there are tables.
-        return coming.app_label in upcoming.applied_apps()
-    return any(coming.full_model(name, app_label) is not None for app_label, name in known)
+        return ahead.app_label in unapplied.applied_apps()
+    return any(ahead.full_model(name, app_label) is not None for app_label, name in known)
 
 
 # Our operations
 
 
-def _in_transaction(coming: Coming) -> Iterator[Caution]:
-    if not coming.migration.atomic or coming.model(coming.operation.model_name) is None:
+def _in_transaction(ahead: UnappliedOperation) -> Iterator[Caution]:
+    if not ahead.migration.atomic or ahead.model(ahead.operation.model_name) is None:
         return
     yield _caution(
         4,
-        coming.migration,
+        ahead.migration,
         "The operations of safemigrate are refused inside a transaction, and this migration is atomic: every lock "
         "would be held until the end.",
         "Add this line to the Migration class: atomic = False",
     )
 
 
-def _still_guarded(coming: Coming, name: str, done: str) -> Iterator[Caution]:
-    model_name = coming.operation.model_name
-    field = _state_field(coming, model_name, name)
-    if getattr(field, "safemigrate_guard", None) is None or coming.model(model_name) is None:
+def _still_guarded(ahead: UnappliedOperation, name: str, done: str) -> Iterator[Caution]:
+    model_name = ahead.operation.model_name
+    field = _state_field(ahead, model_name, name)
+    if getattr(field, "safemigrate_guard", None) is None or ahead.model(model_name) is None:
         return
     yield _caution(
         8,
-        coming.migration,
-        f"{coming.app_label}.{model_name}.{name} is {done} while its write guard is up: the guard names the column, so "
+        ahead.migration,
+        f"{ahead.app_label}.{model_name}.{name} is {done} while its write guard is up: the guard names the column, so "
         "that from then on each insert may fail, or the column cannot be dropped.",
         "Add this to a migration before it, with atomic = False: "
         f'UnguardWrites(model_name="{model_name}", name="{name}") from safemigrate.operations',
@@ -315,11 +315,11 @@ class LooseEnds:
     """What was begun by our operations, and is still to be ended: fields filled, fields guarded."""
 
     def __init__(self) -> None:
-        self.filled: dict[Key, Coming] = {}
-        self.guarded: dict[Key, Coming] = {}
+        self.filled: dict[Key, UnappliedOperation] = {}
+        self.guarded: dict[Key, UnappliedOperation] = {}
 
-    def follow(self, coming: Coming, *, checked: bool) -> None:
-        operation, app_label = coming.operation, coming.app_label
+    def follow(self, ahead: UnappliedOperation, *, checked: bool) -> None:
+        operation, app_label = ahead.operation, ahead.app_label
         if isinstance(operation, RenameModel):
             old, new = operation.old_name_lower, operation.new_name_lower
             self._rename(lambda key: (app_label, new, key[2]) if key[:2] == (app_label, old) else key)
@@ -329,48 +329,48 @@ class LooseEnds:
         elif isinstance(operation, UnguardWrites):
             self.guarded.pop(_key(app_label, operation, operation.name), None)
         elif checked and isinstance(operation, Populate | GuardWrites):
-            self._begin(coming)
+            self._begin(ahead)
 
-    def _begin(self, coming: Coming) -> None:
-        operation = coming.operation
-        if coming.model(operation.model_name) is None:
+    def _begin(self, ahead: UnappliedOperation) -> None:
+        operation = ahead.operation
+        if ahead.model(operation.model_name) is None:
             return
         begun = self.filled if isinstance(operation, Populate) else self.guarded
         names = operation.names if isinstance(operation, Populate) else [operation.name]
-        begun.update({_key(coming.app_label, operation, name): coming for name in names})
+        begun.update({_key(ahead.app_label, operation, name): ahead for name in names})
 
     def _rename(self, renamed: Callable[[Key], Key]) -> None:
-        self.filled = {renamed(key): coming for key, coming in self.filled.items()}
-        self.guarded = {renamed(key): coming for key, coming in self.guarded.items()}
+        self.filled = {renamed(key): ahead for key, ahead in self.filled.items()}
+        self.guarded = {renamed(key): ahead for key, ahead in self.guarded.items()}
 
-    def left(self, upcoming: Upcoming) -> Iterator[Caution]:
+    def left(self, unapplied: UnappliedOperations) -> Iterator[Caution]:
         """Return the warnings, once all migrations were followed."""
-        for key, coming in self.filled.items():
-            field = _field_at_end(upcoming, key)
+        for key, ahead in self.filled.items():
+            field = _field_at_end(unapplied, key)
             if field is not None and field.null and _is_required(key):
-                yield _never_required(key, coming, upcoming)
-        for key, coming in self.guarded.items():
-            field = _field_at_end(upcoming, key)
+                yield _never_required(key, ahead, unapplied)
+        for key, ahead in self.guarded.items():
+            field = _field_at_end(unapplied, key)
             if field is not None and not field.null:
-                yield _guarded_for_ever(key, coming, upcoming)
+                yield _guarded_for_ever(key, ahead, unapplied)
 
 
-def _never_required(key: Key, coming: Coming, upcoming: Upcoming) -> Caution:
+def _never_required(key: Key, ahead: UnappliedOperation, unapplied: UnappliedOperations) -> Caution:
     field = apps.get_model(*key[:2])._meta.get_field(key[2])
     return _caution(
         5,
-        coming.migration,
-        f"{_path(key, upcoming)} is filled, and models.py says that it is required, but no migration makes it so: old "
+        ahead.migration,
+        f"{_path(key, unapplied)} is filled, and models.py says that it is required, but no migration makes it so: old "
         "code may go on inserting NULL.",
         f"Add this to the migration, or to one after it with atomic = False: {_set_not_null(key[1], key[2], field)}",
     )
 
 
-def _guarded_for_ever(key: Key, coming: Coming, upcoming: Upcoming) -> Caution:
+def _guarded_for_ever(key: Key, ahead: UnappliedOperation, unapplied: UnappliedOperations) -> Caution:
     return _caution(
         7,
-        coming.migration,
-        f"{_path(key, upcoming)} is guarded, and made required, but no migration takes the write guard away: the "
+        ahead.migration,
+        f"{_path(key, unapplied)} is guarded, and made required, but no migration takes the write guard away: the "
         "database would go on filling it for code that has forgotten it.",
         "Add this after SetNotNull, or to a migration for the time when all code knows the field, with "
         f'atomic = False: UnguardWrites(model_name="{key[1]}", name="{key[2]}") from safemigrate.operations',
@@ -381,8 +381,8 @@ def _key(app_label: str, operation: Any, name: str) -> Key:
     return app_label, operation.model_name.lower(), name
 
 
-def _field_at_end(upcoming: Upcoming, key: Key) -> Any:
-    model = upcoming.state.models.get(key[:2])
+def _field_at_end(unapplied: UnappliedOperations, key: Key) -> Any:
+    model = unapplied.state.models.get(key[:2])
     return model.fields.get(key[2]) if model else None
 
 
@@ -396,16 +396,16 @@ def _is_required(key: Key) -> bool:
 # Words
 
 
-def _label(coming: Coming, model: Any) -> str:
-    return f"{model._meta.label}.{coming.operation.name}"
+def _label(ahead: UnappliedOperation, model: Any) -> str:
+    return f"{model._meta.label}.{ahead.operation.name}"
 
 
-def _path(key: Key, upcoming: Upcoming) -> str:
-    return f"{key[0]}.{upcoming.state.models[key[:2]].name}.{key[2]}"
+def _path(key: Key, unapplied: UnappliedOperations) -> str:
+    return f"{key[0]}.{unapplied.state.models[key[:2]].name}.{key[2]}"
 
 
-def _table(coming: Coming, model: Any) -> str:
-    return f"{model._meta.db_table} on {coming.alias}"
+def _table(ahead: UnappliedOperation, model: Any) -> str:
+    return f"{model._meta.db_table} on {ahead.alias}"
 
 
 def _written(value: Any, otherwise: str = "") -> str:
@@ -420,6 +420,6 @@ def _name(function: Any) -> str:
     return str(getattr(function, "__qualname__", None) or repr(function))
 
 
-def _state_field(coming: Coming, model_name: str, name: str) -> Any:
-    model = coming.state.models.get((coming.app_label, model_name.lower()))
+def _state_field(ahead: UnappliedOperation, model_name: str, name: str) -> Any:
+    model = ahead.state.models.get((ahead.app_label, model_name.lower()))
     return model.fields.get(name) if model else None

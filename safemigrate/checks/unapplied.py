@@ -72,7 +72,7 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Coming:
+class UnappliedOperation:
     """An operation about to be run. Ask it while it is at hand: `state` moves on with the next one."""
 
     migration: Migration
@@ -103,7 +103,7 @@ class Coming:
         return model if model is not None and self.tables.has_rows(key, model) else None
 
 
-class Upcoming:
+class UnappliedOperations:
     """The migrations not applied on a connection. Iterating gives their operations in order.
 
     Looks into SeparateDatabaseAndState for what it does to the database. Afterwards `state` is the
@@ -120,11 +120,11 @@ class Upcoming:
         """Return the apps that have an applied migration."""
         return {app_label for app_label, _ in self.executor.loader.applied_migrations}
 
-    def __iter__(self) -> Iterator[Coming]:
+    def __iter__(self) -> Iterator[UnappliedOperation]:
         unapplied = set(self.migrations)
         for migration in self._plan(clean_start=True):
             if migration in unapplied:
-                yield from self._coming(migration)
+                yield from self._ahead(migration)
             else:
                 self.state = migration.mutate_state(self.state, preserve=False)
 
@@ -132,10 +132,10 @@ class Upcoming:
         leaves = self.executor.loader.graph.leaf_nodes()
         return [migration for migration, _ in self.executor.migration_plan(leaves, clean_start=clean_start)]
 
-    def _coming(self, migration: Migration) -> Iterator[Coming]:
+    def _ahead(self, migration: Migration) -> Iterator[UnappliedOperation]:
         for operation in migration.operations:
             for part, state in parts(migration.app_label, operation, self.state):
-                yield Coming(migration, part, state, self.tables)
+                yield UnappliedOperation(migration, part, state, self.tables)
                 self.tables.follow(migration.app_label, part, state)
             operation.state_forwards(migration.app_label, self.state)
 

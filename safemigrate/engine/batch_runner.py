@@ -129,7 +129,7 @@ class ComputedInPython:
     def _deduplicator(self) -> Deduplicator | None:
         if self.source.unique is None:
             return None
-        rows = Batches(self.target.model, self.target.alias, self.target.marks).rows
+        rows = Batches(self.target.model, self.target.alias, self.target.null_fields).rows
         return Deduplicator(rows, self.fields[0], self.source.unique, self.database.same_text)
 
     @property

@@ -30,14 +30,14 @@ class Range:
 class Target:
     """What is to be filled: fields of a model, as it is in the migration's state, on one database.
 
-    `marks` are those of the fields that hold NULL where a row is still to be filled; `once` those that were
+    `null_fields` are those of the fields that hold NULL where a row is still to be filled; `once` those that were
     so when the fill was done first, and are required since. Both keep a value that they have; the other
     fields are rewritten along with them.
     """
 
     model: Any
     names: Sequence[str]
-    marks: Sequence[str]
+    null_fields: Sequence[str]
     alias: str
     apps: Any
     once: Sequence[str] = ()
@@ -48,19 +48,19 @@ class Target:
 
     @property
     def kept(self) -> list[str]:
-        return [name for name in self.names if name in self.marks or name in self.once]
+        return [name for name in self.names if name in self.null_fields or name in self.once]
 
 
 @dataclass(frozen=True)
 class Batches:
     """The rows of a model on one database, seen by primary key and by what is still NULL.
 
-    `marks` are the fields of which at least one is NULL in a row that is still to be filled.
+    `null_fields` are the fields of which at least one is NULL in a row that is still to be filled.
     """
 
     model: Any
     alias: str
-    marks: Sequence[str]
+    null_fields: Sequence[str]
 
     @property
     def rows(self) -> QuerySet[Any]:
@@ -70,7 +70,7 @@ class Batches:
     @property
     def todo(self) -> QuerySet[Any]:
         condition = Q()
-        for name in self.marks:
+        for name in self.null_fields:
             condition |= Q(**{f"{name}__isnull": True})
         return self.rows.filter(condition)
 
@@ -97,7 +97,7 @@ class Batches:
             return Range(after, end, not inclusive, size)
         return Range(after, last, not inclusive, size) if inclusive or after != last else None
 
-    def stragglers(self, limit: int) -> list[Any]:
+    def remaining_keys(self, limit: int) -> list[Any]:
         """Return up to `limit` keys of rows to fill, in order, found by reading the table once."""
         return keys_of(self.todo.order_by("pk")[:limit])
 

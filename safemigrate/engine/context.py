@@ -13,16 +13,16 @@ Fill = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Context:
-    """`migrations` gives the migration of a fill by (app, model, its fields); `ledgers` makes more of them.
+    """`migrations` gives the migration of a fill by (app, model, its fields); `observers` makes more of them.
 
-    `recipes` lead another process to the work of a fill, by the fill and its alias: see `workers.chosen`.
+    `work_factories` lead another process to the work of a fill, by the fill and its alias: see `workers.chosen`.
     """
 
     person: str = ""
     executor: str = "inline"
     migrations: dict[Fill, str] = field(default_factory=dict)
-    ledgers: Sequence[Callable[[], Any]] = ()
-    recipes: dict[tuple[Fill, str], Sequence[str]] = field(default_factory=dict)
+    observers: Sequence[Callable[[], Any]] = ()
+    work_factories: dict[tuple[Fill, str], Sequence[str]] = field(default_factory=dict)
 
 
 current = Context()
@@ -53,9 +53,9 @@ def migration_of(model: Any, names: Sequence[str]) -> str:
     return current.migrations.get(_fill(model, names), "")
 
 
-def recipe_of(target: Any) -> Sequence[str]:
+def work_factory_of(target: Any) -> Sequence[str]:
     """Return what leads another process to the work of a `batches.Target`, nothing where it cannot be found."""
-    return current.recipes.get((_fill(target.model, target.names), target.alias), ())
+    return current.work_factories.get((_fill(target.model, target.names), target.alias), ())
 
 
 def _fill(model: Any, names: Sequence[str]) -> Fill:

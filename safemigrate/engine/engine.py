@@ -24,7 +24,7 @@ from safemigrate.backends import for_connection
 from safemigrate.engine import context
 from safemigrate.engine.batch_runner import BatchFailed, Work, reason, work_for
 from safemigrate.engine.batches import Batches, Range, Target
-from safemigrate.engine.pipeline import Alone, Done, Workers, chosen
+from safemigrate.engine.pipeline import Done, Sequential, Workers, chosen
 from safemigrate.exceptions import BadRow, BadRows, TooManyRetries
 from safemigrate.populate.sources import InDatabase, InPython
 from safemigrate.throttles import Throttles
@@ -33,8 +33,8 @@ logger = logging.getLogger("safemigrate")
 
 EXAMPLES = 10
 LINES = 50
-STRAGGLERS = 10_000
-SWEEPS = 20
+MAX_REMAINING_KEYS = 10_000
+MAX_PASSES = 20
 #: The batches after which it pays to have others work too.
 ALONE = 3
 #: The longest sleep between two questions to the throttles, in seconds.
@@ -45,14 +45,14 @@ Result = TypeVar("Result")
 
 @dataclass
 class Run:
-    """A fill as it goes: what a ledger is told."""
+    """A fill as it goes: what an observer is told."""
 
     label: str
     alias: str
     total: int
     rows: int = 0
     cursor: Any = None
-    resume_after: Any = None  # where a ledger knows that all before it was seen to; it saves the search
+    resume_after: Any = None  # where an observer knows that all before it was seen to; it saves the search
     batch_size: int = 0
     batches: int = 0
     took: float = 0.0  # the last batch's time, in seconds
@@ -75,7 +75,7 @@ class Run:
         return max(self.seconds - self.waited, 0.0)
 
 
-class Ledger(Protocol):
+class Observer(Protocol):
     """Is told of a run after each committed batch, and again and again while it waits; ends it by raising.
 
     `hold` returns why the run has to wait, or None.
@@ -87,7 +87,7 @@ class Ledger(Protocol):
     def end(self, run: Run, error: BaseException | None) -> None: ...
 
 
-class NoLedger:
+class NullObserver:
     """Keeps nothing. The column alone says what is left."""
 
     def start(self, run: Run) -> None: ...
@@ -96,13 +96,13 @@ class NoLedger:
     def end(self, run: Run, error: BaseException | None) -> None: ...
 
 
-new_ledger: Callable[[], Ledger] = NoLedger
+new_observer: Callable[[], Observer] = NullObserver
 
 
-def use_ledger(factory: Callable[[], Ledger]) -> None:
-    """Make every later fill tell a ledger that `factory` makes."""
-    global new_ledger
-    new_ledger = factory
+def use_observer(factory: Callable[[], Observer]) -> None:
+    """Make every later fill tell an observer that `factory` makes."""
+    global new_observer
+    new_observer = factory
 
 
 def fill(
@@ -114,7 +114,7 @@ def fill(
     crash, it does what is left. Rows that get no value are passed over, and raise BadRows at the end, or
     when there are more than SAFEMIGRATE_MAX_BAD_ROWS. Errors that pass (a deadlock, a lost connection)
     are tried again, SAFEMIGRATE_RETRIES times, and raise TooManyRetries then. `at_once` is for the few rows
-    that came in at the end, while new ones without a value are refused: no throttle and no ledger may hold it.
+    that came in at the end, while new ones without a value are refused: no throttle and no observer may hold it.
     Several batches may be under way at once, each on a connection of its own, as `workers.chosen` says.
     """
     return Filling(target, source, batch_size, at_once=at_once).run()
@@ -136,11 +136,11 @@ class Filling:
         self.target, self.source, self.at_once = target, source, at_once
         self.number = conf.get("SAFEMIGRATE_WORKERS") if workers is None else workers
         self.paths = conf.get("SAFEMIGRATE_THROTTLES") if throttles is None else throttles
-        self.workers: Workers = Alone()
-        self.hired = False
+        self.workers: Workers = Sequential()
+        self.started = False
         self.connection = connections[target.alias]
         self.database = for_connection(self.connection)
-        self.batches = Batches(target.model, target.alias, target.marks)
+        self.batches = Batches(target.model, target.alias, target.null_fields)
         self.pace = conf.pace(batch_size)
         self.max_bad = conf.get("SAFEMIGRATE_MAX_BAD_ROWS")
         self.state = Run(
@@ -160,33 +160,33 @@ class Filling:
         """Fill the whole table; nothing is told of one that is full."""
         if self.batches.any_left():
             self.state.total = self.database.estimated_rows(self.target.model)
-            ledger = NoLedger() if self.at_once else new_ledger()
-            self._recorded(ledger, self._fill_all)
+            observer = NullObserver() if self.at_once else new_observer()
+            self._recorded(observer, self._fill_all)
         return self.state
 
-    def run_range(self, part: Range, ledger: Ledger) -> Run:
+    def run_range(self, part: Range, observer: Observer) -> Run:
         """Fill one range. What gets no value is in `Run.bad`: it is no error before the end."""
-        return self._begun_again(ledger, partial(self._fill_range, part))
+        return self._begun_again(observer, partial(self._fill_range, part))
 
-    def run_end(self, ledger: Ledger) -> Run:
+    def run_end(self, observer: Observer) -> Run:
         """Fill what the ranges left: rows that came in, and those that got no value. Raises BadRows."""
-        return self._begun_again(ledger, self._fill_left)
+        return self._begun_again(observer, self._fill_left)
 
-    def _begun_again(self, ledger: Ledger, fill: Callable[[Ledger], None]) -> Run:
+    def _begun_again(self, observer: Observer, fill: Callable[[Observer], None]) -> Run:
         size, title = self.state.batch_size, self.source.title
         self.bad = {}
         self.state = Run(
             self.target.label, self.target.alias, 0, batch_size=size, target=self.target, title=title
         )
-        self._recorded(ledger, fill)
+        self._recorded(observer, fill)
         return self.state
 
-    def _recorded(self, ledger: Ledger, fill: Callable[[Ledger], None]) -> None:
+    def _recorded(self, observer: Observer, fill: Callable[[Observer], None]) -> None:
         error: BaseException | None = None
         _ = self.throttles, self.work  # What is wrong with them is no part of a run.
-        ledger.start(self.state)
+        observer.start(self.state)
         try:
-            fill(ledger)
+            fill(observer)
         except BaseException as raised:
             error = raised
             if not isinstance(raised, KeyboardInterrupt):
@@ -196,76 +196,76 @@ class Filling:
             try:
                 self._dismiss()
             finally:
-                ledger.end(self.state, error)
+                observer.end(self.state, error)
 
     def _dismiss(self) -> None:
-        workers, self.workers, self.hired = self.workers, Alone(), False
+        workers, self.workers, self.started = self.workers, Sequential(), False
         workers.close()
 
-    def _fill_range(self, part: Range, ledger: Ledger) -> None:
+    def _fill_range(self, part: Range, observer: Observer) -> None:
         if self.state.resume_after is None:
-            self._go_through(ledger, self._next(part.first, part.last, inclusive=not part.after), part.last)
+            self._go_through(observer, self._next(part.first, part.last, inclusive=not part.after), part.last)
         else:
-            self._go_through(ledger, self._next(self.state.resume_after, part.last), part.last)
+            self._go_through(observer, self._next(self.state.resume_after, part.last), part.last)
 
-    def _fill_left(self, ledger: Ledger) -> None:
-        keys = self._stragglers()
-        if len(keys) == STRAGGLERS:
-            self._fill_all(ledger)
+    def _fill_left(self, observer: Observer) -> None:
+        keys = self._remaining_keys()
+        if len(keys) == MAX_REMAINING_KEYS:
+            self._fill_all(observer)
         else:
-            self._fill_rest(ledger, keys)
+            self._fill_rest(observer, keys)
 
-    def _fill_all(self, ledger: Ledger) -> None:
-        self._sweep(ledger)
-        keys = self._stragglers()
-        if len(keys) == STRAGGLERS and self.state.resume_after is not None:
+    def _fill_all(self, observer: Observer) -> None:
+        self._requeue(observer)
+        keys = self._remaining_keys()
+        if len(keys) == MAX_REMAINING_KEYS and self.state.resume_after is not None:
             # Much is to be done before the place where it was resumed: the table is another one by now.
             self.state.resume_after = None
-            self._sweep(ledger)
-            keys = self._stragglers()
-        self._fill_rest(ledger, keys)
+            self._requeue(observer)
+            keys = self._remaining_keys()
+        self._fill_rest(observer, keys)
 
-    def _fill_rest(self, ledger: Ledger, keys: list[Any]) -> None:
+    def _fill_rest(self, observer: Observer, keys: list[Any]) -> None:
         """Fill these, and those that come in meanwhile. Raises BadRows for what stays without a value."""
-        for _ in range(SWEEPS):
+        for _ in range(MAX_PASSES):
             if not keys:
                 return
-            self._catch_up(ledger, keys)
-            left, tried = self._stragglers(), set(keys)
+            self._catch_up(observer, keys)
+            left, tried = self._remaining_keys(), set(keys)
             if stuck := [key for key in left if key in tried]:
                 raise self._bad_rows(stuck)
             keys = left
         # Rows keep coming in faster than they are filled: the constraint that follows will stop them.
 
-    def _sweep(self, ledger: Ledger) -> None:
+    def _requeue(self, observer: Observer) -> None:
         """Go once through the table by key, from the first row that is still to be filled."""
         last = self._again(self.batches.last)
-        self._go_through(ledger, None if last is None else self._first(last), last)
+        self._go_through(observer, None if last is None else self._first(last), last)
 
-    def _go_through(self, ledger: Ledger, batch: Range | None, last: Any) -> None:
+    def _go_through(self, observer: Observer, batch: Range | None, last: Any) -> None:
         while batch is not None:
-            for each, done in self.workers.take(batch, partial(self._wait, ledger)):
-                self._settle(ledger, each, done)
+            for each, done in self.workers.take(batch, partial(self._wait, observer)):
+                self._finish(observer, each, done)
             batch = self._next(batch.last, last)
-            self._hire()
+            self._start_pool()
         for each, done in self.workers.rest():
-            self._settle(ledger, each, done)
+            self._finish(observer, each, done)
 
-    def _hire(self) -> None:
+    def _start_pool(self) -> None:
         """Let others work too, once there was work enough for it to pay."""
-        if self.hired or self.at_once or self.state.batches < ALONE:
+        if self.started or self.at_once or self.state.batches < ALONE:
             return
-        self.hired = True
-        recipe = context.recipe_of(self.target)
-        self.workers = self._again(lambda: chosen(self.work, self.batches, self.number, recipe))
+        self.started = True
+        work_factory = context.work_factory_of(self.target)
+        self.workers = self._again(lambda: chosen(self.work, self.batches, self.number, work_factory))
 
-    def _settle(self, ledger: Ledger, batch: Range, done: Done | None) -> None:
+    def _finish(self, observer: Observer, batch: Range, done: Done | None) -> None:
         if done is None:
             self._fill(batch)
         else:
             self._note_done(batch, *done)
         self.state.cursor = batch.last
-        self._advance(ledger)
+        self._advance(observer)
 
     def _gather(self) -> None:
         """Count what others had under way when an error ended the run: it is committed."""
@@ -279,41 +279,41 @@ class Filling:
         first = self._again(self.batches.first_todo)
         return None if first is None else self._next(first, last, inclusive=True)
 
-    def _stragglers(self) -> list[Any]:
-        return self._again(lambda: self.batches.stragglers(STRAGGLERS))
+    def _remaining_keys(self) -> list[Any]:
+        return self._again(lambda: self.batches.remaining_keys(MAX_REMAINING_KEYS))
 
     def _next(self, after: Any, last: Any, *, inclusive: bool = False) -> Range | None:
         size = self.state.batch_size
         return self._again(lambda: self.batches.next(after, last, size, inclusive=inclusive))
 
-    def _catch_up(self, ledger: Ledger, keys: Sequence[Any]) -> None:
+    def _catch_up(self, observer: Observer, keys: Sequence[Any]) -> None:
         """Fill rows that came in, or were passed over, behind the sweep."""
         size = self.state.batch_size
         for start in range(0, len(keys), size):
             chunk = keys[start : start + size]
             batch = Range(chunk[0], chunk[-1], size=size if len(chunk) == size else 0)
-            self._wait(ledger)
+            self._wait(observer)
             self._fill(batch)
-            self._advance(ledger)
+            self._advance(observer)
 
-    def _wait(self, ledger: Ledger) -> None:
+    def _wait(self, observer: Observer) -> None:
         """Wait as long as a throttle says so. Nothing is locked meanwhile, and no pace sees it."""
         if self.at_once:
             return
         state, started, before = self.state, time.monotonic(), self.state.waited
-        while reason := ledger.hold(state) or self._again(lambda: self.throttles.reason(state)):
+        while reason := observer.hold(state) or self._again(lambda: self.throttles.reason(state)):
             for each, done in self.workers.rest():  # Nothing is under way while it waits.
-                self._settle(ledger, each, done)
+                self._finish(observer, each, done)
             waited = time.monotonic() - started
             state.waiting, state.waited = reason, before + waited
-            ledger.advance(state)
+            observer.advance(state)
             # In proportion, so that a short pause is no longer than it is meant to be.
             time.sleep(min(max(waited / 4, SLEEP / 50), SLEEP))
         state.waiting, state.waited = "", before + time.monotonic() - started
 
-    def _advance(self, ledger: Ledger) -> None:
+    def _advance(self, observer: Observer) -> None:
         self.state.bad = list(self.bad.values())
-        ledger.advance(self.state)
+        observer.advance(self.state)
 
     def _fill(self, batch: Range) -> None:
         try:
@@ -384,7 +384,7 @@ class Filling:
         time.sleep(random.uniform(0.5, 1) * min(0.1 * 2**attempt, 5))
 
     def _count(self, keys: Sequence[Any]) -> int:
-        return len(keys) if len(keys) < STRAGGLERS else self.batches.todo.count()
+        return len(keys) if len(keys) < MAX_REMAINING_KEYS else self.batches.todo.count()
 
     def _bad_rows(self, keys: Sequence[Any], *, more: bool = False) -> BadRows:
         examples = [self.bad.get(key, BadRow(key, "its value came out as NULL")) for key in keys[:EXAMPLES]]

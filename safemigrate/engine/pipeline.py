@@ -65,7 +65,7 @@ class Workers(Protocol):
     def close(self) -> None: ...
 
 
-class Alone:
+class Sequential:
     """The caller does each batch itself."""
 
     def take(self, batch: Range, before: Callable[[], None]) -> Iterator[tuple[Range, Done | None]]:
@@ -79,7 +79,7 @@ class Alone:
 
 
 @dataclass
-class Beside:
+class Pool:
     """Up to `most` batches are under way in an executor. One that fails there is left to the caller.
 
     `begin` does what the caller can do of a batch meanwhile, and returns what starts the rest of it.
@@ -154,10 +154,10 @@ class Beside:
                 connection.close()
 
 
-def chosen(work: Work, batches: Batches, number: int, recipe: Sequence[str] = ()) -> Workers:
+def chosen(work: Work, batches: Batches, number: int, work_factory: Sequence[str] = ()) -> Workers:
     """Return who shall do the batches: `number` threads for an UPDATE, or processes for a function.
 
-    The recipe is what another process finds the same work by: the dotted path of a function that returns
+    The work_factory is what another process finds the same work by: the dotted path of a function that returns
     (work, batches), and its arguments. Without one a function runs in this process alone, and a thread writes
     for it, as SAFEMIGRATE_WRITER_THREAD says. In a transaction, and where a database has one writer, the caller
     is alone.
@@ -165,25 +165,25 @@ def chosen(work: Work, batches: Batches, number: int, recipe: Sequence[str] = ()
     connection = connections[batches.alias]
     alone = connection.in_atomic_block or not connection.get_autocommit()
     if alone or not for_connection(connection).writes_at_once:
-        return Alone()
-    session, workers = _session(batches), _hired(work, batches, number, recipe)
+        return Sequential()
+    session, workers = _session(batches), _hired(work, batches, number, work_factory)
     if workers is None or workers.sees(session):
-        return workers or Alone()
+        return workers or Sequential()
     workers.close()
-    return Alone()
+    return Sequential()
 
 
-def _hired(work: Work, batches: Batches, number: int, recipe: Sequence[str]) -> Beside | None:
+def _hired(work: Work, batches: Batches, number: int, work_factory: Sequence[str]) -> Pool | None:
     if isinstance(work, ComputedInDatabase):
         return _threads(work, batches, number) if number > 1 else None
     if not (isinstance(work, ComputedInPython) and work.may_be_apart):
         return None
-    if number > 1 and recipe:
-        return _processes(recipe, number)
+    if number > 1 and work_factory:
+        return _processes(work_factory, number)
     return _writer(work, batches) if conf.get("SAFEMIGRATE_WRITER_THREAD") else None
 
 
-def _writer(work: ComputedInPython, batches: Batches) -> Beside:
+def _writer(work: ComputedInPython, batches: Batches) -> Pool:
     """Return a thread that writes one batch while the caller reads and computes the next."""
     pool, opened = _pool(batches.alias, 1)
     write = cache(lambda: writer.for_target(for_connection(connections[batches.alias]), work.target))
@@ -200,7 +200,7 @@ def _writer(work: ComputedInPython, batches: Batches) -> Beside:
             return partial(_failed, error)
         return partial(pool.submit, finish, made, monotonic() - began)
 
-    return Beside(pool, begin, 1, opened, [batches])
+    return Pool(pool, begin, 1, opened, [batches])
 
 
 def _started(start: Callable[[], Future[Done]]) -> Future[Done]:
@@ -216,9 +216,9 @@ def _failed(error: Exception) -> Future[Done]:
     return future
 
 
-def _threads(work: Work, batches: Batches, number: int) -> Beside:
+def _threads(work: Work, batches: Batches, number: int) -> Pool:
     pool, opened = _pool(batches.alias, number)
-    return Beside(
+    return Pool(
         pool, lambda batch: partial(pool.submit, _do, work, batches, batch), number, opened, [batches]
     )
 
@@ -250,10 +250,10 @@ def _session(batches: Batches | None = None) -> tuple[Any, ...]:
     return for_connection(connections[batches.alias]).session(batches.model) if batches else ()
 
 
-def _processes(recipe: Sequence[str], number: int) -> Beside:
+def _processes(work_factory: Sequence[str], number: int) -> Pool:
     # Forked ones would share this process's connections, and its threads' locks.
-    pool = ProcessPoolExecutor(number, get_context("spawn"), partial(_find_work, *recipe))
-    return Beside(pool, lambda batch: partial(pool.submit, _do_found, batch), number)
+    pool = ProcessPoolExecutor(number, get_context("spawn"), partial(_find_work, *work_factory))
+    return Pool(pool, lambda batch: partial(pool.submit, _do_found, batch), number)
 
 
 _found: tuple[Work, Batches] | None = None

@@ -30,7 +30,7 @@ def use_verbosity(verbosity: int) -> None:
 
 
 class Progress:
-    """A ledger that keeps nothing: it shows the run, and ends it after Ctrl-C or SIGTERM."""
+    """An observer that keeps nothing: it shows the run, and ends it after Ctrl-C or SIGTERM."""
 
     def __init__(self) -> None:
         self.bar: Any = None
@@ -38,7 +38,7 @@ class Progress:
         self.handlers: dict[int, Any] = {}
         self.last_line = time.monotonic()
         self.waited = 0.0
-        self.said_waiting = ""
+        self.logged_waiting = ""
 
     def start(self, run: Run) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -54,14 +54,14 @@ class Progress:
         if self.bar is not None:
             self._draw(run)
         elif _verbosity > 0 and self._is_time(run):
-            self.last_line, self.said_waiting = time.monotonic(), run.waiting
-            self._say(run, _line(run) + (f", waiting: {run.waiting}" if run.waiting else ""))
+            self.last_line, self.logged_waiting = time.monotonic(), run.waiting
+            self._log(run, _line(run) + (f", waiting: {run.waiting}" if run.waiting else ""))
         self._obey(run)
 
     def _is_time(self, run: Run) -> bool:
         """A line is due every few seconds, and sooner where a wait begins or ends."""
         since = time.monotonic() - self.last_line
-        changed = bool(run.waiting) != bool(self.said_waiting)
+        changed = bool(run.waiting) != bool(self.logged_waiting)
         return since >= LINE_SECONDS or (changed and since >= 1)
 
     def _draw(self, run: Run) -> None:
@@ -84,7 +84,7 @@ class Progress:
             self.bar.close()
         elif error is None and _verbosity > 0 and run.seconds >= LINE_SECONDS:
             waited = f", {run.waited:,.0f} s of it waiting" if run.waited >= 1 else ""
-            self._say(
+            self._log(
                 run,
                 f"Filled: {run.rows:,} rows of {run.label} on {run.alias} in {run.seconds:,.0f} s{waited}",
             )
@@ -93,7 +93,7 @@ class Progress:
 
     def _obey(self, run: Run) -> None:
         if self.signal is not None:
-            self._say(run, f"Stopped: {_line(run)}. They stay filled; the same command carries on from here.")
+            self._log(run, f"Stopped: {_line(run)}. They stay filled; the same command carries on from here.")
             raise Interrupted(128 + self.signal)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
@@ -101,7 +101,7 @@ class Progress:
         # A second Ctrl-C does what Ctrl-C always does.
         signal.signal(number, self.handlers[number])
 
-    def _say(self, run: Run, text: str) -> None:
+    def _log(self, run: Run, text: str) -> None:
         run.output.append(text)
         extra = {"label": run.label, "alias": run.alias, "rows": run.rows, "seconds": round(run.seconds, 3)}
         logger.info(text, extra=extra)

@@ -59,7 +59,7 @@ class _Part:
     calls: list[Call]
 
 
-def plan(
+def phases_for(
     populates: Mapping[Target, Source],
     addition: Addition,
     leaf: str,

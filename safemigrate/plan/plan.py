@@ -30,7 +30,7 @@ ROW_LOCKS = "row locks"
 
 
 @dataclass(frozen=True)
-class Course:
+class PlannedMigration:
     """A migration that concerns the field, and the state of all models before it."""
 
     migration: Migration
@@ -59,7 +59,7 @@ class Action:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class DatabasePlan:
     """All that is known about one field on one database. None stands for what is not known."""
 
     label: str
@@ -84,39 +84,39 @@ class Forecast:
         return sum(known) if known else None
 
 
-def planned(migrations: Sequence[Migration], state: ProjectState) -> list[Course]:
-    """Return the courses of migrations that are not written yet, one after another from `state` on."""
-    courses = []
+def planned(migrations: Sequence[Migration], state: ProjectState) -> list[PlannedMigration]:
+    """Return the entries of migrations that are not written yet, one after another from `state` on."""
+    entries = []
     for migration in migrations:
-        courses.append(Course(migration, state.clone()))
+        entries.append(PlannedMigration(migration, state.clone()))
         state = migration.mutate_state(state.clone())
-    return courses
+    return entries
 
 
-def concerning(target: Target, courses: Sequence[Course]) -> list[Course]:
-    """Return those of the courses that do something to the target's field."""
-    return [course for course in courses if _holds(course.migration, target)]
+def concerning(target: Target, entries: Sequence[PlannedMigration]) -> list[PlannedMigration]:
+    """Return those of the entries that do something to the target's field."""
+    return [entry for entry in entries if _holds(entry.migration, target)]
 
 
-def written(target: Target, migrations: Migrations) -> list[Course]:
-    """Return the courses of the migrations on disk that add the target."""
+def written(target: Target, migrations: Migrations) -> list[PlannedMigration]:
+    """Return the entries of the migrations on disk that add the target."""
     loader = migrations.loader
     keys = loader.graph.forwards_plan(loader.graph.leaf_nodes(target.app_label)[0])
     own = [key for key in keys if _holds(loader.graph.nodes[key], target)]
-    return [Course(loader.graph.nodes[key], loader.project_state(key, at_end=False)) for key in own]
+    return [PlannedMigration(loader.graph.nodes[key], loader.project_state(key, at_end=False)) for key in own]
 
 
-def make(target: Target, courses: Sequence[Course], alias: str) -> Forecast:
-    """Return the forecast of the target on one alias. Nothing is changed, and only a reader's lock is held.
+def make(target: Target, entries: Sequence[PlannedMigration], alias: str) -> DatabasePlan:
+    """Return the plan of the target on one alias. Nothing is changed, and only a reader's lock is held.
 
     Up to 2,000 rows are copied into a table that nobody else sees and filled there, which calls a function
     that computes values.
     """
     connection = connections[alias]
-    blank = Forecast(target.label, alias, connection.display_name)
+    blank = DatabasePlan(target.label, alias, connection.display_name)
     try:
         connection.ensure_connection()
-        return _Look(target, courses, alias).forecast(blank)
+        return _Look(target, entries, alias).plan(blank)
     except Error as error:
         text = f"{alias} could not be looked at: {str(error).strip()}"
         return replace(blank, risks=(Risk(text, "See to it that it answers, and plan again.", hurts=True),))
@@ -129,7 +129,7 @@ def _holds(migration: Migration, target: Target) -> bool:
 
 
 def _concerns(operation: Any, target: Target) -> bool:
-    if not hasattr(operation, "road"):
+    if not hasattr(operation, "plan"):
         return False
     names = operation.name if isinstance(operation.name, list) else [operation.name]
     return operation.model_name.lower() == target.model_name and target.name in names
@@ -138,13 +138,13 @@ def _concerns(operation: Any, target: Target) -> bool:
 class _Look:
     """One look at one alias."""
 
-    def __init__(self, target: Target, courses: Sequence[Course], alias: str) -> None:
-        self.target, self.courses, self.alias = target, courses, alias
+    def __init__(self, target: Target, entries: Sequence[PlannedMigration], alias: str) -> None:
+        self.target, self.entries, self.alias = target, entries, alias
         self.connection = connections[alias]
         self.database: Database = for_connection(self.connection)
-        self.model = courses[0].before.apps.get_model(target.app_label, target.model_name)
+        self.model = entries[0].before.apps.get_model(target.app_label, target.model_name)
 
-    def forecast(self, blank: Forecast) -> Forecast:
+    def plan(self, blank: DatabasePlan) -> DatabasePlan:
         if not self.database.has_table(self.model):
             text = f"{self.alias} has no table {self.model._meta.db_table} yet."
             cure = "The migrations make it, and fill nothing: on an empty table all is done in an instant."
@@ -189,7 +189,7 @@ class _Look:
             for label, name in graph.forwards_plan(leaf)
             if label == self.target.app_label
         ]
-        own = {course.migration.name for course in self.courses}
+        own = {entry.migration.name for entry in self.entries}
         return [name for name in takewhile(lambda name: name not in own, names) if name not in self.applied]
 
     @cached_property
@@ -204,11 +204,11 @@ class _Look:
     def _parts(self) -> list[tuple[str, Step | Fill, int | None]]:
         """Return migration, part and batch size, in order."""
         return [
-            (course.migration.name, part, getattr(operation, "batch_size", None))
-            for course in self.courses
-            for operation, before, after in _states(course)
+            (entry.migration.name, part, getattr(operation, "batch_size", None))
+            for entry in self.entries
+            for operation, before, after in _states(entry)
             if _concerns(operation, self.target)
-            for part in operation.road(self.target.app_label, self.database, before, after)
+            for part in operation.plan(self.target.app_label, self.database, before, after)
         ]
 
     @property
@@ -270,12 +270,12 @@ class _Look:
         return (f"{self.database.with_values(*made)} AND <the primary key is in the range>",)
 
     def _situation(self, actions: Sequence[Action]) -> Situation:
-        operations = [operation for course in self.courses for operation in course.migration.operations]
+        operations = [operation for entry in self.entries for operation in entry.migration.operations]
         return Situation(
             target=self.target,
             model=self.model,
             database=self.database,
-            vitals=monitoring.for_connection(self.connection),
+            monitoring=monitoring.for_connection(self.connection),
             rows=self.rows,
             unapplied=self.unapplied,
             operations=[operation for operation in operations if _concerns(operation, self.target)],
@@ -294,11 +294,11 @@ def allowed(targets: Sequence[Target], aliases: Sequence[str]) -> Iterator[tuple
                 yield target, alias
 
 
-def _states(course: Course) -> Iterator[tuple[Any, ProjectState, ProjectState]]:
-    before = course.before
-    for operation in course.migration.operations:
+def _states(entry: PlannedMigration) -> Iterator[tuple[Any, ProjectState, ProjectState]]:
+    before = entry.before
+    for operation in entry.migration.operations:
         after = before.clone()
-        operation.state_forwards(course.migration.app_label, after)
+        operation.state_forwards(entry.migration.app_label, after)
         yield operation, before, after
         before = after
 

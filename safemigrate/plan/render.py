@@ -1,4 +1,4 @@
-"""A forecast as a person reads it on a terminal, and as JSON for a program."""
+"""A plan as a person reads it on a terminal, and as JSON for a program."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from safemigrate.plan.plan import Action, Forecast
+from safemigrate.plan.plan import Action, DatabasePlan
 from safemigrate.plan.risks import SMALL, Risk
 
 WIDEST = 100
 
 
-def text(forecasts: Sequence[Forecast]) -> str:
-    """Return the forecasts one under another, no line wider than the terminal where words allow it."""
-    return "\n\n".join("\n".join(_lines(forecast)) for forecast in forecasts)
+def text(plans: Sequence[DatabasePlan]) -> str:
+    """Return the plans one under another, no line wider than the terminal where words allow it."""
+    return "\n\n".join("\n".join(_lines(plan)) for plan in plans)
 
 
-def as_json(forecasts: Sequence[Forecast]) -> str:
-    """Return the forecasts as one JSON object; numbers are bytes, rows and seconds, null is not known."""
-    plans = [_plain(forecast) for forecast in forecasts]
-    return json.dumps({"safe": not any(plan["hurts"] for plan in plans), "plans": plans}, indent=2)
+def as_json(plans: Sequence[DatabasePlan]) -> str:
+    """Return the plans as one JSON object; numbers are bytes, rows and seconds, null is not known."""
+    listed = [_plain(plan) for plan in plans]
+    return json.dumps({"safe": not any(plan["hurts"] for plan in listed), "plans": listed}, indent=2)
 
 
-FORMATS: dict[str, Callable[[Sequence[Forecast]], str]] = {"text": text, "json": as_json}
+FORMATS: dict[str, Callable[[Sequence[DatabasePlan]], str]] = {"text": text, "json": as_json}
 
 
-def _plain(forecast: Forecast) -> dict[str, Any]:
-    return asdict(forecast) | {"seconds": forecast.seconds, "hurts": forecast.hurts}
+def _plain(plan: DatabasePlan) -> dict[str, Any]:
+    return asdict(plan) | {"seconds": plan.seconds, "hurts": plan.hurts}
 
 
-def _lines(forecast: Forecast) -> Iterator[str]:
-    yield f"{forecast.label} on {forecast.alias} ({forecast.database})"
-    yield from _facts(forecast)
+def _lines(plan: DatabasePlan) -> Iterator[str]:
+    yield f"{plan.label} on {plan.alias} ({plan.database})"
+    yield from _facts(plan)
     number = 0
-    for migration, actions in groupby(forecast.actions, key=lambda action: action.migration):
+    for migration, actions in groupby(plan.actions, key=lambda action: action.migration):
         yield f"\n  {migration}"
         for action in actions:
             number += 1
             yield from _action(number, action)
     yield ""
-    for risk in forecast.risks:
+    for risk in plan.risks:
         yield from _risk(risk)
-    yield from _verdict(forecast)
+    yield from _verdict(plan)
 
 
-def _facts(forecast: Forecast) -> Iterator[str]:
+def _facts(plan: DatabasePlan) -> Iterator[str]:
     facts = {
-        "rows": _rows(forecast.rows),
-        "NULL": _nulls(forecast),
-        "table": _bytes(forecast.table_bytes),
-        "indexes": _bytes(forecast.index_bytes),
-        "populate": forecast.populate,
+        "rows": _rows(plan.rows),
+        "NULL": _nulls(plan),
+        "table": _bytes(plan.table_bytes),
+        "indexes": _bytes(plan.index_bytes),
+        "populate": plan.populate,
     }
     for name, value in facts.items():
         if value:
@@ -66,10 +66,10 @@ def _rows(rows: int | None) -> str:
     return f"about {rows:,}" if rows and rows >= SMALL else _number(rows)
 
 
-def _nulls(forecast: Forecast) -> str:
-    if forecast.nulls is not None:
-        return _number(forecast.nulls)
-    return "all of them: the column is not there yet" if forecast.actions else ""
+def _nulls(plan: DatabasePlan) -> str:
+    if plan.nulls is not None:
+        return _number(plan.nulls)
+    return "all of them: the column is not there yet" if plan.actions else ""
 
 
 def _action(number: int, action: Action) -> Iterator[str]:
@@ -112,13 +112,13 @@ def _risk(risk: Risk) -> Iterator[str]:
     yield from _wrapped(f"{risk.text} {risk.cure}", mark)
 
 
-def _verdict(forecast: Forecast) -> Iterator[str]:
-    if forecast.hurts:
+def _verdict(plan: DatabasePlan) -> Iterator[str]:
+    if plan.hurts:
         yield "  It would hurt, for the reasons marked with !!"
-    elif forecast.actions and all(action.done for action in forecast.actions):
+    elif plan.actions and all(action.done for action in plan.actions):
         yield "  All of it is done already."
     else:
-        longest = max((action.wait or 0 for action in forecast.actions), default=0)
+        longest = max((action.wait or 0 for action in plan.actions), default=0)
         yield from _wrapped(
             "Safe to run: nobody waits for longer than an instant, or than the "
             f"{longest:g} s at most for which a lock is asked for at a time.",

@@ -9,7 +9,7 @@ from typing import Any
 from django.db import router
 
 from safemigrate.backends import Database
-from safemigrate.backends.monitoring import Vitals
+from safemigrate.backends.monitoring import Monitoring
 from safemigrate.conf import get
 from safemigrate.exceptions import NoGuard, NotVisible
 from safemigrate.generator.targets import Target
@@ -41,7 +41,7 @@ class Situation:
     target: Target
     model: Any
     database: Database
-    vitals: Vitals
+    monitoring: Monitoring
     rows: int
     unapplied: Sequence[str]
     operations: Sequence[Any]
@@ -98,8 +98,10 @@ def _open_transactions(situation: Situation) -> Iterator[Risk]:
         get("SAFEMIGRATE_LOCK_TIMEOUT") + 1.5 * get("SAFEMIGRATE_LOCK_PAUSE")
     )
     try:
-        longest = situation.vitals.open_transactions(patience)
-        others = [line for line in situation.vitals.open_transactions(OPEN_SECONDS) if line not in longest]
+        longest = situation.monitoring.open_transactions(patience)
+        others = [
+            line for line in situation.monitoring.open_transactions(OPEN_SECONDS) if line not in longest
+        ]
     except NotVisible as error:
         yield Risk(
             f"Whether transactions are open for long cannot be seen: {error}.",
@@ -120,7 +122,7 @@ def _open_transactions(situation: Situation) -> Iterator[Risk]:
 
 
 def _triggers(situation: Situation) -> Iterator[Risk]:
-    names = situation.vitals.triggers(situation.model)
+    names = situation.monitoring.triggers(situation.model)
     if names:
         yield Risk(
             f"The table has triggers that fire for each filled row: {', '.join(names)}.",
@@ -130,7 +132,7 @@ def _triggers(situation: Situation) -> Iterator[Risk]:
 
 def _replicas(situation: Situation) -> Iterator[Risk]:
     try:
-        lag = situation.vitals.replication_lag()
+        lag = situation.monitoring.replication_lag()
     except NotVisible as error:
         yield Risk(
             f"How far the replicas are behind cannot be seen: {error}.", "Watch them while the fill runs."
@@ -145,8 +147,8 @@ def _replicas(situation: Situation) -> Iterator[Risk]:
 
 def _costly_updates(situation: Situation) -> Iterator[Risk]:
     indexes, fillfactor = (
-        situation.vitals.indexes(situation.model),
-        situation.vitals.fillfactor(situation.model),
+        situation.monitoring.indexes(situation.model),
+        situation.monitoring.fillfactor(situation.model),
     )
     if indexes > FEW_INDEXES and fillfactor == 100 and situation.rows >= SMALL:
         yield Risk(

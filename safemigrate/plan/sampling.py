@@ -51,7 +51,7 @@ def take(target: Target, source: Source, *, largest: int | None = None) -> Sampl
         return Sample(skipped=f"{source.title} runs in the migration alone, and writes what it likes")
     database = for_connection(connections[target.alias])
     scratch = _renamed(target.model, database.scratch_name(target.model))
-    fields = [target.model._meta.get_field(name) for name in target.marks]
+    fields = [target.model._meta.get_field(name) for name in target.null_fields]
     with ExitStack() as stack:
         try:
             slices = _slices(Batches(target.model, target.alias, []))
@@ -94,7 +94,7 @@ class _Trial:
 
     def __init__(self, target: Target, source: Any, database: Database, largest: int) -> None:
         self.target, self.source, self.database, self.largest = target, source, database, largest
-        self.batches = Batches(target.model, target.alias, target.marks)
+        self.batches = Batches(target.model, target.alias, target.null_fields)
         self.bad: list[BadRow] = []
         self.times: list[tuple[int, float]] = []
 

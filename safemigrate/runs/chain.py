@@ -16,7 +16,7 @@ from safemigrate.backends import for_connection
 from safemigrate.exceptions import AlreadyRunning, NotEnqueued, NullsRemain, SafemigrateError
 from safemigrate.models import BackfillRun, open_key
 from safemigrate.runs import lookup, scheduler, store
-from safemigrate.runs.heartbeat import Pulse
+from safemigrate.runs.heartbeat import Heartbeat
 
 logger = logging.getLogger("safemigrate")
 
@@ -30,8 +30,8 @@ def go_on(run: BackfillRun) -> None:
     """Take the next step, under a lease on the run, so that one worker alone does. What fails stops the rest."""
     if not _taken(run):
         return
-    pulse = Pulse(f"safemigrate chain {run.pk}", lambda: _beat(run))
-    pulse.start()
+    heartbeat = Heartbeat(f"safemigrate chain {run.pk}", lambda: _beat(run))
+    heartbeat.start()
     try:
         _step(run)
     except Exception as error:
@@ -39,9 +39,9 @@ def go_on(run: BackfillRun) -> None:
             raise  # The database is away: a later task, or the sweep, goes on.
         _stop(run, error)
     else:
-        _mine(run).update(then=None)
+        _mine(run).update(next_run=None)
     finally:
-        pulse.stop()
+        heartbeat.stop()
         _mine(run).update(lease_until=None)
 
 
@@ -52,7 +52,7 @@ def _mine(run: BackfillRun) -> Any:
 def _taken(run: BackfillRun) -> bool:
     free = Q(lease_until=None) | Q(lease_until__lte=timezone.now())
     taken = {"lease_until": timezone.now() + store.lease(), "token": F("token") + 1}
-    if not _mine(run).filter(free, then__isnull=False).update(**taken):
+    if not _mine(run).filter(free, next_run__isnull=False).update(**taken):
         return False
     run.token += 1
     return True
@@ -65,30 +65,30 @@ def _beat(run: BackfillRun) -> float:
 
 def _step(run: BackfillRun) -> None:
     label = f"{run.app_label}.{run.model_name}.{run.field_names.partition('+')[0]}"
-    then: dict[str, Any] = run.then or {}
-    for number, alias in enumerate(then["next"]):
-        rest = then | {"next": then["next"][number + 1 :]}
+    next_run: dict[str, Any] = run.next_run or {}
+    for number, alias in enumerate(next_run["next"]):
+        rest = next_run | {"next": next_run["next"][number + 1 :]}
         job = lookup.find(label, alias)
         try:
-            begun = scheduler.begin(job, run.executor, run.options, then=rest)
+            begun = scheduler.begin(job, run.executor, run.options, next_run=rest)
         except (AlreadyRunning, NotEnqueued) as error:
             if not _follows(job):
                 raise
-            store.note(run, f"then: {alias}: {error}")  # It goes on from there by itself.
+            store.note(run, f"next: {alias}: {error}")  # It goes on from there by itself.
             return
         if begun is not None:
-            store.note(run, f"then: {alias}, run {begun.pk}")
+            store.note(run, f"next: {alias}, run {begun.pk}")
             return
-    finish(label, then["all"], migrate=then["migrate"], tell=lambda text: store.note(run, text))
+    finish(label, next_run["all"], migrate=next_run["migrate"], report=lambda text: store.note(run, text))
 
 
 def _follows(job: lookup.Job) -> bool:
     """Is the next run begun, as a link of the chain: by a worker that died then, or while the broker is away?"""
     key = open_key(job.label, job.alias)
-    return store.records().filter(open_key=key, then__isnull=False).exists()
+    return store.records().filter(open_key=key, next_run__isnull=False).exists()
 
 
-def finish(label: str, aliases: Sequence[str], *, migrate: bool, tell: Any) -> None:
+def finish(label: str, aliases: Sequence[str], *, migrate: bool, report: Any) -> None:
     """Prove that no row is NULL on any of the databases; then, if asked, migrate each to where it is required.
 
     Raises NullsRemain, and whatever `migrate` raises.
@@ -97,23 +97,23 @@ def finish(label: str, aliases: Sequence[str], *, migrate: bool, tell: Any) -> N
     if any(left.values()):
         found = ", ".join(f"{rows:,} on {alias}" for alias, rows in left.items() if rows)
         raise NullsRemain(f"{label} has rows without a value by now: {found}. Fill them, then migrate.")
-    tell(f"verified: every row has a value on {', '.join(aliases)}")
+    report(f"verified: every row has a value on {', '.join(aliases)}")
     if not migrate:
         return
     for alias in aliases:
         app_label, name = lookup.requiring(label, alias)
         call_command("migrate", app_label, name, database=alias, interactive=False, verbosity=0)
-        tell(f"migrated {alias} to {app_label}.{name}")
+        report(f"migrated {alias} to {app_label}.{name}")
 
 
 def _stop(run: BackfillRun, error: Exception) -> None:
     text = str(error) if isinstance(error, SafemigrateError) else f"{type(error).__name__}: {error}"
-    waiting = run.then["next"] if run.then else []
+    waiting = run.next_run["next"] if run.next_run else []
     rest = f" Not begun: {', '.join(waiting)}." if waiting else ""
     text = f"The chain stopped after this run: {text}{rest}"
-    if not _mine(run).update(then=None, error=text):
+    if not _mine(run).update(next_run=None, error=text):
         return  # Another worker took the step meanwhile.
     stopped = store.find(run.pk)
     store.note(stopped, text.splitlines()[0])
     logger.error("run %s (%s): %s", run.pk, run, text)
-    store.tell(signals.run_failed, stopped, error=error)
+    store.send_signal(signals.run_failed, stopped, error=error)

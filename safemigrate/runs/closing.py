@@ -31,7 +31,7 @@ def succeed(run: BackfillRun, end: BackfillRange) -> bool:
         transaction.set_rollback(not closed, using=store.database())
     if closed:
         logger.info("%s: run %s succeeded", run, run.pk)
-        store.tell(signals.run_finished, store.find(run.pk))
+        store.send_signal(signals.run_finished, store.find(run.pk))
     return closed
 
 
@@ -45,7 +45,7 @@ def fail(run: BackfillRun, error: Exception) -> None:
         failed = store.find(run.pk)
         store.note(failed, storable(str(error)).splitlines()[0])
         logger.error("%s: run %s failed: %s", run, run.pk, error)
-        store.tell(signals.run_failed, failed, error=error)
+        store.send_signal(signals.run_failed, failed, error=error)
 
 
 def _close(run: BackfillRun, status: str, **changes: Any) -> bool:
@@ -80,7 +80,7 @@ def too_many(run: BackfillRun) -> BadRows | None:
     )
 
 
-def worn_out(part: BackfillRange) -> TooManyRetries:
+def attempts_exhausted(part: BackfillRange) -> TooManyRetries:
     why = f"the last error was: {part.error}" if part.error else "their workers died without a word"
     return TooManyRetries(
         f"Range {part.number} of run {part.run_id}, from {part.first} to {part.last}, was tried "

@@ -12,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 BEAT = 1.0
 
 
-class Pulse(threading.Thread):
+class Heartbeat(threading.Thread):
     """Calls `beat` every second until it is stopped, on connections of its own.
 
     `beat` returns how many of the seconds to the next one it spent on something else.

@@ -1,4 +1,4 @@
-"""The ledger of a worker that fills one range of a shared run, under a lease."""
+"""The observer of a worker that fills one range of a shared run, under a lease."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safemigrate.engine.keys import key_from_json, key_to_json
 from safemigrate.exceptions import LeaseLost, LimitReached, RunCancelled, RunPaused
 from safemigrate.models import BackfillRange, BackfillRun
 from safemigrate.runs import leases, store
-from safemigrate.runs.heartbeat import BEAT, Pulse
+from safemigrate.runs.heartbeat import BEAT, Heartbeat
 from safemigrate.runs.recorder import LOOK, storable, thinned
 from safemigrate.runs.status import Status
 from safemigrate.runs.store import lease
@@ -41,13 +41,13 @@ class Holding:
         self.looked = self.written = self.seen = time.monotonic()
         self.began = (part.rows_done, part.seconds)
         self.is_held_up, self.bad, self.waited = False, False, 0.0
-        self.pulse = Pulse(f"safemigrate range {part.pk}", self._beat)
+        self.heartbeat = Heartbeat(f"safemigrate range {part.pk}", self._beat)
 
     def start(self, state: Run) -> None:
         self.state = state
         state.total = self.part.size
         state.resume_after = key_from_json(self.target.model, self.part.cursor)
-        self.pulse.start()
+        self.heartbeat.start()
 
     def advance(self, state: Run) -> None:
         now = time.monotonic()
@@ -57,22 +57,22 @@ class Holding:
         if now - self.written >= BEAT:
             self.written = now
             self._safely(self._write)
-        self._tell()
+        self._report()
         self._obey(now)
 
     def hold(self, state: Run) -> str | None:
         return None
 
     def end(self, state: Run, error: BaseException | None) -> None:
-        self.pulse.stop()
+        self.heartbeat.stop()
         self.bad = bool(state.bad)
         if not isinstance(error, LeaseLost):
             self._safely(self._write)
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self.state.batches > self.batches:
             self.batches = self.state.batches
-            store.tell(signals.batch_done, self.run, rows=self.state.filled, seconds=self.state.took)
+            store.send_signal(signals.batch_done, self.run, rows=self.state.filled, seconds=self.state.took)
 
     def _obey(self, now: float) -> None:
         # The end fills something or finds out what cannot be filled: else the next task would begin like this one.
@@ -104,7 +104,7 @@ class Holding:
 
     def _beat(self) -> float:
         until = timezone.now() + lease()
-        if leases.mine(self.part).update(lease_until=until):
+        if leases.owned(self.part).update(lease_until=until):
             self._open().update(lease_until=until, heartbeat=timezone.now())
         return 0.0
 
@@ -124,7 +124,7 @@ class Holding:
                 lease_until=now + lease(),
                 waiting_for=state.waiting[:500],
             )
-            if not leases.mine(self.part).update(**self._progress(), lease_until=now + lease()):
+            if not leases.owned(self.part).update(**self._progress(), lease_until=now + lease()):
                 raise self._lost("its lease had ended, and another worker has it")
             self._sample()
         self.rows, self.seconds = self.rows + rows, self.seconds + seconds

@@ -184,32 +184,32 @@ def _lease(run: BackfillRun, found: BackfillRange, worker: str) -> None:
     found.lease_until, found.worker, found.not_before = until, worker, None
     found.token, found.attempts = found.token + 1, found.attempts + 1
     found.save(update_fields=["lease_until", "worker", "not_before", "token", "attempts"])
-    store.records().filter(pk=run.pk).update(lease_until=until, heartbeat=timezone.now(), wakes=0)
+    store.records().filter(pk=run.pk).update(lease_until=until, heartbeat=timezone.now(), enqueue_attempts=0)
 
 
-def mine(part: BackfillRange) -> QuerySet[BackfillRange]:
+def owned(part: BackfillRange) -> QuerySet[BackfillRange]:
     """Return the range as long as nobody else has taken it; nothing otherwise."""
     return records().filter(pk=part.pk, token=part.token, ended=None)
 
 
-def give_back(part: BackfillRange) -> bool:
+def release(part: BackfillRange) -> bool:
     """Let anybody take it at once: it was left in good order."""
-    return bool(mine(part).update(lease_until=None, attempts=0))
+    return bool(owned(part).update(lease_until=None, attempts=0))
 
 
-def put_off(part: BackfillRange, error: str) -> bool:
+def postpone(part: BackfillRange, error: str) -> bool:
     """Let anybody take it later: the later the more often it failed, and never all at the same moment."""
     seconds = min(2.0**part.attempts, LONGEST) * random.uniform(0.5, 1.0)
     later = timezone.now() + timedelta(seconds=seconds)
-    return bool(mine(part).update(lease_until=None, not_before=later, error=error))
+    return bool(owned(part).update(lease_until=None, not_before=later, error=error))
 
 
 def end(part: BackfillRange) -> bool:
     """Note that all of it is seen to; False where another worker has taken it."""
-    return bool(mine(part).update(lease_until=None, ended=timezone.now(), error=""))
+    return bool(owned(part).update(lease_until=None, ended=timezone.now(), error=""))
 
 
-def is_worn_out(part: BackfillRange) -> bool:
+def has_exhausted_attempts(part: BackfillRange) -> bool:
     """Did it fail, or kill its worker, more often than a range may?"""
     return bool(part.attempts > conf.get("SAFEMIGRATE_TASK_RETRIES") + 1)
 

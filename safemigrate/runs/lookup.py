@@ -57,7 +57,7 @@ class Job:
 
     def rows_left(self) -> int:
         """Count the rows that are NULL; reads the table once."""
-        return Batches(self.model, self.alias, self.target.marks).todo.count()
+        return Batches(self.model, self.alias, self.target.null_fields).todo.count()
 
     def check_column(self) -> None:
         """Raise NothingToRun where there is no column yet to be filled."""
@@ -69,9 +69,9 @@ class Job:
             "stops it before the fill; or write three, by add_required_field --phases 3, and migrate the first."
         )
 
-    def rehearse(self) -> None:
+    def validate(self) -> None:
         """Raise InvalidPopulate for what can be seen to fail before a row is filled."""
-        self.operation.rehearse(self.app_label, self.alias, self.state)
+        self.operation.validate(self.app_label, self.alias, self.state)
 
     def run(self, *, batch_size: int | None = None) -> None:
         """Fill what is NULL, with all the errors that the operation has in `migrate`."""
@@ -79,8 +79,8 @@ class Job:
         if batch_size:
             populate = Populate(populate.model_name, populate.name, populate.populate, batch_size=batch_size)
         field = f"{self.app_label}.{populate.model_name}.{populate.names[0]}"
-        recipes = {(self.key, self.alias): (f"{__name__}.work", field, self.alias)}
-        known = context.changed(migrations={self.key: self.migration}, recipes=recipes)
+        work_factories = {(self.key, self.alias): (f"{__name__}.work", field, self.alias)}
+        known = context.changed(migrations={self.key: self.migration}, work_factories=work_factories)
         with known, connection.schema_editor(atomic=False) as editor:
             populate.fill(self.app_label, editor, for_connection(connection), self.state, self.state)
 
@@ -133,7 +133,7 @@ def work(label: str, alias: str) -> tuple[Work, Batches]:
     if isinstance(source, AsWritten):
         raise NothingToRun(f"{label} is filled by {source.title}, in one go.")
     database = for_connection(connections[alias])
-    return work_for(target, source, database), Batches(target.model, alias, target.marks)
+    return work_for(target, source, database), Batches(target.model, alias, target.null_fields)
 
 
 def _parts(label: str) -> tuple[str, str, str]:

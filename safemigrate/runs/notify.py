@@ -18,10 +18,10 @@ logger = logging.getLogger("safemigrate")
 def connect() -> None:
     """Send a mail to SAFEMIGRATE_NOTIFY whenever a run has succeeded or failed."""
     for signal in (run_finished, run_failed):
-        signal.connect(tell, dispatch_uid="safemigrate.notify")
+        signal.connect(send_mail_about, dispatch_uid="safemigrate.notify")
 
 
-def tell(sender: Any, run: BackfillRun, **kwargs: Any) -> None:
+def send_mail_about(sender: Any, run: BackfillRun, **kwargs: Any) -> None:
     """Send the mail, if anybody wants it. A mail server that fails is logged, and stops nothing."""
     people = get("SAFEMIGRATE_NOTIFY")
     if not people:

@@ -1,4 +1,4 @@
-"""The ledger that records a run while it is at work."""
+"""The observer that records a run while it is at work."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from safemigrate.engine.keys import key_from_json, key_to_json
 from safemigrate.exceptions import LeaseLost, RunCancelled
 from safemigrate.models import BackfillRun
 from safemigrate.runs import store
-from safemigrate.runs.heartbeat import BEAT, Pulse
+from safemigrate.runs.heartbeat import BEAT, Heartbeat
 from safemigrate.runs.processes import machine
 from safemigrate.runs.status import OVER, Status
-from safemigrate.runs.store import lease, move, note, records, say_once
+from safemigrate.runs.store import lease, move, note, records, warn_once
 
 logger = logging.getLogger("safemigrate")
 
@@ -42,7 +42,7 @@ WIDTH = 1_000
 
 
 class Recorder:
-    """A ledger that records the run in the database named by SAFEMIGRATE_RUNS_DATABASE.
+    """An observer that records the run in the database named by SAFEMIGRATE_RUNS_DATABASE.
 
     Writes about once a second. Where the table is not there, or the database fails, it says so once and the
     fill goes on without.
@@ -61,7 +61,7 @@ class Recorder:
             return Recording(run, target, store.claim(target, details(run, target)))
         except Error as error:
             store.drop_lost_connection()
-            say_once(f"{target.label} is not recorded: {str(error).strip()}. The fill goes on without.")
+            warn_once(f"{target.label} is not recorded: {str(error).strip()}. The fill goes on without.")
             return None
 
     def advance(self, run: Run) -> None:
@@ -89,13 +89,13 @@ class Recording:
         self.output = Output(run.output)
         self.lines = Lines(record, self.output.add)
         logger.addFilter(self.lines)
-        self.heart = Heart(self.record, run, target)
+        self.heartbeat = RunHeartbeat(self.record, run, target)
         logger.info(
             "%s: run %s, attempt %s", self.record, self.record.pk, self.record.attempts, extra=self._extra()
         )
         self._send(signals.run_started)
         store.working.add(self.record.pk)
-        self.heart.start()
+        self.heartbeat.start()
 
     def advance(self) -> None:
         now = time.monotonic()
@@ -110,7 +110,7 @@ class Recording:
             self._send(signals.batch_done, rows=self.run.filled, seconds=self.run.took)
 
     def end(self, error: BaseException | None) -> None:
-        self.heart.stop()
+        self.heartbeat.stop()
         self.output.close()
         logger.removeFilter(self.lines)
         store.working.discard(self.record.pk)
@@ -142,7 +142,7 @@ class Recording:
     def _lost(self, found: Any) -> str:
         if found is None:
             return (
-                f"{self.record}: run {self.record.pk} was deleted, so nobody can see or steer this process any "
+                f"{self.record}: run {self.record.pk} was deleted, so nobody can see or control this process any "
                 "more. It ends; what was filled stays filled, and the same command goes on."
             )
         return (
@@ -163,8 +163,8 @@ class Recording:
         progress = {
             "cursor": key_to_json(run.resume_after if run.cursor is None else run.cursor),
             "rows_done": done,
-            "rows_total": max(self.done + run.total if self.heart.counted else run.total, done),
-            "total_is_exact": self.heart.counted,
+            "rows_total": max(self.done + run.total if self.heartbeat.counted else run.total, done),
+            "total_is_exact": self.heartbeat.counted,
             "batch_size": run.batch_size,
             "bad_rows": [[key_to_json(row.key), storable(row.reason)] for row in run.bad],
             "samples": self.samples,
@@ -190,12 +190,12 @@ class Recording:
         while record and not move(record, end_of(record.status, status), "", **changes):
             record = self._held()  # Somebody asked for something in the last moment.
         if record:
-            self._tell_end(records().get(pk=record.pk), text, error)
+            self._report_end(records().get(pk=record.pk), text, error)
 
     def _held(self) -> BackfillRun | None:
         return records().filter(pk=self.record.pk, token=self.token).first()
 
-    def _tell_end(self, record: BackfillRun, text: str, error: BaseException | None) -> None:
+    def _report_end(self, record: BackfillRun, text: str, error: BaseException | None) -> None:
         self.record, status = record, record.status
         if text:
             note(self.record, storable(text).splitlines()[0])
@@ -214,7 +214,7 @@ class Recording:
         }
 
     def _send(self, signal: Signal, **arguments: Any) -> None:
-        store.tell(signal, self.record, **arguments)
+        store.send_signal(signal, self.record, **arguments)
 
     def _safely(self, do: Callable[[], None]) -> None:
         """Do it, or say once that the run is not recorded for the moment: it is no reason to stop the fill."""
@@ -226,7 +226,9 @@ class Recording:
             # A server that is gone may be slow to say so: it shall not slow the fill down.
             ended = time.monotonic()
             self.silent_until = ended + max(BEAT, 9 * (ended - began))
-            say_once(f"{self.record} is not recorded for the moment: {str(error).strip()}. The fill goes on.")
+            warn_once(
+                f"{self.record} is not recorded for the moment: {str(error).strip()}. The fill goes on."
+            )
 
 
 ENDINGS: dict[str, Signal] = {
@@ -257,7 +259,7 @@ def end_of(asked: str, status: str) -> str:
     return waits.get(Status(asked), Status.STOPPED)
 
 
-class Heart(Pulse):
+class RunHeartbeat(Heartbeat):
     """Moves the lease on every second, on a connection of its own, whatever the batch is doing.
 
     Its first deed is to count the rows that are to be filled: range after range, so that the count keeps
@@ -267,7 +269,7 @@ class Heart(Pulse):
     def __init__(self, record: BackfillRun, run: Run, target: Target) -> None:
         super().__init__(f"safemigrate run {record.pk}", self._beat)
         self.record, self.fill = record, run
-        self.batches = Batches(target.model, target.alias, target.marks)
+        self.batches = Batches(target.model, target.alias, target.null_fields)
         self.counting = self._counting()
         self.counted = False
 

@@ -1,4 +1,4 @@
-"""A run is given to the workers of a queue, and woken up again where nobody works on it.
+"""A run is given to the workers of a queue, and enqueued again where no worker holds it.
 
 A queue is never trusted: a message only says which run. What is to be done stands in the run and its ranges,
 so a message that is lost costs time, and one that comes twice costs nothing.
@@ -40,9 +40,9 @@ PATIENCE = 3600.0
 #: The longest that a message waits at once, in seconds: it comes again, early, and waits again. Celery's workers keep
 #: those that wait, and a broker takes what is kept for long for lost, and delivers it once more.
 HOP = 120.0
-SETTLED = {Status.PAUSING: Status.PAUSED, Status.CANCELLING: Status.CANCELLED}
+FINALIZED = {Status.PAUSING: Status.PAUSED, Status.CANCELLING: Status.CANCELLED}
 
-Then = dict[str, Any] | None
+NextRun = dict[str, Any] | None
 
 
 def options_of(**given: Any) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def begin(
     options: dict[str, Any],
     *,
     not_before: datetime | None = None,
-    then: Then = None,
+    next_run: NextRun = None,
 ) -> BackfillRun | None:
     """Open the run of a fill, and enqueue a task for each worker that may take part; None where nothing is NULL.
 
@@ -73,15 +73,15 @@ def begin(
     """
     _refuse(job, executor, options)
     target = job.target
-    batches = Batches(target.model, target.alias, target.marks)
+    batches = Batches(target.model, target.alias, target.null_fields)
     if not batches.any_left():
         store.close(target)
         return None
     wanted = options.get("wanted", options["workers"])  # A chain goes on to other databases.
     options = options | {"workers": _workers(job, wanted), "wanted": wanted}
-    run = _queued(job, batches, executor, options, not_before, then)
+    run = _queued(job, batches, executor, options, not_before, next_run)
     wait = max((not_before - timezone.now()).total_seconds(), 0.0) if not_before else 0.0
-    wake(run, wait)
+    enqueue_workers(run, wait)
     return run
 
 
@@ -124,10 +124,10 @@ def _queued(
     executor: str,
     options: dict[str, Any],
     not_before: datetime | None,
-    then: Then,
+    next_run: NextRun,
 ) -> BackfillRun:
     details = _details(job, batches, executor) | {"options": options, "not_before": not_before}
-    run = store.queue(job.target, details | ({"then": then} if then is not None else {}))
+    run = store.queue(job.target, details | ({"next_run": next_run} if next_run is not None else {}))
     if leases.of(run).exists():
         leases.reopen(run)
     else:
@@ -148,7 +148,7 @@ def _details(job: Job, batches: Batches, executor: str) -> dict[str, Any]:
         "host": "",
         "process": None,
         "machine": "",
-        "wakes": 0,
+        "enqueue_attempts": 0,
     }
 
 
@@ -170,87 +170,91 @@ def enqueue(run: BackfillRun, seconds: float = 0.0, tries: int = 0) -> None:
     named(run.executor).enqueue(WORK, run.pk, tries, queue=queue, seconds=wait)
 
 
-def wake(run: BackfillRun, seconds: float = 0.0) -> None:
+def enqueue_workers(run: BackfillRun, seconds: float = 0.0) -> None:
     """Enqueue a task for each worker that is missing. Raises NotEnqueued, which says how to go on."""
-    woken = {"woken": timezone.now() + timedelta(seconds=seconds), "wakes": F("wakes") + 1}
-    store.records().filter(pk=run.pk).update(**woken)
+    enqueued_at = {
+        "enqueued_at": timezone.now() + timedelta(seconds=seconds),
+        "enqueue_attempts": F("enqueue_attempts") + 1,
+    }
+    store.records().filter(pk=run.pk).update(**enqueued_at)
     missing = run.options["workers"] - leases.held(leases.of(run)).count()
     try:
         for _ in range(missing):
             enqueue(run, seconds)
     except NotEnqueued as error:
-        store.records().filter(pk=run.pk).update(woken=None, wakes=run.wakes)  # The next sweep shall try it.
+        store.records().filter(pk=run.pk).update(enqueued_at=None, enqueue_attempts=run.enqueue_attempts)
         raise NotEnqueued(
-            f"{error} Run {run.pk} ({run}) is kept, and waits. When the cause is gone: python manage.py backfill sweep"
+            f"{error} Run {run.pk} ({run}) is kept, and waits. "
+            "When the cause is gone: python manage.py backfill requeue"
         ) from error
 
 
-def wake_queued(sender: Any, run: BackfillRun, **kwargs: Any) -> None:
+def enqueue_queued(sender: Any, run: BackfillRun, **kwargs: Any) -> None:
     """Enqueue a run that a person let go on, in the admin or by a command."""
     if run.is_shared:  # A worker is often quicker than the transaction of a request.
-        transaction.on_commit(partial(_wake, run), using=store.database())
+        transaction.on_commit(partial(_enqueue_workers, run), using=store.database())
 
 
-def _wake(run: BackfillRun) -> None:
+def _enqueue_workers(run: BackfillRun) -> None:
     try:
         if run.status == Status.QUEUED:  # Else its workers have not even seen that it was to pause.
             leases.reopen(run)
-        wake(run)
+        enqueue_workers(run)
     except NotEnqueued as error:
         store.note(run, str(error))
         logger.error("%s", error)
 
 
 def connect() -> None:
-    signals.run_queued.connect(wake_queued, dispatch_uid="safemigrate.dispatch")
+    signals.run_queued.connect(enqueue_queued, dispatch_uid="safemigrate.dispatch")
 
 
-def settle(run: BackfillRun) -> bool:
+def finalize(run: BackfillRun) -> bool:
     """Let a run that was asked to pause or to end do so, once no worker holds a part of it."""
-    to = SETTLED.get(Status(run.status))
+    to = FINALIZED.get(Status(run.status))
     if to is None or leases.held(leases.of(run)).exists():
         return False
     if not store.move(run, to, "", lease_until=None, waiting_for=""):
         return False
-    store.tell(signals.run_stopped, store.find(run.pk))
+    store.send_signal(signals.run_stopped, store.find(run.pk))
     return True
 
 
-def sweep() -> list[str]:
+def requeue() -> list[str]:
     """Enqueue what nobody works on, and return in words what was done.
 
     Whatever was lost: a broker's messages, all workers at once. What is enqueued and not taken is enqueued
     again after a lease, then after two, four, ... up to an hour. To be run every minute or so; harmless twice.
     """
-    return list(_swept())
+    return list(_requeued())
 
 
-def _swept() -> Iterator[str]:
+def _requeued() -> Iterator[str]:
     open_ = store.records().exclude(executor="inline").exclude(status__in=OVER)
     for run in open_.order_by("pk"):
         if run.is_held():
             continue
-        if run.status in SETTLED:
-            if settle(run):
+        if run.status in FINALIZED:
+            if finalize(run):
                 yield f"Run {run.pk} ({run}) is {store.find(run.pk).get_status_display()}."
         elif run.status in (Status.QUEUED, Status.RUNNING) and _is_forgotten(run):
-            yield _woken(run)
-    for run in store.records().filter(status=Status.SUCCEEDED, then__isnull=False).order_by("pk"):
+            yield _reenqueued(run)
+    for run in store.records().filter(status=Status.SUCCEEDED, next_run__isnull=False).order_by("pk"):
         if not run.is_held() and _is_forgotten(run):
-            yield _woken(run)
+            yield _reenqueued(run)
 
 
 def _is_forgotten(run: BackfillRun) -> bool:
     now = timezone.now()
     if run.not_before is not None and now < run.not_before + store.lease():
         return False
-    wait = min(store.lease().total_seconds() * 2.0 ** min(run.wakes, 20) / 2, PATIENCE)
-    return run.woken is None or now >= run.woken + timedelta(seconds=wait)
+    wait = min(store.lease().total_seconds() * 2.0 ** min(run.enqueue_attempts, 20) / 2, PATIENCE)
+    return run.enqueued_at is None or now >= run.enqueued_at + timedelta(seconds=wait)
 
 
-def _woken(run: BackfillRun) -> str:
+def _reenqueued(run: BackfillRun) -> str:
     try:
-        wake(run)
+        enqueue_workers(run)
     except NotEnqueued as error:
         return str(error)
     return f"Run {run.pk} ({run}): nobody works on it; enqueued in {run.options['queue']} again."

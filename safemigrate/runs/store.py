@@ -1,6 +1,6 @@
-"""The runs as they are recorded: found, steered by people, and taken by the one process that works.
+"""The runs as they are recorded: found, controlled by people, and taken by the one process that works.
 
-The rows that are NULL decide what is to be done, never a record: it shows a run, lets people steer it, keeps
+The rows that are NULL decide what is to be done, never a record: it shows a run, lets people control it, keeps
 two processes off the same field, and saves the time to find where the last one stopped.
 """
 
@@ -54,11 +54,11 @@ def find(key: int) -> BackfillRun:
     return found
 
 
-# Steering: what a person asks of a run
+# Action: what a person asks of a run
 
 
 @dataclass(frozen=True)
-class Steering:
+class Action:
     """Where it leads: a run that a process holds (None: it is refused), and one that none holds."""
 
     held: str | None
@@ -72,55 +72,55 @@ class Steering:
         return to if legal else None
 
 
-STEERINGS = {
-    "pause": Steering(Status.PAUSING, Status.PAUSED, frozenset(Status) - {Status.PAUSED}),
-    "resume": Steering(Status.RUNNING, Status.QUEUED, frozenset({Status.PAUSING, Status.PAUSED})),
-    "cancel": Steering(Status.CANCELLING, Status.CANCELLED),
-    "retry": Steering(None, Status.QUEUED, frozenset({Status.FAILED, Status.STOPPED, Status.RUNNING})),
+ACTIONS = {
+    "pause": Action(Status.PAUSING, Status.PAUSED, frozenset(Status) - {Status.PAUSED}),
+    "resume": Action(Status.RUNNING, Status.QUEUED, frozenset({Status.PAUSING, Status.PAUSED})),
+    "cancel": Action(Status.CANCELLING, Status.CANCELLED),
+    "retry": Action(None, Status.QUEUED, frozenset({Status.FAILED, Status.STOPPED, Status.RUNNING})),
 }
 
 
 def pause(key: int, who: str) -> BackfillRun:
     """Ask the run to pause after its batch. Raises IllegalMove."""
-    return _steer(key, who, STEERINGS["pause"])
+    return _control(key, who, ACTIONS["pause"])
 
 
 def resume(key: int, who: str) -> BackfillRun:
     """Let a paused run go on: the process that waits, or else the next one that is started."""
-    return _steer(key, who, STEERINGS["resume"])
+    return _control(key, who, ACTIONS["resume"])
 
 
 def cancel(key: int, who: str) -> BackfillRun:
     """End the run for good, after its batch. What is filled stays filled."""
-    return _steer(key, who, STEERINGS["cancel"])
+    return _control(key, who, ACTIONS["cancel"])
 
 
 def retry(key: int, who: str) -> BackfillRun:
     """Let the next process that is started take the run: it failed, was stopped, or its process is gone."""
-    return _steer(key, who, STEERINGS["retry"])
+    return _control(key, who, ACTIONS["retry"])
 
 
-def _steer(key: int, who: str, steering: Steering) -> BackfillRun:
+def _control(key: int, who: str, action: Action) -> BackfillRun:
     for _ in range(10):
         record = find(key)
-        to = steering.target(record)
+        to = action.target(record)
         if to is None:
-            raise IllegalMove(_illegal(record, steering))
+            raise IllegalMove(_illegal(record, action))
         if move(record, to, who, **_taken_away(to)):
             moved = records().get(pk=key)
             if to in (Status.QUEUED, Status.RUNNING):
-                tell(run_queued, moved)
+                send_signal(run_queued, moved)
             return moved
     raise IllegalMove(f"Run {key} is moved by somebody else at this moment. Look at it, and try again.")
 
 
 def _taken_away(to: str) -> dict[str, Any]:
-    """Return what keeps a process that only seemed to be gone from going on when it wakes up."""
+    """Return what keeps a process that only seemed to be gone from going on when it goes on."""
     return {"token": F("token") + 1} if to in (Status.QUEUED, Status.CANCELLED) else {}
 
 
-def _illegal(record: BackfillRun, steering: Steering) -> str:
-    to = steering.held if record.is_held() else steering.free
+def _illegal(record: BackfillRun, action: Action) -> str:
+    to = action.held if record.is_held() else action.free
     if to is None:
         return f"Run {record.pk} ({record}) is at work: {_holder(record)}. Pause or cancel it instead."
     return _no_such_move(record, to)
@@ -153,7 +153,7 @@ def move(record: BackfillRun, to: str, who: str, **changes: Any) -> bool:
     return True
 
 
-def tell(signal: Signal, record: BackfillRun, **arguments: Any) -> None:
+def send_signal(signal: Signal, record: BackfillRun, **arguments: Any) -> None:
     """Send a signal of the run. A receiver that raises is logged, and stops nothing."""
     for receiver, answer in signal.send_robust(BackfillRun, run=record, **arguments):
         if isinstance(answer, Exception):
@@ -231,7 +231,7 @@ def _succeed(record: BackfillRun) -> None:
     move(record, Status.SUCCEEDED, "", error="", traceback="", waiting_for="", lease_until=None)
 
 
-def settle(alias: str, migrations: Collection[str]) -> None:
+def finalize(alias: str, migrations: Collection[str]) -> None:
     """Close the runs of these migrations that nobody holds and that are applied: nothing is NULL any more.
 
     Their process died after its last batch, or the rows got their values otherwise: by the site, or by hand.
@@ -275,7 +275,7 @@ def _taken(record: BackfillRun) -> dict[str, Any]:
         "error": "",
         "traceback": "",
         "waiting_for": "",
-        "then": None,
+        "next_run": None,
     }
 
 
@@ -303,10 +303,10 @@ def is_kept() -> bool:
     try:
         kept = _has_table()
     except Error as error:
-        say_once(f"Runs are not recorded: {str(error).strip()}. The fill goes on without.")
+        warn_once(f"Runs are not recorded: {str(error).strip()}. The fill goes on without.")
         return False
     if not kept:
-        say_once(
+        warn_once(
             f"Runs are not recorded: {database()} has no table for them yet. The fill goes on without. "
             f"To have it: python manage.py migrate safemigrate --database {database()}"
         )
@@ -324,12 +324,12 @@ def drop_lost_connection() -> None:
         connection.close()
 
 
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
-def say_once(text: str) -> None:
-    if text not in _said:
-        _said.add(text)
+def warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
         logger.warning(text)
 
 

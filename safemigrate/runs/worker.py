@@ -1,4 +1,4 @@
-"""A worker's shift: it takes one range after another for some seconds, saves, and has itself enqueued again."""
+"""A worker takes one range after another for some seconds, saves, and has itself enqueued again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from safemigrate.exceptions import (
 from safemigrate.models import BackfillRange, BackfillRun
 from safemigrate.populate.sources import AsWritten, resolve
 from safemigrate.runs import chain, leases, lookup, scheduler, store
-from safemigrate.runs.closing import CLEAN, fail, succeed, too_many, worn_out
+from safemigrate.runs.closing import CLEAN, attempts_exhausted, fail, succeed, too_many
 from safemigrate.runs.heartbeat import BEAT
 from safemigrate.runs.holding import Holding
 from safemigrate.runs.recorder import storable
@@ -59,11 +59,11 @@ def work(key: int, tries: int = 0) -> None:
 
     While the broker takes no messages it is not given back: this process goes on itself.
     """
-    shift = Shift(key)
-    while again := shift.work(tries):
+    worker = Worker(key)
+    while again := worker.work(tries):
         tries = again.tries
         try:
-            shift.enqueue(again)
+            worker.enqueue(again)
         except NotEnqueued as error:
             logger.warning("%s This worker goes on with run %s itself.", error, key)
             time.sleep(min(again.seconds, leases.LOOK_AGAIN))
@@ -71,7 +71,7 @@ def work(key: int, tries: int = 0) -> None:
             return
 
 
-class Shift:
+class Worker:
     """One process's work on a run, for the seconds that a task may take."""
 
     def __init__(self, key: int) -> None:
@@ -102,9 +102,9 @@ class Shift:
             logger.info("run %s is not for the workers of a queue any more; the task ends", self.key)
             return None
         self.run = run
-        if run.status == Status.SUCCEEDED and run.then is not None:
+        if run.status == Status.SUCCEEDED and run.next_run is not None:
             chain.go_on(run)
-        if scheduler.settle(run) or run.status not in (Status.QUEUED, Status.RUNNING):
+        if scheduler.finalize(run) or run.status not in (Status.QUEUED, Status.RUNNING):
             return None
         early = (run.not_before - timezone.now()).total_seconds() if run.not_before else 0.0
         return Again(early) if early > 0 else self._begin(run)
@@ -116,13 +116,13 @@ class Shift:
         self.run = run = _started(run)
         try:
             job.check_column()
-            job.rehearse()
+            job.validate()
             source = resolve(job.operation.populate, job.operation.names)
             assert not isinstance(source, AsWritten), "dispatch.begin refuses these"
             options = run.options
             size = options["batch_size"] or job.operation.batch_size
             filling = Filling(job.target, source, size, workers=1, throttles=options["throttles"])
-            if run.batch_size and not size:  # What the shift before had learnt: a row may take long.
+            if run.batch_size and not size:  # What the worker before had learnt: a row may take long.
                 filling.state.batch_size = min(run.batch_size, filling.state.batch_size)
             return self._ranges(run, filling, time.monotonic() + options["seconds"])
         except Error:
@@ -153,8 +153,8 @@ class Shift:
                 return _one_too_many(run)
             if isinstance(part, leases.Wait):
                 return Again(part.seconds)
-            if leases.is_worn_out(part):
-                fail(run, worn_out(part))
+            if leases.has_exhausted_attempts(part):
+                fail(run, attempts_exhausted(part))
                 return None
             if part.was_left:
                 self._replace(run)
@@ -173,7 +173,7 @@ class Shift:
     def _fill(
         self, run: BackfillRun, filling: Filling, part: BackfillRange, until: float
     ) -> tuple[bool, Again | None]:
-        """Fill a range; return whether this shift goes on with the next, and if not, how it does."""
+        """Fill a range; return whether this worker goes on with the next, and if not, how it does."""
         holding = Holding(run, part, filling.target, until)
         try:
             if part.is_the_end:
@@ -181,26 +181,26 @@ class Shift:
             else:
                 filling.run_range(_range(part, filling.batches), holding)
         except LimitReached:
-            leases.give_back(part)
+            leases.release(part)
             return False, self._held_up(run) if holding.is_held_up else Again()
         except (RunPaused, RunCancelled):
-            leases.give_back(part)
-            scheduler.settle(store.find(run.pk))
+            leases.release(part)
+            scheduler.finalize(store.find(run.pk))
             return False, None
         except LeaseLost as lost:
             logger.warning("%s", lost)
             return True, None
         except (TooManyRetries, Error) as error:
             if isinstance(error, Error) and not filling.database.is_transient(error):
-                leases.give_back(part)
+                leases.release(part)
                 fail(run, error)
                 return False, None
             logger.warning("run %s, range %s is put off: %s", run.pk, part.number, str(error).strip())
             store.drop_lost_connection()
-            leases.put_off(part, storable(str(error)))
+            leases.postpone(part, storable(str(error)))
             return True, None
         except BaseException:
-            leases.give_back(part)
+            leases.release(part)
             raise
         return self._ended(run, part, holding)
 
@@ -214,7 +214,7 @@ class Shift:
     def _ended(self, run: BackfillRun, part: BackfillRange, holding: Holding) -> tuple[bool, Again | None]:
         if part.is_the_end:
             closed = succeed(run, part)
-            return not closed, Again() if closed and run.then is not None else None
+            return not closed, Again() if closed and run.next_run is not None else None
         if not leases.end(part):
             return True, None
         if holding.bad and (error := too_many(run)):
@@ -225,7 +225,7 @@ class Shift:
 def _one_too_many(run: BackfillRun) -> Again | None:
     """End, unless all who hold a range are dead: nobody else might be there when their leases end."""
     before = store.find(run.pk)
-    if scheduler.settle(before) or before.token != run.token or not _waits_for(before):
+    if scheduler.finalize(before) or before.token != run.token or not _waits_for(before):
         return None
     time.sleep(3 * BEAT)
     after = store.find(run.pk)
@@ -261,5 +261,5 @@ def _started(run: BackfillRun) -> BackfillRun:
         run = store.find(run.pk)
         if moved:
             logger.info("%s: run %s begins, by the workers of %s", run, run.pk, run.executor)
-            store.tell(signals.run_started, run)
+            store.send_signal(signals.run_started, run)
     return run

@@ -1,4 +1,4 @@
-"""The short road: the column added, filled and required in one step, where that holds nobody up for long."""
+"""The fast path: the column added, filled and required in one step, where that holds nobody up for long."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ ALL_ROWS, ONE_ROW = 0.1, 1e-6
 
 
 class Refused(SystemExit):
-    """The one step was refused: the run stops, which is no failure, and goes on by the long road."""
+    """The one step was refused: the run stops, which is no failure, and goes on step by step."""
 
 
 @dataclass(frozen=True)
 class Shortcut:
-    """One field's short road on one database. `before` is the model without the field."""
+    """One field's fast path on one database. `before` is the model without the field."""
 
     database: Database
     before: Any
@@ -48,7 +48,7 @@ class Shortcut:
         """Go it where it can be gone; return whether the column is there, filled and required.
 
         Where the database refuses, for a row without a value or one that came in, it has changed nothing that
-        the long road cannot go on from. Raises LockNotAcquired, AlreadyRunning and RunPaused.
+        the steps cannot go on from. Raises LockNotAcquired, AlreadyRunning and RunPaused.
         """
         if self.database.column(self.before, self.field.column) is not None:
             return False
@@ -116,18 +116,18 @@ class Shortcut:
 
     def _recorded(self, step: Step | None, rows: int, title: str) -> bool:
         run = engine.Run(self.target.label, self.target.alias, rows, target=self.target, title=title)
-        ledger = engine.new_ledger()
-        ledger.start(run)
+        observer = engine.new_observer()
+        observer.start(run)
         try:
             if not self._run(step):
                 raise Refused
             run.rows = run.filled = run.batch_size = rows
             run.batches, run.took = 1, run.seconds
-            ledger.advance(run)
+            observer.advance(run)
         except BaseException as error:
-            ledger.end(run, error)
+            observer.end(run, error)
             if isinstance(error, Refused):
                 return False
             raise
-        ledger.end(run, None)
+        observer.end(run, None)
         return True

@@ -39,12 +39,12 @@ class Requiring:
             return
         steps = self._steps()
         # A run that was killed may have left the door shut.
-        runner.run(self.database, steps.reopen)
+        runner.run(self.database, steps.accept_nulls)
         self.catch_up()
         self._prove()
         runner.run(self.database, steps.before)
         for tries_left in reversed(range(TRIES)):
-            if self._settle(last=not tries_left):
+            if self._enforce(last=not tries_left):
                 break
         runner.run(self.database, steps.after)
 
@@ -58,33 +58,33 @@ class Requiring:
         if self.field.remote_field and self.field.db_constraint:
             self.database.refuse_orphans(self.from_model, self.from_model._meta.get_field(self.field.name))
 
-    def _settle(self, *, last: bool) -> bool:
+    def _enforce(self, *, last: bool) -> bool:
         """Set NOT NULL; return False where a row came in as NULL in the last moment."""
         try:
             steps = self._steps()
-            self._close(steps)
+            self._reject_nulls(steps)
             self.catch_up(at_once=True)
-            runner.run(self.database, steps.settle)
+            runner.run(self.database, steps.enforce)
         except BaseException as error:
-            self._reopen()
+            self._accept_nulls()
             if last or not isinstance(error, DatabaseError) or not self.database.is_null_refused(error):
                 raise
             return False
         return True
 
-    def _close(self, steps: Requirement) -> None:
+    def _reject_nulls(self, steps: Requirement) -> None:
         """Let no new NULL in, if we may: it only makes the end come sooner."""
         try:
-            runner.run(self.database, steps.close)
+            runner.run(self.database, steps.reject_nulls)
         except DatabaseError as error:
             if not self.database.is_denied(error):
                 raise
             logger.info("new rows without a value are not kept out: %s", error)
 
-    def _reopen(self) -> None:
+    def _accept_nulls(self) -> None:
         """Let old code insert again, as long as the column is not required; never hide why it is not."""
         try:
-            runner.run(self.database, self._steps().reopen)
+            runner.run(self.database, self._steps().accept_nulls)
         except (SafemigrateError, Error):
             logger.exception(
                 "%s: new rows without a value are refused until migrate is run again", self.field

@@ -31,16 +31,16 @@ class Fill:
         """
         if not isinstance(self.source, InDatabase):
             return None
-        batches = Batches(self.target.model, self.target.alias, self.target.marks)
+        batches = Batches(self.target.model, self.target.alias, self.target.null_fields)
         return ComputedInDatabase(self.source, self.target).statement(batches)
 
 
-Road = Sequence[Step | Fill]
+Plan = Sequence[Step | Fill]
 
 
-def write_down(schema_editor: Any, road: Road) -> None:
+def write_down(schema_editor: Any, plan: Plan) -> None:
     """Put the road into what `sqlmigrate` prints."""
-    for part in road:
+    for part in plan:
         if isinstance(part, Fill):
             _write_fill(schema_editor, part)
         else:

@@ -16,7 +16,7 @@ def refuse_nulls(batches: Batches, label: str, source: str = "") -> None:
     """Raise NullsRemain, or BadRows where `source` has just filled them, while a row is NULL."""
     if not batches.any_left():
         return
-    keys = ", ".join(map(str, batches.stragglers(EXAMPLES)))
+    keys = ", ".join(map(str, batches.remaining_keys(EXAMPLES)))
     filled_by = f" after {source}" if source else ""
     cure = (
         "Correct the function, or those rows, and run migrate again."

@@ -78,7 +78,7 @@ class _Tries:
         self.database, self.step = database, step
         self.left = get("SAFEMIGRATE_LOCK_TRIES")
         self.started = time.monotonic()
-        self.in_the_way: list[str] = []
+        self.blocking: list[str] = []
 
     def take(self, order: Callable[[], None], blocks: Blocked) -> None:
         """Give the order until it gets its lock, which `blocks` these; raise after the last try."""
@@ -94,16 +94,16 @@ class _Tries:
     def _failed(self, error: DatabaseError, blocks: Blocked, waited: float) -> None:
         """Count a try that got no lock, note who held it, and pause; raise when it was the last."""
         self.left -= 1
-        self.in_the_way = self.database.blockers(self.step.tables, blocks) or self.in_the_way
+        self.blocking = self.database.blockers(self.step.tables, blocks) or self.blocking
         if self.left <= 0:
             raise LockNotAcquired(self._message(waited)) from error
-        extra = {"alias": self.database.connection.alias, "in_the_way": self.in_the_way}
+        extra = {"alias": self.database.connection.alias, "blocking": self.blocking}
         logger.info("%s: waiting for the lock; in the way: %s", self.step.title, self._who(), extra=extra)
         pause = get("SAFEMIGRATE_LOCK_PAUSE")
         time.sleep(random.uniform(pause, 2 * pause))
 
     def _who(self) -> str:
-        return "; ".join(self.in_the_way) or "unknown, gone before it could be named"
+        return "; ".join(self.blocking) or "unknown, gone before it could be named"
 
     def _message(self, waited: float) -> str:
         tables = ", ".join(self.step.tables) or "the table"

@@ -59,16 +59,16 @@ class Requirement:
 
     before  index, unique and foreign-key work that can be done while NULLs are still allowed
     close   lets no new NULL in; what slipped in before it is filled after it
-    reopen  takes `close` back, when rows are found that cannot be filled
-    settle  proves that nothing is NULL, and sets NOT NULL
+    accept_nulls  takes `close` back, when rows are found that cannot be filled
+    enforce  proves that nothing is NULL, and sets NOT NULL
     after   what the database can only do afterwards
     """
 
     before: Sequence[Step] = field(default=())
-    close: Sequence[Step] = field(default=())
-    reopen: Sequence[Step] = field(default=())
-    settle: Sequence[Step] = field(default=())
+    reject_nulls: Sequence[Step] = field(default=())
+    accept_nulls: Sequence[Step] = field(default=())
+    enforce: Sequence[Step] = field(default=())
     after: Sequence[Step] = field(default=())
 
     def in_order(self) -> list[Step]:
-        return [*self.before, *self.close, *self.settle, *self.after]
+        return [*self.before, *self.reject_nulls, *self.enforce, *self.after]

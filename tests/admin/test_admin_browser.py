@@ -1,4 +1,4 @@
-"""The admin's pages of the runs in a real browser, and a fill that is steered there while it works."""
+"""The admin's pages of the runs in a real browser, and a fill that is controlled there while it works."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["browser", "page"]  # the fixtures
 pytestmark = pytest.mark.browser
 
 LIST = "/admin/safemigrate/backfillrun/"
-ROWS = int(os.environ.get("STEERED_ROWS", "1000000" if IN_CI else "300000"))
+ROWS = int(os.environ.get("CONTROLLED_ROWS", "1000000" if IN_CI else "300000"))
 SECONDS = 30  # that a test waits for something before it fails
 STRICT = "default-src 'self'; img-src 'self' data:"
 
@@ -282,7 +282,7 @@ MARKS = """() => [...document.querySelectorAll(".run-state")].map(e => {
 })"""
 
 
-# A fill that is steered while it works
+# A fill that is controlled while it works
 
 LOGS = {
     "postgresql": [
@@ -339,7 +339,7 @@ def polls(
     monkeypatch.setitem(default.settings_dict, "NAME", str(tmp_path / "default.sqlite3"))
     call_command("migrate", database="default", verbosity=0)
     environment = request.getfixturevalue("environment") | {
-        "DJANGO_SETTINGS_MODULE": "tests.support.steered_settings"
+        "DJANGO_SETTINGS_MODULE": "tests.support.controlled_settings"
     }
     polls = Polls(alias, environment, ROWS)
     with polls.connection.cursor() as cursor:

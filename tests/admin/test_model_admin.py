@@ -1,4 +1,4 @@
-"""The runs in the admin: who sees them, who steers them, and that nothing else can be done."""
+"""The runs in the admin: who sees them, who controls them, and that nothing else can be done."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.django_db(databases=["default", "archive"])
 
 PACKAGE = Path(safemigrate.__file__).parent
 LIST = "/admin/safemigrate/backfillrun/"
-STEERINGS = ["pause", "resume", "retry", "cancel"]
+ACTIONS = ["pause", "resume", "retry", "cancel"]
 #: A state in which each may be asked, and the one that comes of it where no process holds the run.
 FROM_TO = {
     "pause": (Status.QUEUED, Status.PAUSED),
@@ -116,7 +116,7 @@ def test_a_person_without_a_permission_sees_nothing() -> None:
 
 def test_a_stranger_is_sent_to_the_login() -> None:
     run = a_run()
-    for address in (LIST, page(run), *(button(run, asked) for asked in STEERINGS)):
+    for address in (LIST, page(run), *(button(run, asked) for asked in ACTIONS)):
         response = Client().post(address)
         assert response["Location"].startswith("/admin/login/")
     assert now(run).status == Status.RUNNING
@@ -146,14 +146,14 @@ def test_a_run_that_is_not_there_is_no_error() -> None:
     assert client.post(f"{LIST}77/pause/").status_code == 404
 
 
-# Who may steer
+# Who may control
 
 
-@pytest.mark.parametrize("asked", STEERINGS)
+@pytest.mark.parametrize("asked", ACTIONS)
 def test_each_button_needs_its_own_permission(asked: str) -> None:
     before, after = FROM_TO[asked]
     run = a_run(before)
-    others = person("view", *(other for other in STEERINGS if other != asked))
+    others = person("view", *(other for other in ACTIONS if other != asked))
     assert asked not in buttons(others.get(page(run)).content.decode())
     assert others.post(button(run, asked), {"confirm": "yes"}).status_code == 403
     assert now(run).status == before
@@ -163,14 +163,14 @@ def test_each_button_needs_its_own_permission(asked: str) -> None:
     assert now(run).status == after
 
 
-@pytest.mark.parametrize("asked", STEERINGS)
+@pytest.mark.parametrize("asked", ACTIONS)
 def test_who_may_not_see_it_may_not_steer_it(asked: str) -> None:
     run = a_run(FROM_TO[asked][0])
     assert person(asked).post(button(run, asked), {"confirm": "yes"}).status_code == 403
     assert now(run).status == FROM_TO[asked][0]
 
 
-@pytest.mark.parametrize("asked", STEERINGS)
+@pytest.mark.parametrize("asked", ACTIONS)
 def test_the_list_has_the_same_actions(asked: str) -> None:
     before, after = FROM_TO[asked]
     run, other = a_run(before), a_run(before, alias="archive")
@@ -182,7 +182,7 @@ def test_the_list_has_the_same_actions(asked: str) -> None:
     assert now(other).status == before
 
 
-@pytest.mark.parametrize("asked", STEERINGS)
+@pytest.mark.parametrize("asked", ACTIONS)
 def test_who_did_it_is_written_down(asked: str) -> None:
     run = a_run(FROM_TO[asked][0])
     admin().post(button(run, asked), {"confirm": "yes"})
@@ -205,7 +205,7 @@ def test_a_move_is_not_seen_before_who_made_it(monkeypatch: pytest.MonkeyPatch) 
     assert now(run).status == Status.PAUSED
 
 
-@pytest.mark.parametrize("asked", STEERINGS)
+@pytest.mark.parametrize("asked", ACTIONS)
 def test_a_get_changes_nothing(asked: str) -> None:
     run = a_run(FROM_TO[asked][0])
     client = admin()
@@ -215,7 +215,7 @@ def test_a_get_changes_nothing(asked: str) -> None:
     assert not run.events.exists()
 
 
-@pytest.mark.parametrize("asked", STEERINGS)
+@pytest.mark.parametrize("asked", ACTIONS)
 def test_a_form_of_another_site_changes_nothing(asked: str) -> None:
     run = a_run(FROM_TO[asked][0])
     client = Client(enforce_csrf_checks=True)
@@ -271,7 +271,7 @@ def test_cancelling_from_the_list_asks_first_and_names_each() -> None:
 @pytest.mark.parametrize("status", list(Status))
 def test_what_the_page_offers_is_what_can_be_done(status: str, held: bool) -> None:
     client = admin()
-    for asked in STEERINGS:
+    for asked in ACTIONS:
         run = a_run(status, held=held)
         offered = asked in buttons(client.get(page(run)).content.decode())
         response = client.post(button(run, asked), {"confirm": "yes"}, follow=True)

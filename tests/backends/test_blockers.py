@@ -18,11 +18,11 @@ from safemigrate.backends.postgresql import blockers
 from safemigrate.exceptions import LockNotAcquired
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from tests.plugin import old_postgresql
-from tests.support.sandbox import MONTH, Road, month_later
+from tests.support.sandbox import MONTH, MigrationSandbox, month_later
 from tests.support.sessions import Traffic, run
 from tools.servers import MissingServer, PostgreSQL
 
-TABLE = "roads_question"
+TABLE = "boxes_question"
 SUPERUSER, PLAIN = "postgres", "site"
 ROWS = 20_000
 # Autovacuum at a snail's pace: it pauses 100 ms after each page.
@@ -72,12 +72,12 @@ def admin(server: PostgreSQL, django_db_blocker: DjangoDbBlocker) -> Iterator[An
 
 
 @pytest.fixture
-def road(server: PostgreSQL, admin: Any, user: str, settings: Any) -> Iterator[Road]:
+def sandbox(server: PostgreSQL, admin: Any, user: str, settings: Any) -> Iterator[MigrationSandbox]:
     settings.SAFEMIGRATE_LOCK_PAUSE = 0.05
     with connected(server, "eager", user, "polls"):
-        road = Road("eager")
-        run(road.connection, INSERT)
-        yield road
+        sandbox = MigrationSandbox("eager")
+        run(sandbox.connection, INSERT)
+        yield sandbox
 
 
 INSERT = (
@@ -139,53 +139,55 @@ def workers(connection: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("user", [PLAIN], indirect=True)
-def test_autovacuum_gives_way_and_nobody_waits(server: PostgreSQL, admin: Any, road: Road) -> None:
+def test_autovacuum_gives_way_and_nobody_waits(
+    server: PostgreSQL, admin: Any, sandbox: MigrationSandbox
+) -> None:
     # Without the weaker lock first, everybody would wait for deadlock_timeout, which is 1 s.
-    run(road.connection, f"ALTER TABLE {TABLE} SET ({SLOWLY})")
-    run(road.connection, f"UPDATE {TABLE} SET question_text = 'dead rows'")
-    road.connection.close()  # An idle session tells the server only after 10 s what it wrote.
+    run(sandbox.connection, f"ALTER TABLE {TABLE} SET ({SLOWLY})")
+    run(sandbox.connection, f"UPDATE {TABLE} SET question_text = 'dead rows'")
+    sandbox.connection.close()  # An idle session tells the server only after 10 s what it wrote.
     worker = vacuumed(server, admin)
-    with Traffic(road.alias) as traffic:
-        road.run(add_expires())
+    with Traffic(sandbox.alias) as traffic:
+        sandbox.run(add_expires())
     assert worker not in [pid for (pid,) in run(admin, "SELECT pid FROM pg_stat_activity")]
-    assert month_later(road.rows())
-    assert not road.column("expires_date").nullable
+    assert month_later(sandbox.rows())
+    assert not sandbox.column("expires_date").nullable
     assert traffic.worst < 0.9
 
 
 @pytest.fixture
-def overdue(admin: Any, road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def overdue(admin: Any, sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many transactions ago was the table frozen that autovacuum gives way to nobody; tries are few."""
     monkeypatch.setattr(blockers, "YIELD_SECONDS", 0.1)
     settings.SAFEMIGRATE_LOCK_TRIES = 2
-    run(road.connection, f"ALTER TABLE {TABLE} SET ({SLOWLY}, autovacuum_freeze_max_age = 100000)")
+    run(sandbox.connection, f"ALTER TABLE {TABLE} SET ({SLOWLY}, autovacuum_freeze_max_age = 100000)")
     run(admin, "DO $$ BEGIN FOR n IN 1..101000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$")
 
 
 def test_autovacuum_against_wraparound_is_named_as_such(
-    server: PostgreSQL, admin: Any, road: Road, overdue: None
+    server: PostgreSQL, admin: Any, sandbox: MigrationSandbox, overdue: None
 ) -> None:
     worker = vacuumed(server, admin)
-    with Traffic(road.alias) as traffic, pytest.raises(LockNotAcquired) as caught:
-        road.run(add_expires())
+    with Traffic(sandbox.alias) as traffic, pytest.raises(LockNotAcquired) as caught:
+        sandbox.run(add_expires())
     assert f"In the way: pid {worker}, autovacuum (to prevent wraparound: wait for it)" in str(caught.value)
     assert "was asked for 2 times" in str(caught.value)
-    assert road.column("expires_date") is None
+    assert sandbox.column("expires_date") is None
     assert traffic.worst < 0.9
 
 
 @pytest.mark.parametrize("user", [PLAIN], indirect=True)
 def test_an_online_step_does_not_wait_for_it_without_end(
-    server: PostgreSQL, admin: Any, road: Road, overdue: None
+    server: PostgreSQL, admin: Any, sandbox: MigrationSandbox, overdue: None
 ) -> None:
     field = models.DateTimeField("expires at", db_index=True)
-    road.run(
+    sandbox.run(
         AddNullableField("question", "expires_date", field),
         Populate("question", "expires_date", F("pub_date") + MONTH),
     )
     worker = vacuumed(server, admin)
     with pytest.raises(LockNotAcquired) as caught:
-        road.run(SetNotNull("question", "expires_date", field))
+        sandbox.run(SetNotNull("question", "expires_date", field))
     assert str(caught.value).startswith("To index expires_date as ")
     assert f"pid {worker}, autovacuum (to prevent wraparound" in str(caught.value)
 
@@ -198,7 +200,7 @@ def few_tries(settings: Any) -> None:
 
 @pytest.mark.parametrize("user", [PLAIN], indirect=True)
 def test_a_forgotten_prepared_transaction_is_named(
-    server: PostgreSQL, admin: Any, road: Road, few_tries: None
+    server: PostgreSQL, admin: Any, sandbox: MigrationSandbox, few_tries: None
 ) -> None:
     with connected(server, "forgetful", SUPERUSER, "polls") as forgetful:
         run(forgetful, "BEGIN")
@@ -208,21 +210,21 @@ def test_a_forgotten_prepared_transaction_is_named(
             with pytest.raises(
                 LockNotAcquired, match="prepared transaction transfer 7, user postgres, open for 00:"
             ):
-                road.run(add_expires())
+                sandbox.run(add_expires())
         finally:
             run(forgetful, "ROLLBACK PREPARED 'transfer 7'")
-    road.run(add_expires())
-    assert month_later(road.rows())
+    sandbox.run(add_expires())
+    assert month_later(sandbox.rows())
 
 
 def test_a_session_of_another_user_is_named_as_far_as_it_may_be_seen(
-    server: PostgreSQL, road: Road, user: str, few_tries: None
+    server: PostgreSQL, sandbox: MigrationSandbox, user: str, few_tries: None
 ) -> None:
     with connected(server, "report", SUPERUSER, "polls") as report:
         run(report, "BEGIN")
         run(report, f"SELECT COUNT(*) FROM {TABLE}")
         with pytest.raises(LockNotAcquired) as caught:
-            road.run(add_expires())
+            sandbox.run(add_expires())
         who = f"pid {report.connection.info.backend_pid}, user postgres"
     seen = {
         SUPERUSER: f", idle in transaction, in a transaction for 00:00:00: SELECT COUNT(*) FROM {TABLE}. Nothing",
@@ -233,11 +235,11 @@ def test_a_session_of_another_user_is_named_as_far_as_it_may_be_seen(
 
 @pytest.mark.parametrize("user", [PLAIN], indirect=True)
 def test_who_holds_the_same_table_of_another_database_is_not_in_the_way(
-    server: PostgreSQL, admin: Any, road: Road
+    server: PostgreSQL, admin: Any, sandbox: MigrationSandbox
 ) -> None:
-    database = for_connection(road.connection)
+    database = for_connection(sandbox.connection)
     ((table,),) = database.fetch(f"SELECT '{TABLE}'::regclass::oid")
-    road.connection.close()
+    sandbox.connection.close()
     run(admin, "CREATE DATABASE twin TEMPLATE polls")
     with connected(server, "twin", SUPERUSER, "twin") as twin:
         assert run(twin, f"SELECT '{TABLE}'::regclass::oid") == [(table,)]

@@ -13,12 +13,12 @@ from django.db import Error, connections, models
 from pytest_django import DjangoDbBlocker
 
 from safemigrate.backends import monitoring
-from safemigrate.backends.monitoring import Vitals
+from safemigrate.backends.monitoring import Monitoring
 from safemigrate.exceptions import InvalidSetting, NotVisible
 from tests.schema.test_runner import another
 from tests.support import replicas
 from tests.support.replicas import execute, fetch, wait_for
-from tests.support.sandbox import Road, question
+from tests.support.sandbox import MigrationSandbox, question
 from tools.servers import system_postgresql, wheel_postgresql
 
 POSTGRESQL = pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
@@ -26,18 +26,18 @@ MARIADB = pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
 SQLITE = pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 SERVERS = pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
 
-TABLE = "roads_question"
+TABLE = "boxes_question"
 
 
 @pytest.fixture
-def road(alias: str) -> Road:
-    road = Road(alias)
-    road.fill(100)
-    return road
+def sandbox(alias: str) -> MigrationSandbox:
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(100)
+    return sandbox
 
 
-def seen(road: Road) -> Vitals:
-    return monitoring.for_connection(road.connection)
+def seen(sandbox: MigrationSandbox) -> Monitoring:
+    return monitoring.for_connection(sandbox.connection)
 
 
 @contextmanager
@@ -79,23 +79,26 @@ def unlock(other: Any) -> None:
 
 
 @SERVERS
-def test_who_waits_for_the_table_is_named(road: Road) -> None:
-    assert seen(road).waiting_for(road.model()) == []
-    with locked(road.alias) as other, elsewhere(road.alias, f"UPDATE {TABLE} SET question_text = 'mine'"):
-        (line,) = wait_for(lambda: seen(road).waiting_for(road.model()))
+def test_who_waits_for_the_table_is_named(sandbox: MigrationSandbox) -> None:
+    assert seen(sandbox).waiting_for(sandbox.model()) == []
+    with (
+        locked(sandbox.alias) as other,
+        elsewhere(sandbox.alias, f"UPDATE {TABLE} SET question_text = 'mine'"),
+    ):
+        (line,) = wait_for(lambda: seen(sandbox).waiting_for(sandbox.model()))
         unlock(other)
     assert f"UPDATE {TABLE} SET question_text = 'mine'" in line
-    wanted = "waiting for table metadata lock" if road.alias == "mariadb" else "waits for RowExclusiveLock"
+    wanted = "waiting for table metadata lock" if sandbox.alias == "mariadb" else "waits for RowExclusiveLock"
     assert wanted in line
-    assert seen(road).waiting_for(road.model()) == []
+    assert seen(sandbox).waiting_for(sandbox.model()) == []
 
 
 @SERVERS
 def test_who_waits_for_another_table_is_none_of_ours(alias: str) -> None:
-    road = Road(alias, question(), question_of("answer"))
-    with locked(alias, "roads_answer") as other, elsewhere(alias, "DELETE FROM roads_answer"):
-        wait_for(lambda: seen(road).waiting_for(road.model("Answer")))
-        assert seen(road).waiting_for(road.model()) == []
+    sandbox = MigrationSandbox(alias, question(), question_of("answer"))
+    with locked(alias, "boxes_answer") as other, elsewhere(alias, "DELETE FROM boxes_answer"):
+        wait_for(lambda: seen(sandbox).waiting_for(sandbox.model("Answer")))
+        assert seen(sandbox).waiting_for(sandbox.model()) == []
         unlock(other)
 
 
@@ -106,79 +109,81 @@ def question_of(name: str) -> Any:
 
 
 @MARIADB
-def test_who_waits_for_a_row_is_named(road: Road) -> None:
-    with another(road.alias) as other:
+def test_who_waits_for_a_row_is_named(sandbox: MigrationSandbox) -> None:
+    with another(sandbox.alias) as other:
         other.set_autocommit(False)
         execute(other, f"UPDATE {TABLE} SET question_text = 'first'")
-        with elsewhere(road.alias, f"UPDATE {TABLE} SET question_text = 'second'"):
-            (line,) = wait_for(lambda: seen(road).waiting_for(road.model()))
+        with elsewhere(sandbox.alias, f"UPDATE {TABLE} SET question_text = 'second'"):
+            (line,) = wait_for(lambda: seen(sandbox).waiting_for(sandbox.model()))
             execute(other, "ROLLBACK")
     assert "second" in line
 
 
 @SERVERS
-def test_a_transaction_open_for_long_is_named(road: Road) -> None:
-    with another(road.alias) as other:
+def test_a_transaction_open_for_long_is_named(sandbox: MigrationSandbox) -> None:
+    with another(sandbox.alias) as other:
         if other.vendor == "postgresql":
             execute(other, "SET application_name = 'nightly report'")
         other.set_autocommit(False)
         execute(other, f"UPDATE {TABLE} SET question_text = 'mine' WHERE id = 1")
-        (line,) = wait_for(lambda: seen(road).open_transactions(0.5))
-        assert seen(road).open_transactions(3600) == []
-        pid = fetch(other, "SELECT connection_id()" if road.alias == "mariadb" else "SELECT pg_backend_pid()")
+        (line,) = wait_for(lambda: seen(sandbox).open_transactions(0.5))
+        assert seen(sandbox).open_transactions(3600) == []
+        pid = fetch(
+            other, "SELECT connection_id()" if sandbox.alias == "mariadb" else "SELECT pg_backend_pid()"
+        )
     assert str(pid[0][0]) in line
     assert "in a transaction for" in line
-    if road.alias != "mariadb":
+    if sandbox.alias != "mariadb":
         assert "application nightly report, idle in transaction" in line
         assert "UPDATE" in line
-    assert wait_for(lambda: seen(road).open_transactions(0.5) == [])
+    assert wait_for(lambda: seen(sandbox).open_transactions(0.5) == [])
 
 
 @SQLITE
-def test_a_file_tells_of_nobody(road: Road) -> None:
-    told = seen(road)
-    assert told.waiting_for(road.model()) == []
+def test_a_file_tells_of_nobody(sandbox: MigrationSandbox) -> None:
+    told = seen(sandbox)
+    assert told.waiting_for(sandbox.model()) == []
     assert told.open_transactions(0) == []
     assert told.replication_lag() is None
-    assert told.vacuuming(road.model()) is False
-    told.vacuum(road.model())
+    assert told.vacuuming(sandbox.model()) is False
+    told.vacuum(sandbox.model())
 
 
 @MARIADB
 def test_a_user_without_the_right_is_told_which_one_it_lacks(
-    road: Road, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    execute(road.connection, "CREATE USER plain@'%'")
-    execute(road.connection, f"GRANT SELECT ON {road.connection.settings_dict['NAME']}.* TO plain@'%'")
-    with another(road.alias) as other:
+    execute(sandbox.connection, "CREATE USER plain@'%'")
+    execute(sandbox.connection, f"GRANT SELECT ON {sandbox.connection.settings_dict['NAME']}.* TO plain@'%'")
+    with another(sandbox.alias) as other:
         monkeypatch.setitem(other.settings_dict, "USER", "plain")
         told = monitoring.for_connection(other)
         try:
             with pytest.raises(NotVisible, match="grant it PROCESS ON"):
-                told.waiting_for(road.model())
+                told.waiting_for(sandbox.model())
             with pytest.raises(NotVisible, match="grant it PROCESS ON"):
                 told.open_transactions(1)
         finally:
-            execute(road.connection, "DROP USER plain@'%'")
+            execute(sandbox.connection, "DROP USER plain@'%'")
 
 
 # Vacuum
 
 
 @contextmanager
-def slow_vacuum(road: Road) -> Iterator[None]:
+def slow_vacuum(sandbox: MigrationSandbox) -> Iterator[None]:
     """A vacuum of the table that goes on until the block ends."""
     # A page is let go by a pause of 0.1 s, whatever it costs.
     slowly = ["SET vacuum_cost_delay = 100", "SET vacuum_cost_limit = 1", f"VACUUM {TABLE}"]
-    own = seen(road)
-    execute(road.connection, f"UPDATE {TABLE} SET question_text = repeat('x', 150)")
-    with elsewhere(road.alias, *slowly):
-        wait_for(lambda: own.vacuuming(road.model()))
+    own = seen(sandbox)
+    execute(sandbox.connection, f"UPDATE {TABLE} SET question_text = repeat('x', 150)")
+    with elsewhere(sandbox.alias, *slowly):
+        wait_for(lambda: own.vacuuming(sandbox.model()))
         try:
             yield
         finally:
             fetch(
-                road.connection,
+                sandbox.connection,
                 "SELECT pg_cancel_backend(pid) FROM pg_stat_progress_vacuum "
                 "WHERE datname = current_database()",
             )
@@ -186,20 +191,20 @@ def slow_vacuum(road: Road) -> Iterator[None]:
 
 @POSTGRESQL
 def test_a_vacuum_at_work_is_seen(alias: str) -> None:
-    road = Road(alias, question(), question_of("answer"))
-    road.fill(3_000)
-    assert seen(road).vacuuming(road.model()) is False
-    with slow_vacuum(road):
-        assert seen(road).vacuuming(road.model("Answer")) is False
-        with plain_user(road) as told:
-            assert told.vacuuming(road.model()) is True
-    assert seen(road).vacuuming(road.model()) is False
+    sandbox = MigrationSandbox(alias, question(), question_of("answer"))
+    sandbox.fill(3_000)
+    assert seen(sandbox).vacuuming(sandbox.model()) is False
+    with slow_vacuum(sandbox):
+        assert seen(sandbox).vacuuming(sandbox.model("Answer")) is False
+        with plain_user(sandbox) as told:
+            assert told.vacuuming(sandbox.model()) is True
+    assert seen(sandbox).vacuuming(sandbox.model()) is False
 
 
 @contextmanager
-def plain_user(road: Road) -> Iterator[Vitals]:
+def plain_user(sandbox: MigrationSandbox) -> Iterator[Monitoring]:
     """What is told to a user who may see no statistics of others."""
-    with another(road.alias) as other:
+    with another(sandbox.alias) as other:
         execute(other, "CREATE ROLE plain")
         execute(other, "SET ROLE plain")
         try:
@@ -210,46 +215,48 @@ def plain_user(road: Road) -> Iterator[Vitals]:
 
 
 @POSTGRESQL
-def test_a_vacuum_frees_the_dead_rows(road: Road) -> None:
-    execute(road.connection, "SET statement_timeout = '60s'")
-    execute(road.connection, f"UPDATE {TABLE} SET question_text = 'again'")
-    free = partial(fetch, road.connection, f"SELECT count(*) FROM {TABLE}")
-    before = seen(road).size(road.model())[0]
-    seen(road).vacuum(road.model())
-    wait_for(lambda: vacuums(road) == 1)
+def test_a_vacuum_frees_the_dead_rows(sandbox: MigrationSandbox) -> None:
+    execute(sandbox.connection, "SET statement_timeout = '60s'")
+    execute(sandbox.connection, f"UPDATE {TABLE} SET question_text = 'again'")
+    free = partial(fetch, sandbox.connection, f"SELECT count(*) FROM {TABLE}")
+    before = seen(sandbox).size(sandbox.model())[0]
+    seen(sandbox).vacuum(sandbox.model())
+    wait_for(lambda: vacuums(sandbox) == 1)
     for _ in range(3):
-        execute(road.connection, f"UPDATE {TABLE} SET question_text = 'more'")
-        seen(road).vacuum(road.model())
+        execute(sandbox.connection, f"UPDATE {TABLE} SET question_text = 'more'")
+        seen(sandbox).vacuum(sandbox.model())
     assert free() == [(100,)]
-    grown = seen(road).size(road.model())[0]
+    grown = seen(sandbox).size(sandbox.model())[0]
     assert before is not None
     assert grown is not None
     assert grown <= before + 2 * 8192 + 8192 * 3  # a free space map and a visibility map
-    assert fetch(road.connection, "SHOW statement_timeout") == [("1min",)]
+    assert fetch(sandbox.connection, "SHOW statement_timeout") == [("1min",)]
 
 
-def vacuums(road: Road) -> int:
-    with another(road.alias) as other:
+def vacuums(sandbox: MigrationSandbox) -> int:
+    with another(sandbox.alias) as other:
         sql = f"SELECT vacuum_count FROM pg_stat_user_tables WHERE relname = '{TABLE}'"
         return int(fetch(other, sql)[0][0])
 
 
 @POSTGRESQL
-def test_a_vacuum_does_not_wait_for_a_lock(road: Road) -> None:
-    with locked(road.alias):
-        seen(road).vacuum(road.model())
-    assert vacuums(road) == 0
+def test_a_vacuum_does_not_wait_for_a_lock(sandbox: MigrationSandbox) -> None:
+    with locked(sandbox.alias):
+        seen(sandbox).vacuum(sandbox.model())
+    assert vacuums(sandbox) == 0
 
 
 # A table
 
 
 def test_the_size_of_the_table_and_of_its_indexes(alias: str) -> None:
-    road = Road(alias, question(fields=[("slug", models.CharField(max_length=50, db_index=True))]))
-    road.fill(500, slug=lambda n: f"slug-{n}", question_text="x" * 180)
+    sandbox = MigrationSandbox(
+        alias, question(fields=[("slug", models.CharField(max_length=50, db_index=True))])
+    )
+    sandbox.fill(500, slug=lambda n: f"slug-{n}", question_text="x" * 180)
     if alias == "mariadb":
-        fetch(road.connection, f"ANALYZE TABLE {TABLE}")
-    table, indexes = seen(road).size(road.model())
+        fetch(sandbox.connection, f"ANALYZE TABLE {TABLE}")
+    table, indexes = seen(sandbox).size(sandbox.model())
     assert table is not None
     assert indexes is not None
     assert 500 * 180 < table < 1_000_000
@@ -257,89 +264,91 @@ def test_the_size_of_the_table_and_of_its_indexes(alias: str) -> None:
 
 
 @SQLITE
-def test_the_size_is_unknown_where_sqlite_cannot_tell(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_is_unknown_where_sqlite_cannot_tell(
+    sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fetch_without(self: Any, sql: str, params: Any = ()) -> Any:
         return fetch(self.connection, sql.replace("dbstat", "no_such_table").replace("%s", "'x'"))
 
-    monkeypatch.setattr(Vitals, "fetch", fetch_without)
-    assert seen(road).size(road.model()) == (None, None)
+    monkeypatch.setattr(Monitoring, "fetch", fetch_without)
+    assert seen(sandbox).size(sandbox.model()) == (None, None)
 
 
 def test_the_number_of_indexes(alias: str) -> None:
-    road = Road(alias, question(fields=[("number", models.IntegerField(unique=True))]))
-    before = seen(road).indexes(road.model())
+    sandbox = MigrationSandbox(alias, question(fields=[("number", models.IntegerField(unique=True))]))
+    before = seen(sandbox).indexes(sandbox.model())
     # SQLite keeps a table by its integer key, without an index.
     assert before == (1 if alias == "default" else 2)
-    execute(road.connection, f"CREATE INDEX one_more ON {TABLE} (pub_date)")
-    assert seen(road).indexes(road.model()) == before + 1
-    assert Vitals(road.connection).indexes(road.model()) == 3
+    execute(sandbox.connection, f"CREATE INDEX one_more ON {TABLE} (pub_date)")
+    assert seen(sandbox).indexes(sandbox.model()) == before + 1
+    assert Monitoring(sandbox.connection).indexes(sandbox.model()) == 3
 
 
 @POSTGRESQL
-def test_the_fillfactor(road: Road) -> None:
-    assert seen(road).fillfactor(road.model()) == 100
-    execute(road.connection, f"ALTER TABLE {TABLE} SET (fillfactor = 70, autovacuum_enabled = off)")
-    assert seen(road).fillfactor(road.model()) == 70
+def test_the_fillfactor(sandbox: MigrationSandbox) -> None:
+    assert seen(sandbox).fillfactor(sandbox.model()) == 100
+    execute(sandbox.connection, f"ALTER TABLE {TABLE} SET (fillfactor = 70, autovacuum_enabled = off)")
+    assert seen(sandbox).fillfactor(sandbox.model()) == 70
 
 
 @pytest.mark.parametrize("alias", ["sqlite", "mariadb"], indirect=True)
-def test_elsewhere_there_is_no_fillfactor(road: Road) -> None:
-    assert seen(road).fillfactor(road.model()) is None
+def test_elsewhere_there_is_no_fillfactor(sandbox: MigrationSandbox) -> None:
+    assert seen(sandbox).fillfactor(sandbox.model()) is None
 
 
-def test_the_triggers_that_a_fill_fires(road: Road) -> None:
-    assert seen(road).triggers(road.model()) == []
+def test_the_triggers_that_a_fill_fires(sandbox: MigrationSandbox) -> None:
+    assert seen(sandbox).triggers(sandbox.model()) == []
     for name, event in {"audit": "UPDATE", "greet": "INSERT", "x_safemigrate_guard": "UPDATE"}.items():
-        create_trigger(road, name, event)
-    if road.alias != "mariadb":
-        create_trigger(road, "of_one_column", "UPDATE OF question_text")
-    assert seen(road).triggers(road.model()) == ["audit"]
+        create_trigger(sandbox, name, event)
+    if sandbox.alias != "mariadb":
+        create_trigger(sandbox, "of_one_column", "UPDATE OF question_text")
+    assert seen(sandbox).triggers(sandbox.model()) == ["audit"]
 
 
-def create_trigger(road: Road, name: str, event: str) -> None:
+def create_trigger(sandbox: MigrationSandbox, name: str, event: str) -> None:
     body = {
         "sqlite": "BEGIN SELECT 1; END",
         "mysql": "SET @touched = 1",
         "postgresql": "EXECUTE FUNCTION suppress_redundant_updates_trigger()"
         if event == "UPDATE"
         else "EXECUTE FUNCTION nothing()",
-    }[road.connection.vendor]
-    if road.connection.vendor == "postgresql" and "nothing" in body:
+    }[sandbox.connection.vendor]
+    if sandbox.connection.vendor == "postgresql" and "nothing" in body:
         execute(
-            road.connection,
+            sandbox.connection,
             "CREATE OR REPLACE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
         )
-    execute(road.connection, f"CREATE TRIGGER {name} BEFORE {event} ON {TABLE} FOR EACH ROW {body}")
+    execute(sandbox.connection, f"CREATE TRIGGER {name} BEFORE {event} ON {TABLE} FOR EACH ROW {body}")
 
 
 # Replicas
 
 
 @SERVERS
-def test_a_server_without_replicas_has_no_lag(road: Road) -> None:
-    assert seen(road).replication_lag() is None
+def test_a_server_without_replicas_has_no_lag(sandbox: MigrationSandbox) -> None:
+    assert seen(sandbox).replication_lag() is None
 
 
 @SERVERS
-def test_an_alias_that_is_no_replica_is_not_taken_for_one(road: Road, settings: Any) -> None:
-    settings.SAFEMIGRATE_REPLICAS = [road.alias]
-    with pytest.raises(NotVisible, match=f"{road.alias} is in SAFEMIGRATE_REPLICAS and is not a replica"):
-        seen(road).replication_lag()
+def test_an_alias_that_is_no_replica_is_not_taken_for_one(sandbox: MigrationSandbox, settings: Any) -> None:
+    settings.SAFEMIGRATE_REPLICAS = [sandbox.alias]
+    with pytest.raises(NotVisible, match=f"{sandbox.alias} is in SAFEMIGRATE_REPLICAS and is not a replica"):
+        seen(sandbox).replication_lag()
 
 
 @SERVERS
-def test_a_replica_of_another_kind_is_not_asked(road: Road, settings: Any) -> None:
+def test_a_replica_of_another_kind_is_not_asked(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_REPLICAS = ["default"]
-    assert seen(road).replication_lag() is None
+    assert seen(sandbox).replication_lag() is None
 
 
 @SQLITE
-def test_an_unknown_alias_is_refused(road: Road, settings: Any) -> None:
+def test_an_unknown_alias_is_refused(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_REPLICAS = ["no_such"]
     with pytest.raises(
         InvalidSetting, match="SAFEMIGRATE_REPLICAS names 'no_such', which is not in DATABASES"
     ):
-        seen(road).replication_lag()
+        seen(sandbox).replication_lag()
 
 
 PROGRAMS = {"wheel": wheel_postgresql, "system": system_postgresql}

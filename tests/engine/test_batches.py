@@ -12,7 +12,7 @@ from django.db import connections, models
 
 from safemigrate.engine.batches import Batches, Range, keys_of
 from safemigrate.operations import AddNullableField
-from tests.support.sandbox import Road, Statements, question
+from tests.support.sandbox import MigrationSandbox, Statements, question
 
 KEYS: dict[str, Any] = {
     "negative": (models.IntegerField(primary_key=True), [-7, -3, 0, 4, 5]),
@@ -25,10 +25,10 @@ KEYS: dict[str, Any] = {
 def table(alias: str, kind: str, filled: tuple[int, ...] = ()) -> tuple[Batches, list[Any]]:
     """Five rows with keys of a kind; those at the places `filled` have their value."""
     field, keys = KEYS[kind]
-    road = Road(alias, question(key=("key", field)))
-    road.run(AddNullableField("question", "votes", models.IntegerField()))
-    road.fill(5, key=lambda n: keys[n - 1], votes=lambda n: 0 if n - 1 in filled else None)
-    return Batches(road.model(), alias, ["votes"]), keys
+    sandbox = MigrationSandbox(alias, question(key=("key", field)))
+    sandbox.run(AddNullableField("question", "votes", models.IntegerField()))
+    sandbox.fill(5, key=lambda n: keys[n - 1], votes=lambda n: 0 if n - 1 in filled else None)
+    return Batches(sandbox.model(), alias, ["votes"]), keys
 
 
 @pytest.fixture(params=KEYS)
@@ -60,8 +60,8 @@ def test_the_ranges_begin_at_the_first_row_to_fill(alias: str, kind: str) -> Non
     batches, keys = table(alias, kind, filled=(0, 1, 3))
     assert batches.any_left()
     assert batches.first_todo() == keys[2]
-    assert batches.stragglers(10) == [keys[2], keys[4]]
-    assert batches.stragglers(1) == [keys[2]]
+    assert batches.remaining_keys(10) == [keys[2], keys[4]]
+    assert batches.remaining_keys(1) == [keys[2]]
     assert ranges(batches, 10) == [Range(keys[2], keys[4])]
 
 
@@ -69,7 +69,7 @@ def test_with_nothing_to_fill_there_is_nothing(alias: str) -> None:
     batches, keys = table(alias, "negative", filled=(0, 1, 2, 3, 4))
     assert not batches.any_left()
     assert batches.first_todo() is None
-    assert batches.stragglers(10) == []
+    assert batches.remaining_keys(10) == []
     assert batches.last() == keys[-1]
 
 
@@ -101,10 +101,10 @@ def test_the_end_of_a_range_is_found_by_the_key_alone(alias: str) -> None:
 def test_a_composite_key_is_cut_by_all_its_parts(alias: str) -> None:
     key = ("pk", models.CompositePrimaryKey("shop", "place"))
     parts = [("shop", models.IntegerField()), ("place", models.IntegerField())]
-    road = Road(alias, question(key=key, fields=parts))
-    road.run(AddNullableField("question", "votes", models.IntegerField()))
-    road.fill(6, shop=lambda n: (n + 1) // 2, place=lambda n: n % 2)
-    batches = Batches(road.model(), alias, ["votes"])
+    sandbox = MigrationSandbox(alias, question(key=key, fields=parts))
+    sandbox.run(AddNullableField("question", "votes", models.IntegerField()))
+    sandbox.fill(6, shop=lambda n: (n + 1) // 2, place=lambda n: n % 2)
+    batches = Batches(sandbox.model(), alias, ["votes"])
     keys = [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1)]
     found = ranges(batches, 4)
     assert found == [Range((1, 0), (2, 1)), Range((2, 1), (3, 1), after=True)]

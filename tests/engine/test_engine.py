@@ -19,14 +19,14 @@ from safemigrate.engine import engine
 from safemigrate.exceptions import BadRows, TooManyRetries
 from safemigrate.operations import AddNullableField
 from safemigrate.populate.sources import resolve
-from tests.support.sandbox import MONTH, START, Road, Statements, month_later
+from tests.support.sandbox import MONTH, START, MigrationSandbox, Statements, month_later
 
 SERVERS = pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
 LATER = F("pub_date") + timedelta(days=30)
 NAME = "expires_date"
 
 
-class Ledger(engine.NoLedger):
+class Observer(engine.NullObserver):
     """Writes down what it is told, and calls a function after each batch."""
 
     def __init__(self, after_batch: Callable[[engine.Run], Any] = lambda run: None) -> None:
@@ -53,28 +53,32 @@ class Ledger(engine.NoLedger):
 
 
 @pytest.fixture
-def road(alias: str) -> Road:
+def sandbox(alias: str) -> MigrationSandbox:
     return prepared(alias, 300)
 
 
-def prepared(alias: str, rows: int) -> Road:
+def prepared(alias: str, rows: int) -> MigrationSandbox:
     """A table with the column added, and nothing filled."""
-    road = Road(alias)
-    road.fill(rows)
-    road.run(AddNullableField("question", NAME, models.DateTimeField("expires at")))
-    return road
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(rows)
+    sandbox.run(AddNullableField("question", NAME, models.DateTimeField("expires at")))
+    return sandbox
 
 
 def fill(
-    road: Road, populate: Any = LATER, *, ledger: engine.Ledger | None = None, batch_size: int | None = None
+    sandbox: MigrationSandbox,
+    populate: Any = LATER,
+    *,
+    observer: engine.Observer | None = None,
+    batch_size: int | None = None,
 ) -> engine.Run:
-    target = engine.Target(road.model(), [NAME], [NAME], road.alias, road.state.apps)
-    before = engine.new_ledger
-    engine.use_ledger(lambda: ledger or engine.NoLedger())
+    target = engine.Target(sandbox.model(), [NAME], [NAME], sandbox.alias, sandbox.state.apps)
+    before = engine.new_observer
+    engine.use_observer(lambda: observer or engine.NullObserver())
     try:
         return engine.fill(target, resolve(populate, [NAME]), batch_size=batch_size)
     finally:
-        engine.use_ledger(before)
+        engine.use_observer(before)
 
 
 def row_by_row(question: Any) -> Any:
@@ -125,22 +129,22 @@ class Updates:
 # Ranges
 
 
-def test_every_update_has_both_ends_of_the_key_and_asks_for_null(road: Road) -> None:
+def test_every_update_has_both_ends_of_the_key_and_asks_for_null(sandbox: MigrationSandbox) -> None:
     updates = Updates()
-    with road.connection.execute_wrapper(updates):
-        fill(road, batch_size=100)
+    with sandbox.connection.execute_wrapper(updates):
+        fill(sandbox, batch_size=100)
     assert len(updates.seen) == 3
     for number, (sql, _) in enumerate(updates.seen):
-        where = sql.partition(" WHERE ")[2].replace("`", '"').replace('"roads_question".', "")
+        where = sql.partition(" WHERE ")[2].replace("`", '"').replace('"boxes_question".', "")
         assert re.search(r'"id" >= ' if number == 0 else r'"id" > ', where), sql
         assert '"id" <= ' in where, sql
         assert '"expires_date" IS NULL' in where, sql
 
 
-def test_what_python_computed_is_written_between_both_ends_too(road: Road) -> None:
+def test_what_python_computed_is_written_between_both_ends_too(sandbox: MigrationSandbox) -> None:
     statements = Statements()
-    with road.connection.execute_wrapper(statements):
-        fill(road, row_by_row, batch_size=100)
+    with sandbox.connection.execute_wrapper(statements):
+        fill(sandbox, row_by_row, batch_size=100)
     reads = [s.replace("`", '"') for s in statements.texts if "question_text" in s and s.startswith("SELECT")]
     assert len(reads) == 3
     assert all(re.search(r'"id" >=? .*"id" <= ', read) for read in reads)
@@ -148,48 +152,48 @@ def test_what_python_computed_is_written_between_both_ends_too(road: Road) -> No
     assert writes
     for write in writes:
         assert "IS NULL" in write
-        assert "BETWEEN" in write or road.connection.vendor == "sqlite"
+        assert "BETWEEN" in write or sandbox.connection.vendor == "sqlite"
 
 
-def test_each_batch_commits_by_itself(road: Road, populate: Any) -> None:
+def test_each_batch_commits_by_itself(sandbox: MigrationSandbox, populate: Any) -> None:
     seen = []
-    with another(road.alias) as other:
-        count = "SELECT COUNT(expires_date) FROM roads_question"
-        ledger = Ledger(lambda run_: seen.append(run(other, count)[0][0]))
-        fill(road, populate, ledger=ledger, batch_size=100)
-    assert seen == ledger.rows == [100, 200, 300]
-    assert month_later(road.rows())
+    with another(sandbox.alias) as other:
+        count = "SELECT COUNT(expires_date) FROM boxes_question"
+        observer = Observer(lambda run_: seen.append(run(other, count)[0][0]))
+        fill(sandbox, populate, observer=observer, batch_size=100)
+    assert seen == observer.rows == [100, 200, 300]
+    assert month_later(sandbox.rows())
 
 
-def test_a_fixed_batch_size_is_obeyed(road: Road, populate: Any) -> None:
-    ledger = Ledger()
-    done = fill(road, populate, ledger=ledger, batch_size=70)
-    assert ledger.rows == [70, 140, 210, 280, 300]
-    assert ledger.sizes == [70] * 5
+def test_a_fixed_batch_size_is_obeyed(sandbox: MigrationSandbox, populate: Any) -> None:
+    observer = Observer()
+    done = fill(sandbox, populate, observer=observer, batch_size=70)
+    assert observer.rows == [70, 140, 210, 280, 300]
+    assert observer.sizes == [70] * 5
     assert done.rows == 300
 
 
 def test_fast_batches_grow_fourfold_to_the_largest(alias: str, settings: Any) -> None:
     settings.SAFEMIGRATE_BATCH_SECONDS = 1_000
     settings.SAFEMIGRATE_BATCH_SIZE_MAX = 4_500
-    road = prepared(alias, 6_000)
-    ledger = Ledger()
-    fill(road, ledger=ledger)
-    assert ledger.sizes == [4_000, 4_500, 4_500]
-    assert ledger.rows == [1_000, 5_000, 6_000]
+    sandbox = prepared(alias, 6_000)
+    observer = Observer()
+    fill(sandbox, observer=observer)
+    assert observer.sizes == [4_000, 4_500, 4_500]
+    assert observer.rows == [1_000, 5_000, 6_000]
 
 
 def test_slow_batches_shrink_to_the_smallest(alias: str, settings: Any) -> None:
     settings.SAFEMIGRATE_BATCH_SECONDS = 1e-9
     settings.SAFEMIGRATE_BATCH_SIZE_MIN = 50
-    road = prepared(alias, 1_250)
-    ledger = Ledger()
-    fill(road, ledger=ledger)
-    assert ledger.sizes == [100, 50, 50, 50, 50]
-    assert ledger.rows == [1_000, 1_100, 1_150, 1_200, 1_250]
+    sandbox = prepared(alias, 1_250)
+    observer = Observer()
+    fill(sandbox, observer=observer)
+    assert observer.sizes == [100, 50, 50, 50, 50]
+    assert observer.rows == [1_000, 1_100, 1_150, 1_200, 1_250]
 
 
-def test_the_next_run_begins_at_the_first_null(road: Road) -> None:
+def test_the_next_run_begins_at_the_first_null(sandbox: MigrationSandbox) -> None:
     class Stop(Exception):
         pass
 
@@ -197,42 +201,42 @@ def test_the_next_run_begins_at_the_first_null(road: Road) -> None:
         raise Stop
 
     with pytest.raises(Stop):
-        fill(road, ledger=Ledger(stop), batch_size=100)
+        fill(sandbox, observer=Observer(stop), batch_size=100)
     updates = Updates()
-    with road.connection.execute_wrapper(updates):
-        done = fill(road, batch_size=100)
+    with sandbox.connection.execute_wrapper(updates):
+        done = fill(sandbox, batch_size=100)
     assert done.rows == 200
     assert len(updates.seen) == 2
-    assert road.values("pk")[100] in updates.seen[0][1]
-    assert month_later(road.rows())
+    assert sandbox.values("pk")[100] in updates.seen[0][1]
+    assert month_later(sandbox.rows())
 
 
 def test_on_an_empty_table_nothing_is_told_asked_or_printed(alias: str, capfd: Any, caplog: Any) -> None:
     caplog.set_level(logging.DEBUG, "safemigrate")
-    road = prepared(alias, 0)
-    ledger, statements = Ledger(), Statements()
+    sandbox = prepared(alias, 0)
+    observer, statements = Observer(), Statements()
     caplog.clear()
-    with road.connection.execute_wrapper(statements):
-        done = fill(road, ledger=ledger)
+    with sandbox.connection.execute_wrapper(statements):
+        done = fill(sandbox, observer=observer)
     assert done.rows == 0
-    assert ledger.told == []
+    assert observer.told == []
     assert len(statements.texts) == 1
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
 
 
-# The ledger
+# The observer
 
 
-def test_the_ledger_is_told_in_order(road: Road) -> None:
-    ledger = Ledger()
-    fill(road, ledger=ledger, batch_size=100)
-    assert ledger.told == ["start", "advance", "advance", "advance", "end"]
-    assert ledger.error is None
-    assert ledger.cursors == [road.values("pk")[n] for n in (99, 199, 299)]
+def test_the_ledger_is_told_in_order(sandbox: MigrationSandbox) -> None:
+    observer = Observer()
+    fill(sandbox, observer=observer, batch_size=100)
+    assert observer.told == ["start", "advance", "advance", "advance", "end"]
+    assert observer.error is None
+    assert observer.cursors == [sandbox.values("pk")[n] for n in (99, 199, 299)]
 
 
-def test_what_the_ledger_raises_ends_the_run_after_the_batch(road: Road) -> None:
+def test_what_the_ledger_raises_ends_the_run_after_the_batch(sandbox: MigrationSandbox) -> None:
     class Enough(BaseException):
         pass
 
@@ -240,25 +244,25 @@ def test_what_the_ledger_raises_ends_the_run_after_the_batch(road: Road) -> None
         if run_.rows >= 200:
             raise Enough
 
-    ledger = Ledger(enough)
+    observer = Observer(enough)
     with pytest.raises(Enough) as caught:
-        fill(road, ledger=ledger, batch_size=100)
-    assert ledger.told == ["start", "advance", "advance", "end"]
-    assert ledger.error is caught.value
-    assert road.values(NAME).count(None) == 100
+        fill(sandbox, observer=observer, batch_size=100)
+    assert observer.told == ["start", "advance", "advance", "end"]
+    assert observer.error is caught.value
+    assert sandbox.values(NAME).count(None) == 100
 
 
 # Errors that pass
 
 
-def cut(road: Road, other: Any) -> None:
+def cut(sandbox: MigrationSandbox, other: Any) -> None:
     """End the engine's connection from outside."""
     if other.vendor == "postgresql":
-        pid = road.connection.connection.info.backend_pid
+        pid = sandbox.connection.connection.info.backend_pid
         run(other, "SELECT pg_terminate_backend(%s)", pid)
         wait_until(lambda: not run(other, "SELECT 1 FROM pg_stat_activity WHERE pid = %s", pid))
     else:
-        pid = road.connection.connection.thread_id()
+        pid = sandbox.connection.connection.thread_id()
         run(other, f"KILL {pid}")
         wait_until(lambda: not run(other, "SELECT 1 FROM information_schema.processlist WHERE id = %s", pid))
 
@@ -272,33 +276,35 @@ def wait_until(fact: Callable[[], Any], seconds: float = 30) -> None:
 
 
 @SERVERS
-def test_a_connection_lost_in_a_batch_is_made_anew(road: Road, populate: Any) -> None:
-    with another(road.alias) as other:
-        updates = Updates(lambda number: cut(road, other) if number == 2 else None)
-        with road.connection.execute_wrapper(updates):
-            done = fill(road, populate, batch_size=100)
+def test_a_connection_lost_in_a_batch_is_made_anew(sandbox: MigrationSandbox, populate: Any) -> None:
+    with another(sandbox.alias) as other:
+        updates = Updates(lambda number: cut(sandbox, other) if number == 2 else None)
+        with sandbox.connection.execute_wrapper(updates):
+            done = fill(sandbox, populate, batch_size=100)
     assert done.rows == 300
     assert len(updates.seen) == 4
-    assert month_later(road.rows())
+    assert month_later(sandbox.rows())
 
 
 @SERVERS
-def test_a_connection_lost_between_two_batches_is_made_anew(road: Road, populate: Any) -> None:
-    with another(road.alias) as other:
-        ledger = Ledger(lambda run_: cut(road, other))
-        done = fill(road, populate, ledger=ledger, batch_size=100)
+def test_a_connection_lost_between_two_batches_is_made_anew(sandbox: MigrationSandbox, populate: Any) -> None:
+    with another(sandbox.alias) as other:
+        observer = Observer(lambda run_: cut(sandbox, other))
+        done = fill(sandbox, populate, observer=observer, batch_size=100)
     assert done.rows == 300
-    assert ledger.told.count("advance") == 3
-    assert month_later(road.rows())
+    assert observer.told.count("advance") == 3
+    assert month_later(sandbox.rows())
 
 
 class Rival(threading.Thread):
     """Holds rows, waits until the engine waits for them, then does one more thing and lets go."""
 
-    def __init__(self, road: Road, other: Any, keys: list[Any], then: str = "SELECT 1") -> None:
+    def __init__(
+        self, sandbox: MigrationSandbox, other: Any, keys: list[Any], then: str = "SELECT 1"
+    ) -> None:
         super().__init__(daemon=True)
-        self.other, self.then = other, then
-        connection = road.connection
+        self.other, self.next_run = other, then
+        connection = sandbox.connection
         connection.ensure_connection()
         postgresql = connection.vendor == "postgresql"
         self.engine = (
@@ -307,13 +313,13 @@ class Rival(threading.Thread):
         other.set_autocommit(False)
         run(
             other,
-            f"UPDATE roads_question SET question_text = 'rival' WHERE id >= {keys[0]} AND id <= {keys[-1]}",
+            f"UPDATE boxes_question SET question_text = 'rival' WHERE id >= {keys[0]} AND id <= {keys[-1]}",
         )
 
     def run(self) -> None:
         try:
             wait_until(self._engine_waits)
-            run(self.other, self.then)
+            run(self.other, self.next_run)
         finally:
             self.other.commit()
 
@@ -329,49 +335,51 @@ class Rival(threading.Thread):
 
 
 @SERVERS
-def test_a_deadlock_is_tried_again(road: Road, caplog: pytest.LogCaptureFixture) -> None:
-    keys = road.values("pk")
-    with another(road.alias) as other:
+def test_a_deadlock_is_tried_again(sandbox: MigrationSandbox, caplog: pytest.LogCaptureFixture) -> None:
+    keys = sandbox.values("pk")
+    with another(sandbox.alias) as other:
         if other.vendor == "postgresql":
             run(other, "SET deadlock_timeout = '20s'")  # the engine is to be the one that is rolled back
         rival = Rival(
-            road, other, keys[10:], f"UPDATE roads_question SET question_text = 'x' WHERE id = {keys[0]}"
+            sandbox, other, keys[10:], f"UPDATE boxes_question SET question_text = 'x' WHERE id = {keys[0]}"
         )
         rival.start()
-        done = fill(road, batch_size=300)
+        done = fill(sandbox, batch_size=300)
         rival.join(30)
     assert done.rows == 300
     assert "trying the batch again after" in caplog.text
     assert "eadlock" in caplog.text
-    assert month_later(road.rows())
-    assert road.values("question_text").count("rival") == 290
+    assert month_later(sandbox.rows())
+    assert sandbox.values("question_text").count("rival") == 290
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
-def test_a_serialization_failure_is_tried_again(road: Road, caplog: pytest.LogCaptureFixture) -> None:
-    run(road.connection, "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-    with another(road.alias) as other:
-        rival = Rival(road, other, road.values("pk")[10:])
+def test_a_serialization_failure_is_tried_again(
+    sandbox: MigrationSandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(sandbox.connection, "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    with another(sandbox.alias) as other:
+        rival = Rival(sandbox, other, sandbox.values("pk")[10:])
         rival.start()
-        done = fill(road, batch_size=300)
+        done = fill(sandbox, batch_size=300)
         rival.join(30)
     assert done.rows == 300
     assert "could not serialize access" in caplog.text
-    assert month_later(road.rows())
+    assert month_later(sandbox.rows())
 
 
 @contextmanager
-def locked_rows(road: Road) -> Iterator[Any]:
+def locked_rows(sandbox: MigrationSandbox) -> Iterator[Any]:
     """Another connection that has changed a row and does not commit; nobody waits long for it."""
-    with another(road.alias) as other:
+    with another(sandbox.alias) as other:
         if other.vendor == "sqlite":
-            run(road.connection, "PRAGMA busy_timeout = 20")
+            run(sandbox.connection, "PRAGMA busy_timeout = 20")
             run(other, "BEGIN IMMEDIATE")
         else:
             limit = "lock_timeout = 20" if other.vendor == "postgresql" else "innodb_lock_wait_timeout = 1"
-            run(road.connection, f"SET {limit}")
+            run(sandbox.connection, f"SET {limit}")
             other.set_autocommit(False)
-        run(other, "UPDATE roads_question SET question_text = 'changed'")
+        run(other, "UPDATE boxes_question SET question_text = 'changed'")
         yield other
 
 
@@ -385,39 +393,39 @@ class OnRetry(logging.Handler):
             self.call()
 
 
-def test_a_locked_row_is_tried_again_until_it_is_free(road: Road, populate: Any) -> None:
+def test_a_locked_row_is_tried_again_until_it_is_free(sandbox: MigrationSandbox, populate: Any) -> None:
     logger = logging.getLogger("safemigrate")
-    with locked_rows(road) as other:
+    with locked_rows(sandbox) as other:
         handler = OnRetry(lambda: run(other, "COMMIT"))
         logger.addHandler(handler)
         try:
-            done = fill(road, populate)
+            done = fill(sandbox, populate)
         finally:
             logger.removeHandler(handler)
     assert done.rows == 300
-    assert month_later(road.rows())
-    assert set(road.values("question_text")) == {"changed"}
+    assert month_later(sandbox.rows())
+    assert set(sandbox.values("question_text")) == {"changed"}
 
 
-def test_what_does_not_pass_ends_in_words(road: Road, settings: Any) -> None:
+def test_what_does_not_pass_ends_in_words(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_RETRIES = 1
-    with locked_rows(road), pytest.raises(TooManyRetries) as caught:
-        fill(road)
+    with locked_rows(sandbox), pytest.raises(TooManyRetries) as caught:
+        fill(sandbox)
     text = str(caught.value)
     assert text.startswith(
-        f"roads.Question.expires_date on {road.alias}: a batch failed 2 times, the last time with: "
+        f"boxes.Question.expires_date on {sandbox.alias}: a batch failed 2 times, the last time with: "
     )
     assert "lock" in text.lower()
     assert text.endswith("0 rows were filled and stay so; run the same command again to carry on.")
-    assert road.values(NAME) == [None] * 300
-    fill(road)
-    assert month_later(road.rows())
+    assert sandbox.values(NAME) == [None] * 300
+    fill(sandbox)
+    assert month_later(sandbox.rows())
 
 
 # Rows
 
 
-def test_rows_that_others_insert_meanwhile_are_filled(road: Road, populate: Any) -> None:
+def test_rows_that_others_insert_meanwhile_are_filled(sandbox: MigrationSandbox, populate: Any) -> None:
     added: list[int] = []
 
     def insert(run_: engine.Run) -> None:
@@ -427,57 +435,63 @@ def test_rows_that_others_insert_meanwhile_are_filled(road: Road, populate: Any)
             for key in added[-2:]:
                 run(
                     other,
-                    "INSERT INTO roads_question (id, question_text, pub_date) VALUES (%s, 'new', %s)",
+                    "INSERT INTO boxes_question (id, question_text, pub_date) VALUES (%s, 'new', %s)",
                     key,
                     other.ops.adapt_datetimefield_value(START),
                 )
 
-    with another(road.alias) as other:
-        done = fill(road, populate, ledger=Ledger(insert), batch_size=100)
+    with another(sandbox.alias) as other:
+        done = fill(sandbox, populate, observer=Observer(insert), batch_size=100)
     assert len(added) == 4
     assert done.rows == 304
-    assert month_later(road.rows())
+    assert month_later(sandbox.rows())
 
 
-def test_what_others_wrote_meanwhile_stays(road: Road, populate: Any) -> None:
-    last = road.values("pk")[-1]
-    with another(road.alias) as other:
-        write = "UPDATE roads_question SET expires_date = %s WHERE id = %s"
+def test_what_others_wrote_meanwhile_stays(sandbox: MigrationSandbox, populate: Any) -> None:
+    last = sandbox.values("pk")[-1]
+    with another(sandbox.alias) as other:
+        write = "UPDATE boxes_question SET expires_date = %s WHERE id = %s"
         value = other.ops.adapt_datetimefield_value(START)
         done = fill(
-            road, populate, ledger=Ledger(lambda run_: run(other, write, value, last)), batch_size=100
+            sandbox, populate, observer=Observer(lambda run_: run(other, write, value, last)), batch_size=100
         )
     assert done.rows == 299
-    assert road.values(NAME)[-1] == START
-    assert month_later(road.rows()[:299])
+    assert sandbox.values(NAME)[-1] == START
+    assert month_later(sandbox.rows()[:299])
 
 
 def never(question: Any) -> Any:
     return None
 
 
-def test_a_run_stops_when_more_rows_are_bad_than_allowed(road: Road, settings: Any) -> None:
+def test_a_run_stops_when_more_rows_are_bad_than_allowed(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_MAX_BAD_ROWS = 150
-    ledger = Ledger()
+    observer = Observer()
     with pytest.raises(BadRows) as caught:
-        fill(road, never, ledger=ledger, batch_size=100)
-    assert ledger.told == ["start", "advance", "end"]
-    assert ledger.error is caught.value
+        fill(sandbox, never, observer=observer, batch_size=100)
+    assert observer.told == ["start", "advance", "end"]
+    assert observer.error is caught.value
     text = str(caught.value)
-    assert text.startswith(f"more than 150 rows of roads.Question.expires_date on {road.alias} got no value")
+    assert text.startswith(
+        f"more than 150 rows of boxes.Question.expires_date on {sandbox.alias} got no value"
+    )
     assert "SAFEMIGRATE_MAX_BAD_ROWS" in text
-    assert f"{road.values('pk')[0]}: the function returned None" in text
+    assert f"{sandbox.values('pk')[0]}: the function returned None" in text
     assert len(caught.value.examples) == 10
 
 
-def test_within_the_budget_all_other_rows_are_filled(road: Road, settings: Any) -> None:
+def test_within_the_budget_all_other_rows_are_filled(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_MAX_BAD_ROWS = 3
-    bad = road.values("pk")[97:100]
+    bad = sandbox.values("pk")[97:100]
     with pytest.raises(BadRows) as caught:
-        fill(road, lambda question: None if question.pk in bad else question.pub_date + MONTH, batch_size=100)
+        fill(
+            sandbox,
+            lambda question: None if question.pk in bad else question.pub_date + MONTH,
+            batch_size=100,
+        )
     assert caught.value.count == 3
     assert [row.key for row in caught.value.examples] == bad
     assert "All other rows are filled." in str(caught.value)
-    assert road.values(NAME).count(None) == 3
-    fill(road)
-    assert month_later(road.rows())
+    assert sandbox.values(NAME).count(None) == 3
+    fill(sandbox)
+    assert month_later(sandbox.rows())

@@ -30,7 +30,7 @@ from safemigrate.populate.sources import resolve
 from safemigrate.runs.processes import is_gone, machine
 from tests.conftest import ROOT
 from tests.support.processes import Polls, Process
-from tests.support.sandbox import MONTH, START, Road
+from tests.support.sandbox import MONTH, START, MigrationSandbox
 
 SERVERS = pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
 LATER = F("pub_date") + MONTH
@@ -43,28 +43,30 @@ def month_later(question: Any) -> Any:
 
 
 @pytest.fixture
-def road(alias: str) -> Road:
-    road = Road(alias)
-    road.fill(ROWS)
-    road.run(AddNullableField("question", NAME, models.DateTimeField("expires at")))
-    return road
+def sandbox(alias: str) -> MigrationSandbox:
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(ROWS)
+    sandbox.run(AddNullableField("question", NAME, models.DateTimeField("expires at")))
+    return sandbox
 
 
-def target(road: Road, names: tuple[str, ...] = (NAME,), marks: tuple[str, ...] = (NAME,)) -> Target:
-    return Target(road.model(), names, marks, road.alias, road.state.apps)
+def target(
+    sandbox: MigrationSandbox, names: tuple[str, ...] = (NAME,), null_fields: tuple[str, ...] = (NAME,)
+) -> Target:
+    return Target(sandbox.model(), names, null_fields, sandbox.alias, sandbox.state.apps)
 
 
-def fill(road: Road, populate: Any, ledger: Any = None) -> engine.Run:
-    before = engine.new_ledger
-    engine.use_ledger(lambda: ledger or engine.NoLedger())
+def fill(sandbox: MigrationSandbox, populate: Any, observer: Any = None) -> engine.Run:
+    before = engine.new_observer
+    engine.use_observer(lambda: observer or engine.NullObserver())
     try:
-        return engine.fill(target(road), resolve(populate, [NAME]), batch_size=SIZE)
+        return engine.fill(target(sandbox), resolve(populate, [NAME]), batch_size=SIZE)
     finally:
-        engine.use_ledger(before)
+        engine.use_observer(before)
 
 
-def assert_filled(road: Road) -> None:
-    assert road.rows().filter(expires_date=LATER).count() == ROWS
+def assert_filled(sandbox: MigrationSandbox) -> None:
+    assert sandbox.rows().filter(expires_date=LATER).count() == ROWS
 
 
 class Writes:
@@ -89,14 +91,16 @@ class Writes:
 
 
 @contextmanager
-def watched(road: Road, before: Callable[[int], None] = lambda number: None) -> Iterator[Writes]:
+def watched(
+    sandbox: MigrationSandbox, before: Callable[[int], None] = lambda number: None
+) -> Iterator[Writes]:
     """See the UPDATEs of this thread's connection and of those that others open."""
-    writes, own = Writes(before), road.connection
+    writes, own = Writes(before), sandbox.connection
 
     def opened(connection: Any, **kwargs: Any) -> None:
         # MySQL's asks for its server's version by a connection that it closes again.
         if (
-            connection.alias == road.alias
+            connection.alias == sandbox.alias
             and connection is not own
             and writes not in connection.execute_wrappers
         ):
@@ -114,16 +118,18 @@ def watched(road: Road, before: Callable[[int], None] = lambda number: None) -> 
 
 
 @SERVERS
-def test_after_some_batches_a_thread_writes_while_the_next_batch_is_computed(road: Road) -> None:
+def test_after_some_batches_a_thread_writes_while_the_next_batch_is_computed(
+    sandbox: MigrationSandbox,
+) -> None:
     computed_in = set()
 
     def later(question: Any) -> Any:
         computed_in.add(threading.current_thread().name)
         return question.pub_date + MONTH
 
-    with watched(road) as writes:
-        run = fill(road, later)
-    assert_filled(road)
+    with watched(sandbox) as writes:
+        run = fill(sandbox, later)
+    assert_filled(sandbox)
     assert (run.rows, run.batches) == (ROWS, ROWS // SIZE)
     assert writes.threads[: engine.ALONE] == ["MainThread"] * engine.ALONE
     assert writes.elsewhere == ROWS // SIZE - engine.ALONE
@@ -131,7 +137,7 @@ def test_after_some_batches_a_thread_writes_while_the_next_batch_is_computed(roa
 
 
 @SERVERS
-def test_a_batch_is_computed_while_the_one_before_is_written(road: Road) -> None:
+def test_a_batch_is_computed_while_the_one_before_is_written(sandbox: MigrationSandbox) -> None:
     """The fourth batch is the first that is written elsewhere: its writing waits for the fifth to be computed."""
     fifth = threading.Event()
 
@@ -144,84 +150,88 @@ def test_a_batch_is_computed_while_the_one_before_is_written(road: Road) -> None
         if number == 4:
             assert fifth.wait(timeout=10)
 
-    with watched(road, before):
-        fill(road, later)
-    assert_filled(road)
+    with watched(sandbox, before):
+        fill(sandbox, later)
+    assert_filled(sandbox)
 
 
-def test_a_setting_leaves_all_to_the_caller(road: Road, settings: Any) -> None:
+def test_a_setting_leaves_all_to_the_caller(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_WRITER_THREAD = False
-    with watched(road) as writes:
-        fill(road, month_later)
-    assert_filled(road)
+    with watched(sandbox) as writes:
+        fill(sandbox, month_later)
+    assert_filled(sandbox)
     assert set(writes.threads) <= {"MainThread"}
 
 
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
-def test_where_a_database_has_one_writer_the_caller_is_alone(road: Road) -> None:
-    with conf.changed(SAFEMIGRATE_WORKERS=4), watched(road) as writes:
-        fill(road, month_later)
-    assert_filled(road)
+def test_where_a_database_has_one_writer_the_caller_is_alone(sandbox: MigrationSandbox) -> None:
+    with conf.changed(SAFEMIGRATE_WORKERS=4), watched(sandbox) as writes:
+        fill(sandbox, month_later)
+    assert_filled(sandbox)
     assert writes.elsewhere == 0
 
 
-def test_inside_a_transaction_the_caller_is_alone(road: Road) -> None:
-    with atomic(road.alias), watched(road) as writes:
-        fill(road, month_later)
-        assert_filled(road)
+def test_inside_a_transaction_the_caller_is_alone(sandbox: MigrationSandbox) -> None:
+    with atomic(sandbox.alias), watched(sandbox) as writes:
+        fill(sandbox, month_later)
+        assert_filled(sandbox)
         assert writes.elsewhere == 0
-        connections[road.alias].set_rollback(True)
-    assert road.rows().filter(expires_date__isnull=True).count() == ROWS
+        connections[sandbox.alias].set_rollback(True)
+    assert sandbox.rows().filter(expires_date__isnull=True).count() == ROWS
 
 
 @SERVERS
 def test_what_depends_on_the_batch_before_is_left_to_the_caller(alias: str) -> None:
     """Unique values are looked up; a column that is rewritten is read and written in one transaction."""
-    road = Road(alias)
-    road.run(AddNullableField("question", "slug", models.CharField(max_length=9, unique=True)))
+    sandbox = MigrationSandbox(alias)
+    sandbox.run(AddNullableField("question", "slug", models.CharField(max_length=9, unique=True)))
     unique = resolve(PerRow(lambda row: row.question_text, unique=Suffix("-")), ["slug"])
     rewritten = resolve(lambda row: {"slug": "a", "question_text": "b"}, ["slug", "question_text"])
     for names, source in [(("slug",), unique), (("slug", "question_text"), rewritten)]:
         chosen = pipeline.chosen(
-            work_for(target(road, names, ("slug",)), source, for_connection(road.connection)),
-            Batches(road.model(), alias, ["slug"]),
+            work_for(target(sandbox, names, ("slug",)), source, for_connection(sandbox.connection)),
+            Batches(sandbox.model(), alias, ["slug"]),
             4,
             ("never.asked",),
         )
-        assert isinstance(chosen, pipeline.Alone)
+        assert isinstance(chosen, pipeline.Sequential)
 
 
 # What goes wrong
 
 
 @SERVERS
-def test_an_error_that_passes_is_tried_again(road: Road) -> None:
+def test_an_error_that_passes_is_tried_again(sandbox: MigrationSandbox) -> None:
     def before(number: int) -> None:
         if number in (5, 9):
             raise OperationalError("server closed the connection unexpectedly")
 
-    with watched(road, before) as writes:
-        run = fill(road, month_later)
-    assert_filled(road)
+    with watched(sandbox, before) as writes:
+        run = fill(sandbox, month_later)
+    assert_filled(sandbox)
     assert run.rows == ROWS
     assert len(writes.threads) == ROWS // SIZE + 2
 
 
 @SERVERS
-def test_a_row_that_the_database_refuses_is_found_and_all_others_are_filled(road: Road) -> None:
-    key = road.values("pk")[150]
-    road.run(AddNullableField("question", "code", models.CharField(max_length=5)))
+def test_a_row_that_the_database_refuses_is_found_and_all_others_are_filled(
+    sandbox: MigrationSandbox,
+) -> None:
+    key = sandbox.values("pk")[150]
+    sandbox.run(AddNullableField("question", "code", models.CharField(max_length=5)))
     wanted = resolve(lambda row: "too long" if row.pk == key else "short", ["code"])
     with pytest.raises(BadRows) as raised:
-        engine.fill(target(road, ("code",), ("code",)), wanted, batch_size=SIZE)
+        engine.fill(target(sandbox, ("code",), ("code",)), wanted, batch_size=SIZE)
     assert [row.key for row in raised.value.examples] == [key]
-    assert road.rows().filter(code="short").count() == ROWS - 1
+    assert sandbox.rows().filter(code="short").count() == ROWS - 1
 
 
 @SERVERS
 @pytest.mark.parametrize("populate", [month_later, LATER], ids=["function", "expression"])
-def test_what_was_under_way_when_the_run_is_ended_is_counted(road: Road, populate: Any) -> None:
-    class Ends(engine.NoLedger):
+def test_what_was_under_way_when_the_run_is_ended_is_counted(
+    sandbox: MigrationSandbox, populate: Any
+) -> None:
+    class Ends(engine.NullObserver):
         def advance(self, run: engine.Run) -> None:
             if run.rows >= 100:
                 raise LimitReached("enough")
@@ -229,25 +239,25 @@ def test_what_was_under_way_when_the_run_is_ended_is_counted(road: Road, populat
         def end(self, run: engine.Run, error: BaseException | None) -> None:
             self.run = run
 
-    ledger = Ends()
+    observer = Ends()
     with conf.changed(SAFEMIGRATE_WORKERS=3), pytest.raises(LimitReached):
-        fill(road, populate, ledger)
-    filled = road.rows().exclude(expires_date=None).count()
+        fill(sandbox, populate, observer)
+    filled = sandbox.rows().exclude(expires_date=None).count()
     assert 100 <= filled <= 100 + 7 * SIZE
-    assert ledger.run.rows == filled
-    assert fill(road, populate).rows == ROWS - filled
-    assert_filled(road)
+    assert observer.run.rows == filled
+    assert fill(sandbox, populate).rows == ROWS - filled
+    assert_filled(sandbox)
 
 
 @SERVERS
-def test_all_connections_and_threads_end_with_the_run(road: Road) -> None:
+def test_all_connections_and_threads_end_with_the_run(sandbox: MigrationSandbox) -> None:
     threads, opened = set(threading.enumerate()), []
     connection_created.connect(
         lambda connection, **kwargs: opened.append(connection), weak=False, dispatch_uid="open"
     )
     try:
         with conf.changed(SAFEMIGRATE_WORKERS=3):
-            fill(road, LATER)
+            fill(sandbox, LATER)
     finally:
         connection_created.disconnect(dispatch_uid="open")
     assert 1 < len(opened) <= 3
@@ -256,23 +266,23 @@ def test_all_connections_and_threads_end_with_the_run(road: Road) -> None:
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb"], indirect=True)
-def test_a_row_that_is_refused_in_the_first_batch_keeps_no_thread_away(road: Road) -> None:
-    road.run(AddNullableField("question", "code", models.CharField(max_length=5)))
-    first = road.values("pk")[0]
+def test_a_row_that_is_refused_in_the_first_batch_keeps_no_thread_away(sandbox: MigrationSandbox) -> None:
+    sandbox.run(AddNullableField("question", "code", models.CharField(max_length=5)))
+    first = sandbox.values("pk")[0]
     wanted = resolve(lambda row: "too long" if row.pk == first else "short", ["code"])
-    with watched(road) as writes, pytest.raises(BadRows):
-        engine.fill(target(road, ("code",), ("code",)), wanted, batch_size=SIZE)
+    with watched(sandbox) as writes, pytest.raises(BadRows):
+        engine.fill(target(sandbox, ("code",), ("code",)), wanted, batch_size=SIZE)
     assert writes.elsewhere > 0
 
 
 @pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
 def test_a_thread_whose_connection_was_lost_opens_another(
-    road: Road, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, lost, failed = pipeline._do, [], []
 
     def do(*arguments: Any) -> Any:
-        connection = connections[road.alias]
+        connection = connections[sandbox.alias]
         connection.ensure_connection()
         if not lost:
             lost.append(connection.connection.close())  # As if the server had ended it.
@@ -284,8 +294,8 @@ def test_a_thread_whose_connection_was_lost_opens_another(
 
     monkeypatch.setattr(pipeline, "_do", do)
     with conf.changed(SAFEMIGRATE_WORKERS=2):
-        fill(road, LATER)
-    assert_filled(road)
+        fill(sandbox, LATER)
+    assert_filled(sandbox)
     assert len(failed) == 1
 
 
@@ -296,14 +306,14 @@ def test_where_the_caller_s_connection_was_told_of_a_schema_it_is_alone(alias: s
     with connections[alias].cursor() as cursor:
         cursor.execute("CREATE SCHEMA tenant")
         cursor.execute("SET search_path TO tenant")
-        road = Road(alias)
-        road.fill(ROWS)
-        road.run(AddNullableField("question", NAME, models.DateTimeField("expires at")))
-        cursor.execute("CREATE TABLE public.roads_question AS TABLE tenant.roads_question")
+        sandbox = MigrationSandbox(alias)
+        sandbox.fill(ROWS)
+        sandbox.run(AddNullableField("question", NAME, models.DateTimeField("expires at")))
+        cursor.execute("CREATE TABLE public.boxes_question AS TABLE tenant.boxes_question")
         with conf.changed(SAFEMIGRATE_WORKERS=2):
-            fill(road, populate)
-        assert_filled(road)
-        cursor.execute("SELECT count(*) FROM public.roads_question WHERE expires_date IS NOT NULL")
+            fill(sandbox, populate)
+        assert_filled(sandbox)
+        cursor.execute("SELECT count(*) FROM public.boxes_question WHERE expires_date IS NOT NULL")
         assert cursor.fetchone() == (0,)
         cursor.execute("RESET search_path")
 
@@ -331,53 +341,55 @@ class Slow:
 
 @SERVERS
 def test_while_a_throttle_holds_the_run_nothing_is_written(
-    road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.SAFEMIGRATE_THROTTLES = [f"{__name__}.Slow"]
     filled = []
 
-    class Looks(engine.NoLedger):
+    class Looks(engine.NullObserver):
         def advance(self, run: engine.Run) -> None:
             if run.waiting:
-                filled.append(road.rows().exclude(expires_date=None).count())
+                filled.append(sandbox.rows().exclude(expires_date=None).count())
 
-    fill(road, month_later, Looks())
+    fill(sandbox, month_later, Looks())
     assert len(filled) > 1
     assert set(filled) == {6 * SIZE}
-    assert_filled(road)
+    assert_filled(sandbox)
 
 
 @SERVERS
 def test_rows_that_were_read_before_a_long_wait_are_read_again(
-    road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.SAFEMIGRATE_THROTTLES = [f"{__name__}.Slow"]
     monkeypatch.setattr(pipeline, "LONG", 0.1)
-    monkeypatch.setattr(Slow, "meanwhile", lambda: road.rows().update(pub_date=START))
-    fill(road, month_later)
-    assert road.rows().filter(pub_date=START, expires_date=START + MONTH).count() == ROWS - 6 * SIZE
+    monkeypatch.setattr(Slow, "meanwhile", lambda: sandbox.rows().update(pub_date=START))
+    fill(sandbox, month_later)
+    assert sandbox.rows().filter(pub_date=START, expires_date=START + MONTH).count() == ROWS - 6 * SIZE
 
 
 # Several threads
 
 
 @SERVERS
-def test_threads_share_an_expression_and_the_ledger_hears_of_the_batches_in_order(road: Road) -> None:
+def test_threads_share_an_expression_and_the_ledger_hears_of_the_batches_in_order(
+    sandbox: MigrationSandbox,
+) -> None:
     cursors, together = [], threading.Barrier(3)
 
     def before(number: int) -> None:
         if number in (4, 5, 6):
             together.wait(timeout=10)  # Three are under way at once.
 
-    class Listens(engine.NoLedger):
+    class Listens(engine.NullObserver):
         def advance(self, run: engine.Run) -> None:
             cursors.append((run.cursor, run.rows))
 
-    with conf.changed(SAFEMIGRATE_WORKERS=3), watched(road, before) as writes:
-        run = fill(road, LATER, Listens())
-    assert_filled(road)
+    with conf.changed(SAFEMIGRATE_WORKERS=3), watched(sandbox, before) as writes:
+        run = fill(sandbox, LATER, Listens())
+    assert_filled(sandbox)
     assert (run.rows, writes.elsewhere) == (ROWS, ROWS // SIZE - engine.ALONE)
-    keys = road.values("pk")
+    keys = sandbox.values("pk")
     assert cursors == [(keys[n - 1], n) for n in range(SIZE, ROWS + 1, SIZE)]
 
 

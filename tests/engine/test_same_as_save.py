@@ -37,7 +37,7 @@ from tests.support.everyfield import (
     Bad,
     Kind,
 )
-from tests.support.sandbox import Road
+from tests.support.sandbox import MigrationSandbox
 
 ROWS = everyfield.PAGES
 BATCH = 4
@@ -71,7 +71,7 @@ WAYS: dict[str, tuple[dict[str, Any], Populates]] = {
 @pytest.fixture(autouse=True)
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fills of a dozen rows: no record of each, which would take the most time, and others at work soon."""
-    monkeypatch.setattr(backfill, "new_ledger", backfill.NoLedger)
+    monkeypatch.setattr(backfill, "new_observer", backfill.NullObserver)
     monkeypatch.setattr(backfill, "ALONE", 1)
 
 
@@ -124,19 +124,21 @@ def properties(function: Any, *strategies: Any, first: Sequence[Any] = ()) -> An
 # Tables
 
 
-def table(alias: str, *fields: tuple[str, Any], key: Sequence[tuple[str, Any]] = (), **options: Any) -> Road:
+def table(
+    alias: str, *fields: tuple[str, Any], key: Sequence[tuple[str, Any]] = (), **options: Any
+) -> MigrationSandbox:
     """A table Row with these fields, and one that relations may refer to."""
     key = key or [("id", models.BigAutoField(primary_key=True))]
     page = migrations.CreateModel("Page", everyfield.page_fields())
-    road = Road(alias, page, migrations.CreateModel("Row", [*key, *fields], **options))
-    road.rows("Page").bulk_create(everyfield.pages(road.model("Page")))
-    return road
+    sandbox = MigrationSandbox(alias, page, migrations.CreateModel("Row", [*key, *fields], **options))
+    sandbox.rows("Page").bulk_create(everyfield.pages(sandbox.model("Page")))
+    return sandbox
 
 
-def full(alias: str, *fields: tuple[str, Any]) -> Road:
-    road = table(alias, *fields)
-    road.rows("Row").bulk_create([road.model("Row")() for _ in range(ROWS)])
-    return road
+def full(alias: str, *fields: tuple[str, Any]) -> MigrationSandbox:
+    sandbox = table(alias, *fields)
+    sandbox.rows("Row").bulk_create([sandbox.model("Row")() for _ in range(ROWS)])
+    return sandbox
 
 
 def twins(make: Callable[..., Any]) -> list[tuple[str, Any]]:
@@ -144,60 +146,60 @@ def twins(make: Callable[..., Any]) -> list[tuple[str, Any]]:
     return [("saved", make(null=True)), ("filled", make(null=True))]
 
 
-def save_one(road: Road, key: Any, **values: Any) -> None:
-    model = road.model("Row")
+def save_one(sandbox: MigrationSandbox, key: Any, **values: Any) -> None:
+    model = sandbox.model("Row")
     attributes = {model._meta.get_field(name).attname: value for name, value in values.items()}
-    model(pk=key, **attributes).save(using=road.alias, update_fields=list(values))
+    model(pk=key, **attributes).save(using=sandbox.alias, update_fields=list(values))
 
 
-def save(road: Road, values: dict[Any, Any]) -> None:
-    road.rows("Row").update(saved=None)
-    with atomic(road.alias):
+def save(sandbox: MigrationSandbox, values: dict[Any, Any]) -> None:
+    sandbox.rows("Row").update(saved=None)
+    with atomic(sandbox.alias):
         for key, value in values.items():
-            save_one(road, key, saved=value)
+            save_one(sandbox, key, saved=value)
 
 
-def fill(road: Road, populate: Any, name: Any = "filled") -> None:
-    road.run(Populate("row", name, populate, batch_size=BATCH))
+def fill(sandbox: MigrationSandbox, populate: Any, name: Any = "filled") -> None:
+    sandbox.run(Populate("row", name, populate, batch_size=BATCH))
 
 
-def raw(road: Road, *names: str) -> list[tuple[Any, ...]]:
-    model, quote = road.model("Row"), road.connection.ops.quote_name
+def raw(sandbox: MigrationSandbox, *names: str) -> list[tuple[Any, ...]]:
+    model, quote = sandbox.model("Row"), sandbox.connection.ops.quote_name
     keys = [field.column for field in getattr(model._meta, "pk_fields", [model._meta.pk])]
-    form = RAW[road.connection.vendor]
+    form = RAW[sandbox.connection.vendor]
     columns = [form.format(quote(model._meta.get_field(name).column)) for name in names]
-    with road.connection.cursor() as cursor:
+    with sandbox.connection.cursor() as cursor:
         cursor.execute(
             f"SELECT {', '.join(columns)} FROM {quote(model._meta.db_table)} ORDER BY {', '.join(map(quote, keys))}"
         )
         return list(cursor.fetchall())
 
 
-def check_same(road: Road, way: Any, filled: str = "filled") -> None:
-    for by_save, by_fill in raw(road, "saved", filled):
+def check_same(sandbox: MigrationSandbox, way: Any, filled: str = "filled") -> None:
+    for by_save, by_fill in raw(sandbox, "saved", filled):
         assert by_save is not None
         assert by_fill == by_save, way
 
 
-def check_every_way(road: Road, values: dict[Any, Any]) -> None:
+def check_every_way(sandbox: MigrationSandbox, values: dict[Any, Any]) -> None:
     for way, (chosen, populate) in WAYS.items():
-        road.rows("Row").update(filled=None)
+        sandbox.rows("Row").update(filled=None)
         with conf.changed(**chosen):
-            fill(road, populate(values))
-        check_same(road, way)
+            fill(sandbox, populate(values))
+        check_same(sandbox, way)
 
 
 # Each kind of field
 
 
 def check_kind(alias: str, kind: Kind) -> None:
-    road = full(alias, *twins(kind.make))
-    keys = road.values("pk", "Row")
+    sandbox = full(alias, *twins(kind.make))
+    keys = sandbox.values("pk", "Row")
 
     def same(given: list[Any]) -> None:
         values = dict(zip(keys, given, strict=True))
-        save(road, values)
-        check_every_way(road, values)
+        save(sandbox, values)
+        check_every_way(sandbox, values)
 
     always = kind.example(ROWS)
     properties(same, kind.rows(ROWS), first=[[always]] if always else [])()
@@ -224,26 +226,26 @@ def test_each_kind_of_field_of_a_type_of_ones_own_by_each_way(alias: str, types:
 
 
 def check_in_database(alias: str, kind: Kind) -> None:
-    road = full(alias, *twins(kind.make))
-    keys = road.values("pk", "Row")
+    sandbox = full(alias, *twins(kind.make))
+    keys = sandbox.values("pk", "Row")
     for value in [] if kind.unique else kind.always or [found(kind.values)]:
-        save(road, dict.fromkeys(keys, value))
-        road.rows("Row").update(filled=None)
-        fill(road, value)
-        check_same(road, value)
-        if road.connection.vendor == "sqlite":
-            check_whole_road(road, kind, value)
-    save(road, dict(zip(keys, kind.example(ROWS) or found(kind.rows(ROWS)), strict=True)))
-    check_whole_road(road, kind, F("saved"))
+        save(sandbox, dict.fromkeys(keys, value))
+        sandbox.rows("Row").update(filled=None)
+        fill(sandbox, value)
+        check_same(sandbox, value)
+        if sandbox.connection.vendor == "sqlite":
+            check_whole_road(sandbox, kind, value)
+    save(sandbox, dict(zip(keys, kind.example(ROWS) or found(kind.rows(ROWS)), strict=True)))
+    check_whole_road(sandbox, kind, F("saved"))
 
 
-def check_whole_road(road: Road, kind: Kind, populate: Any) -> None:
+def check_whole_road(sandbox: MigrationSandbox, kind: Kind, populate: Any) -> None:
     """By one copy of the table on SQLite, step by step elsewhere."""
-    before, operation = road.state, AddRequiredField("row", "made", kind.make(), populate)
-    road.run(operation)
-    assert not road.column(road.model("Row")._meta.get_field("made").column, "Row").nullable
-    check_same(road, populate, "made")
-    road.undo(operation, before=before)
+    before, operation = sandbox.state, AddRequiredField("row", "made", kind.make(), populate)
+    sandbox.run(operation)
+    assert not sandbox.column(sandbox.model("Row")._meta.get_field("made").column, "Row").nullable
+    check_same(sandbox, populate, "made")
+    sandbox.undo(operation, before=before)
 
 
 def found(strategy: Any) -> Any:
@@ -266,16 +268,16 @@ def test_each_kind_of_field_of_postgresql_by_the_database(alias: str, kind: str)
 
 
 def check_refused(alias: str, bad: Bad) -> None:
-    road = full(alias, *twins(bad.make))
-    keys = road.values("pk", "Row")
+    sandbox = full(alias, *twins(bad.make))
+    keys = sandbox.values("pk", "Row")
     values = dict(zip(keys, [*bad.values, *[bad.good] * ROWS], strict=False))
-    refused = {key for key, value in values.items() if is_refused(road, key, value)}
+    refused = {key for key, value in values.items() if is_refused(sandbox, key, value)}
     # Not a function of no arguments: it is called again for a row whenever a batch is halved.
     for chosen in (THREAD, NO_THREAD):
-        road.rows("Row").update(filled=None)
+        sandbox.rows("Row").update(filled=None)
         with conf.changed(**chosen):
-            assert refused_by(road, PerRow(lambda row: values[row.pk], only=["pk"])) == refused, chosen
-        for key, (by_save, by_fill) in zip(keys, raw(road, "saved", "filled"), strict=True):
+            assert refused_by(sandbox, PerRow(lambda row: values[row.pk], only=["pk"])) == refused, chosen
+        for key, (by_save, by_fill) in zip(keys, raw(sandbox, "saved", "filled"), strict=True):
             assert by_fill == (NULLS[alias] if key in refused else by_save), values[key]
 
 
@@ -283,18 +285,18 @@ NULLS = {"default": "null NULL "}
 NULLS |= dict.fromkeys(["postgresql", "postgresql_old", "mariadb"])
 
 
-def is_refused(road: Road, key: Any, value: Any) -> bool:
+def is_refused(sandbox: MigrationSandbox, key: Any, value: Any) -> bool:
     try:
-        with atomic(road.alias):
-            save_one(road, key, saved=value)
+        with atomic(sandbox.alias):
+            save_one(sandbox, key, saved=value)
     except Exception:  # noqa: BLE001  whatever it is: the fill is to pass over this row too
         return True
-    return road.rows("Row").filter(pk=key, saved__isnull=True).exists()  # Such as NaN on SQLite.
+    return sandbox.rows("Row").filter(pk=key, saved__isnull=True).exists()  # Such as NaN on SQLite.
 
 
-def refused_by(road: Road, populate: Any) -> set[Any]:
+def refused_by(sandbox: MigrationSandbox, populate: Any) -> set[Any]:
     try:
-        fill(road, populate)
+        fill(sandbox, populate)
     except BadRows as error:
         return {row.key for row in error.examples}
     return set()
@@ -320,17 +322,17 @@ def test_what_save_refuses_of_a_type_of_ones_own_is_a_bad_row(alias: str, types:
 # Each kind of key
 
 
-def check_keys(road: Road, strategy: Any) -> None:
+def check_keys(sandbox: MigrationSandbox, strategy: Any) -> None:
     def same(keys: list[dict[str, Any]]) -> None:
-        road.rows("Row").delete()
+        sandbox.rows("Row").delete()
         for number, key in enumerate(keys):
             # Texts that differ may be the same key to a collation.
-            with suppress(IntegrityError), atomic(road.alias):
-                road.rows("Row").create(**key, number_of_row=number)
-        values = {row.pk: f"value of {row.number_of_row}" for row in road.rows("Row")}
+            with suppress(IntegrityError), atomic(sandbox.alias):
+                sandbox.rows("Row").create(**key, number_of_row=number)
+        values = {row.pk: f"value of {row.number_of_row}" for row in sandbox.rows("Row")}
         assert values
-        save(road, values)
-        check_every_way(road, values)
+        save(sandbox, values)
+        check_every_way(sandbox, values)
 
     properties(same, st.lists(strategy, min_size=8, max_size=ROWS))()
 
@@ -344,23 +346,23 @@ def short_text(**options: Any) -> Any:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_each_kind_of_key(alias: str, key: str) -> None:
-    road = table(alias, NUMBERED, *twins(short_text), key=KEYS[key].fields())
-    check_keys(road, KEYS[key].values)
+    sandbox = table(alias, NUMBERED, *twins(short_text), key=KEYS[key].fields())
+    check_keys(sandbox, KEYS[key].values)
 
 
 def test_a_key_that_points_to_the_parent_model(alias: str) -> None:
     link = models.OneToOneField(
         f"{APP}.page", models.CASCADE, parent_link=True, auto_created=True, primary_key=True, serialize=False
     )
-    road = table(alias, NUMBERED, *twins(short_text), key=[("page_ptr", link)], bases=(f"{APP}.page",))
-    row, pages = road.model("Row"), road.rows("Page")
+    sandbox = table(alias, NUMBERED, *twins(short_text), key=[("page_ptr", link)], bases=(f"{APP}.page",))
+    row, pages = sandbox.model("Row"), sandbox.rows("Page")
     for number, page in enumerate(pages):
         child = row(page_ptr=page, number_of_row=number)
         child.save_base(raw=True, using=alias)
-    values = {each.pk: f"value of {each.number_of_row}" for each in road.rows("Row")}
+    values = {each.pk: f"value of {each.number_of_row}" for each in sandbox.rows("Row")}
     assert len(values) == ROWS
-    save(road, values)
-    check_every_way(road, values)
+    save(sandbox, values)
+    check_every_way(sandbox, values)
 
 
 # Several fields in one pass
@@ -386,18 +388,18 @@ def test_several_fields_some_of_them_filled_already_and_one_rewritten(
     alias: str, pair: tuple[str, str]
 ) -> None:
     one, two = (KINDS[name] for name in pair)
-    road = full(alias, *several(one, two), *several(one, two, by_save))
-    keys = road.values("pk", "Row")
+    sandbox = full(alias, *several(one, two), *several(one, two, by_save))
+    keys = sandbox.values("pk", "Row")
     row = st.fixed_dictionaries({"one": one.values, "two": two.values, "old": st.integers(0, 99)})
     has = st.fixed_dictionaries({"one": st.none() | one.values, "two": st.none() | two.values})
 
     def same(given: list[Any], there: list[Any]) -> None:
         values, before = dict(zip(keys, given, strict=True)), dict(zip(keys, there, strict=True))
-        save_what_is_missing(road, values, before)
-        for way, populate in ways_of_several(road, values).items():
-            begin_again(road, before)
-            fill(road, populate, COLUMNS)
-            for made in raw(road, *COLUMNS, *map(by_save, COLUMNS)):
+        save_what_is_missing(sandbox, values, before)
+        for way, populate in ways_of_several(sandbox, values).items():
+            begin_again(sandbox, before)
+            fill(sandbox, populate, COLUMNS)
+            for made in raw(sandbox, *COLUMNS, *map(by_save, COLUMNS)):
                 assert made[:3] == made[3:], way
 
     properties(
@@ -405,13 +407,15 @@ def test_several_fields_some_of_them_filled_already_and_one_rewritten(
     )()
 
 
-def ways_of_several(road: Road, values: dict[Any, Any]) -> dict[str, Any]:
+def ways_of_several(sandbox: MigrationSandbox, values: dict[Any, Any]) -> dict[str, Any]:
     def part(name: str) -> Any:
         return lambda row: values[row.pk][name]
 
     def case(name: str) -> Any:
-        field = road.model("Row")._meta.get_field(name)
-        return Case(*(When(pk=key, then=Value(row[name], output_field=field)) for key, row in values.items()))
+        field = sandbox.model("Row")._meta.get_field(name)
+        return Case(
+            *(When(pk=key, next_run=Value(row[name], output_field=field)) for key, row in values.items())
+        )
 
     return {
         "a function of one row": lambda row: values[row.pk],
@@ -421,19 +425,19 @@ def ways_of_several(road: Road, values: dict[Any, Any]) -> dict[str, Any]:
     }
 
 
-def begin_again(road: Road, before: dict[Any, Any], name: Callable[[str], str] = str) -> None:
-    road.rows("Row").update(**{name("one"): None, name("two"): None, name("old"): -1})
+def begin_again(sandbox: MigrationSandbox, before: dict[Any, Any], name: Callable[[str], str] = str) -> None:
+    sandbox.rows("Row").update(**{name("one"): None, name("two"): None, name("old"): -1})
     for key, there in before.items():
-        save_one(road, key, **{name(each): value for each, value in there.items() if value is not None})
+        save_one(sandbox, key, **{name(each): value for each, value in there.items() if value is not None})
 
 
-def save_what_is_missing(road: Road, values: dict[Any, Any], before: dict[Any, Any]) -> None:
-    begin_again(road, before, by_save)
+def save_what_is_missing(sandbox: MigrationSandbox, values: dict[Any, Any], before: dict[Any, Any]) -> None:
+    begin_again(sandbox, before, by_save)
     for key, row in values.items():
         there = before[key]
         missing = {name for name, value in there.items() if value is None}
         if missing:
-            save_one(road, key, **{by_save(name): row[name] for name in (*missing, "old")})
+            save_one(sandbox, key, **{by_save(name): row[name] for name in (*missing, "old")})
 
 
 # Expressions: what the database computes against what Python does
@@ -453,7 +457,7 @@ EXPRESSIONS: dict[str, tuple[Callable[..., Any], Any, Callable[[Any], Any]]] = {
     "a sum": (models.BigIntegerField, F("number") * 2 + 1, lambda row: row.number * 2 + 1),
     "a choice": (
         models.BooleanField,
-        Case(When(number__gt=5, then=True), default=False),
+        Case(When(number__gt=5, next_run=True), default=False),
         lambda row: row.number > 5,
     ),
     "a related row": (short_text, FromRelated("page__title"), lambda row: row.page.title),
@@ -473,7 +477,7 @@ READ = st.fixed_dictionaries(
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_what_the_database_computes(alias: str, name: str) -> None:
     make, populate, compute = EXPRESSIONS[name]
-    road = table(
+    sandbox = table(
         alias,
         ("at", models.DateTimeField()),
         ("name", short_text()),
@@ -482,21 +486,21 @@ def test_what_the_database_computes(alias: str, name: str) -> None:
         ("page", models.ForeignKey(f"{APP}.page", models.CASCADE)),
         *twins(make),
     )
-    before = road.state
+    before = sandbox.state
 
     def same(rows: list[dict[str, Any]]) -> None:
-        road.rows("Row").delete()
-        road.rows("Row").bulk_create([road.model("Row")(**row) for row in rows])
-        save(road, {row.pk: compute(row) for row in road.rows("Row").select_related("page")})
+        sandbox.rows("Row").delete()
+        sandbox.rows("Row").bulk_create([sandbox.model("Row")(**row) for row in rows])
+        save(sandbox, {row.pk: compute(row) for row in sandbox.rows("Row").select_related("page")})
         for chosen in WORKERS:
-            road.rows("Row").update(filled=None)
+            sandbox.rows("Row").update(filled=None)
             with conf.changed(**chosen):
-                fill(road, populate)
-            check_same(road, chosen)
+                fill(sandbox, populate)
+            check_same(sandbox, chosen)
         operation = AddRequiredField("row", "made", make(), populate)
-        road.run(operation)
-        check_same(road, "the whole road", "made")
-        road.undo(operation, before=before)
+        sandbox.run(operation)
+        check_same(sandbox, "the whole sandbox", "made")
+        sandbox.undo(operation, before=before)
 
     properties(same, st.lists(READ, min_size=1, max_size=ROWS))()
 
@@ -506,20 +510,20 @@ def test_what_the_database_computes(alias: str, name: str) -> None:
 
 def test_no_pre_save_has_its_say(alias: str) -> None:
     """A fill writes what the populate says: pre_save (auto_now, an automatic slug) would write what it likes."""
-    road = full(alias, *twins(lambda **options: everyfield.Touched(max_length=40, **options)))
-    keys = road.values("pk", "Row")
+    sandbox = full(alias, *twins(lambda **options: everyfield.Touched(max_length=40, **options)))
+    keys = sandbox.values("pk", "Row")
     values = {key: f"value of {key}" for key in keys}
-    save(road, values)
-    assert set(road.values("saved", "Row")) == {"by pre_save"}
+    save(sandbox, values)
+    assert set(sandbox.values("saved", "Row")) == {"by pre_save"}
     for way, (_, populate) in WAYS.items():
-        road.rows("Row").update(filled=None)
-        fill(road, populate(values))
-        assert road.values("filled", "Row") == list(values.values()), way
+        sandbox.rows("Row").update(filled=None)
+        fill(sandbox, populate(values))
+        assert sandbox.values("filled", "Row") == list(values.values()), way
 
 
 def test_no_signal_is_sent(alias: str) -> None:
     """What listens to a save may send mail, and would for each old row; historical models have no listeners."""
-    road, sent = full(alias, *twins(short_text)), []
+    sandbox, sent = full(alias, *twins(short_text)), []
 
     def listen(sender: Any, **rest: Any) -> None:
         sent.append(sender)
@@ -527,9 +531,9 @@ def test_no_signal_is_sent(alias: str) -> None:
     pre_save.connect(listen)
     post_save.connect(listen)
     try:
-        fill(road, lambda row: "x")
+        fill(sandbox, lambda row: "x")
         assert sent == []
-        save_one(road, road.values("pk", "Row")[0], saved="x")
+        save_one(sandbox, sandbox.values("pk", "Row")[0], saved="x")
         assert len(sent) == 2
     finally:
         pre_save.disconnect(listen)
@@ -539,19 +543,19 @@ def test_no_signal_is_sent(alias: str) -> None:
 @pytest.mark.parametrize("alias", POSTGRESQLS, indirect=True)
 def test_a_text_in_an_array_that_is_too_long_is_refused_and_not_cut(alias: str) -> None:
     """save() sends an array with a cast to varchar(5)[], by which the server cuts its texts and says nothing."""
-    road = full(alias, *twins(lambda **options: ArrayField(models.CharField(max_length=5), **options)))
-    keys = road.values("pk", "Row")
-    save(road, {key: ["longer"] for key in keys})
-    assert road.values("saved", "Row") == [["longe"]] * ROWS
-    assert refused_by(road, lambda row: ["longer"] if row.pk == keys[0] else ["short"]) == {keys[0]}
+    sandbox = full(alias, *twins(lambda **options: ArrayField(models.CharField(max_length=5), **options)))
+    keys = sandbox.values("pk", "Row")
+    save(sandbox, {key: ["longer"] for key in keys})
+    assert sandbox.values("saved", "Row") == [["longe"]] * ROWS
+    assert refused_by(sandbox, lambda row: ["longer"] if row.pk == keys[0] else ["short"]) == {keys[0]}
 
 
 def test_a_zero_below_zero_is_a_zero(alias: str) -> None:
     """psycopg2 sends -0.0 as a number without a sign, an array keeps it: the two are equal to each database."""
-    road = full(alias, *twins(models.FloatField))
-    values = dict.fromkeys(road.values("pk", "Row"), -0.0)
-    save(road, values)
+    sandbox = full(alias, *twins(models.FloatField))
+    values = dict.fromkeys(sandbox.values("pk", "Row"), -0.0)
+    save(sandbox, values)
     for way, (_, populate) in WAYS.items():
-        road.rows("Row").update(filled=None)
-        fill(road, populate(values))
-        assert road.rows("Row").filter(filled=F("saved")).count() == ROWS, way
+        sandbox.rows("Row").update(filled=None)
+        fill(sandbox, populate(values))
+        assert sandbox.rows("Row").filter(filled=F("saved")).count() == ROWS, way

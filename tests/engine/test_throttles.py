@@ -34,11 +34,11 @@ from tests.backends.test_monitoring import (
     unlock,
 )
 from tests.conftest import ROOT
-from tests.engine.test_engine import NAME, Ledger, fill, prepared, row_by_row
+from tests.engine.test_engine import NAME, Observer, fill, prepared, row_by_row
 from tests.schema.test_runner import another
 from tests.support import replicas
 from tests.support.replicas import execute, fetch, wait_for
-from tests.support.sandbox import MONTH, Road, Statements, month_later
+from tests.support.sandbox import MONTH, MigrationSandbox, Statements, month_later
 
 OWN = "tests.engine.test_throttles.Own"
 
@@ -62,8 +62,8 @@ class Unreasonable:
     """No throttle: it has no `reason`."""
 
 
-class Waits(Ledger):
-    """A ledger that writes down why a run waits, and calls a function then."""
+class Waits(Observer):
+    """An observer that writes down why a run waits, and calls a function then."""
 
     def __init__(self, when_waiting: Callable[[engine.Run], Any] = lambda run: None) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def _nothing_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def road(alias: str) -> Road:
+def sandbox(alias: str) -> MigrationSandbox:
     return prepared(alias, 300)
 
 
@@ -98,17 +98,17 @@ def builtin(*kinds: type) -> list[str]:
     return [f"safemigrate.throttles.{kind.__name__}" for kind in kinds]
 
 
-def filled(road: Road) -> int:
-    return road.rows().filter(expires_date__isnull=False).count()
+def filled(sandbox: MigrationSandbox) -> int:
+    return sandbox.rows().filter(expires_date__isnull=False).count()
 
 
 # The contract
 
 
-def test_a_throttle_of_one_s_own_is_asked_before_each_batch(road: Road, settings: Any) -> None:
+def test_a_throttle_of_one_s_own_is_asked_before_each_batch(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_THROTTLES = [OWN]
-    run = fill(road, batch_size=100)
-    assert Own.made == [(road.model(), road.alias)]
+    run = fill(sandbox, batch_size=100)
+    assert Own.made == [(sandbox.model(), sandbox.alias)]
     assert [(rows, batches) for rows, batches, _ in Own.asked] == [(0, 0), (100, 1), (200, 2)]
     assert Own.asked[0][2] == 0
     assert all(took > 0 for _, _, took in Own.asked[1:])
@@ -116,30 +116,30 @@ def test_a_throttle_of_one_s_own_is_asked_before_each_batch(road: Road, settings
     assert run.waiting == ""
 
 
-def test_nothing_is_asked_where_nothing_is_to_be_filled(road: Road, settings: Any) -> None:
-    fill(road)
+def test_nothing_is_asked_where_nothing_is_to_be_filled(sandbox: MigrationSandbox, settings: Any) -> None:
+    fill(sandbox)
     settings.SAFEMIGRATE_THROTTLES = ["no.such.class"]
-    assert fill(road).rows == 0
+    assert fill(sandbox).rows == 0
 
 
 def test_all_is_committed_while_it_is_asked(
-    road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.SAFEMIGRATE_THROTTLES = [OWN]
     seen: list[int] = []
 
     def look(run: Any) -> None:
-        assert not road.connection.in_atomic_block
-        with another(road.alias) as other:
+        assert not sandbox.connection.in_atomic_block
+        with another(sandbox.alias) as other:
             seen.append(fetch(other, f"SELECT COUNT(*) FROM {TABLE} WHERE {NAME} IS NOT NULL")[0][0])
 
     answering(monkeypatch, look)
-    fill(road, row_by_row, batch_size=100)
+    fill(sandbox, row_by_row, batch_size=100)
     assert seen == [0, 100, 200]
 
 
 def test_it_waits_until_the_answer_is_none(
-    road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.SAFEMIGRATE_THROTTLES = [OWN]
     end = time.monotonic() + 0.5
@@ -148,19 +148,21 @@ def test_it_waits_until_the_answer_is_none(
         return "the pot is hot" if run.rows == 100 and time.monotonic() < end else None
 
     answering(monkeypatch, until)
-    ledger = Waits()
-    run = fill(road, ledger=ledger, batch_size=100)
-    assert set(ledger.reasons) == {"the pot is hot"}
-    assert ledger.rows == [100, 200, 300]
+    observer = Waits()
+    run = fill(sandbox, observer=observer, batch_size=100)
+    assert set(observer.reasons) == {"the pot is hot"}
+    assert observer.rows == [100, 200, 300]
     assert run.waiting == ""
     assert run.seconds > run.waited > 0
     assert run.working == pytest.approx(run.seconds - run.waited, abs=0.1)
     assert time.monotonic() > end
-    assert month_later(road.rows())
+    assert month_later(sandbox.rows())
 
 
 @SQLITE
-def test_waiting_does_not_change_the_pace(road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_does_not_change_the_pace(
+    sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings.SAFEMIGRATE_THROTTLES = [OWN]
     settings.SAFEMIGRATE_BATCH_SIZE_MAX = 50
     settings.SAFEMIGRATE_BATCH_SIZE_MIN = 10
@@ -172,39 +174,39 @@ def test_waiting_does_not_change_the_pace(road: Road, settings: Any, monkeypatch
         return "longer than a batch may take" if time.monotonic() - first < 0.4 else None
 
     answering(monkeypatch, long)
-    ledger = Waits()
-    run = fill(road, ledger=ledger)
-    assert set(ledger.sizes) == {50}
+    observer = Waits()
+    run = fill(sandbox, observer=observer)
+    assert set(observer.sizes) == {50}
     assert run.waited > 6 * 0.4
     assert run.took < 0.3
 
 
 @SQLITE
 def test_the_first_that_says_wait_is_heard(
-    settings: Any, road: Road, monkeypatch: pytest.MonkeyPatch
+    settings: Any, sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.SAFEMIGRATE_THROTTLES = [OWN, *builtin(FillHours)]
     settings.SAFEMIGRATE_FILL_HOURS = "03:00-03:01"
     monkeypatch.setattr(FillHours, "now", lambda self: datetime(2026, 1, 1, 12, tzinfo=timezone.utc))
     answering(monkeypatch, lambda run: "the first")
-    each = Throttles(road.model(), road.alias, conf.get("SAFEMIGRATE_THROTTLES"))
-    run = engine.Run("roads.Question.expires_date", road.alias, total=1)
+    each = Throttles(sandbox.model(), sandbox.alias, conf.get("SAFEMIGRATE_THROTTLES"))
+    run = engine.Run("boxes.Question.expires_date", sandbox.alias, total=1)
     assert each.reason(run) == "the first"
     answering(monkeypatch, lambda run: None)
     assert each.reason(run) == "it is 12:00, and fills run from 03:00 to 03:01"
 
 
-def test_the_throttle_that_the_page_shows(road: Road, settings: Any) -> None:
+def test_the_throttle_that_the_page_shows(sandbox: MigrationSandbox, settings: Any) -> None:
     page = (ROOT / "docs/how-to/throttle.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"```python\n# polls/throttles.py\n(.*?)```", page, re.DOTALL)
     module = ModuleType("shown_throttles")
     exec(shown, module.__dict__)
     settings.SAFEMIGRATE_THROTTLES = ["shown_throttles.PausedByHand"]
     cache.set("pause_fill", True, None)
-    ledger = Waits(lambda run: cache.delete("pause_fill"))
+    observer = Waits(lambda run: cache.delete("pause_fill"))
     with patch.dict(sys.modules, shown_throttles=module):
-        run = fill(road, ledger=ledger)
-    assert ledger.reasons == ["paused by hand"]
+        run = fill(sandbox, observer=observer)
+    assert observer.reasons == ["paused by hand"]
     assert run.rows == 300
 
 
@@ -225,36 +227,38 @@ WRONG = {
 
 @SQLITE
 @pytest.mark.parametrize("path", WRONG)
-def test_what_is_no_throttle_is_refused_before_the_first_batch(road: Road, settings: Any, path: str) -> None:
+def test_what_is_no_throttle_is_refused_before_the_first_batch(
+    sandbox: MigrationSandbox, settings: Any, path: str
+) -> None:
     settings.SAFEMIGRATE_THROTTLES = [OWN, path]
     with pytest.raises(InvalidSetting, match=WRONG[path]):
-        fill(road)
-    assert filled(road) == 0
+        fill(sandbox)
+    assert filled(sandbox) == 0
 
 
 @SERVERS
 def test_an_error_that_passes_does_not_end_the_run(
-    road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.SAFEMIGRATE_THROTTLES = [OWN]
 
     def lose(run: Any) -> None:
         if len(Own.asked) == 2:
-            kill(road)
-        fetch(road.connection, "SELECT 1")
+            kill(sandbox)
+        fetch(sandbox.connection, "SELECT 1")
 
     answering(monkeypatch, lose)
-    assert fill(road, batch_size=100).rows == 300
+    assert fill(sandbox, batch_size=100).rows == 300
 
 
-def kill(road: Road) -> None:
-    """End the road's connection, as a server does that is started again."""
+def kill(sandbox: MigrationSandbox) -> None:
+    """End the sandbox's connection, as a server does that is started again."""
     own, end = {
         "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend({})"),
         "mysql": ("SELECT CONNECTION_ID()", "KILL {}"),
-    }[road.connection.vendor]
-    with another(road.alias) as other, other.cursor() as cursor:
-        cursor.execute(end.format(fetch(road.connection, own)[0][0]))
+    }[sandbox.connection.vendor]
+    with another(sandbox.alias) as other, other.cursor() as cursor:
+        cursor.execute(end.format(fetch(sandbox.connection, own)[0][0]))
 
 
 # What is shown
@@ -262,16 +266,19 @@ def kill(road: Road) -> None:
 
 @SQLITE
 def test_the_reason_stands_in_the_line(
-    road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sandbox: MigrationSandbox,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     monkeypatch.setattr(progress, "_verbosity", 1)
     settings.SAFEMIGRATE_THROTTLES = [OWN]
     end = time.monotonic() + 1.2
     answering(monkeypatch, lambda run: "tea" if run.rows == 100 and time.monotonic() < end else None)
-    run = fill(road, ledger=progress.Progress(), batch_size=100)
+    run = fill(sandbox, observer=progress.Progress(), batch_size=100)
     lines = capsys.readouterr().err.splitlines()
-    label = r"roads\.Question\.expires_date on default"
+    label = r"boxes\.Question\.expires_date on default"
     assert any(
         re.match(rf"{label}: 100 of about 300 rows, .* rows/s.*, waiting: tea$", line) for line in lines
     )
@@ -282,29 +289,32 @@ def test_the_reason_stands_in_the_line(
 
 
 def test_the_bar_s_rate_does_not_count_waiting() -> None:
-    ledger, run = progress.Progress(), engine.Run("polls.Question.expires_date", "default", total=300)
-    ledger.bar = progress.tqdm(total=300, mininterval=0, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    observer, run = progress.Progress(), engine.Run("polls.Question.expires_date", "default", total=300)
+    observer.bar = progress.tqdm(total=300, mininterval=0, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     for rows in (100, 200):
         time.sleep(0.05)
         run.rows = rows
-        ledger.advance(run)
+        observer.advance(run)
         run.waiting = "tea"
         time.sleep(0.5)
         run.waited += 0.5
-        ledger.advance(run)
-        assert "waiting: tea" in str(ledger.bar)
+        observer.advance(run)
+        assert "waiting: tea" in str(observer.bar)
         run.waiting = ""
     time.sleep(0.05)
     run.rows = 300
-    ledger.advance(run)
-    rate = ledger.bar.format_dict["rate"]
-    assert "waiting" not in str(ledger.bar)
-    ledger.bar.fp.close()
+    observer.advance(run)
+    rate = observer.bar.format_dict["rate"]
+    assert "waiting" not in str(observer.bar)
+    observer.bar.fp.close()
     assert rate > 600
 
 
 def test_ctrl_c_while_waiting_ends_it_with_all_committed(
-    road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sandbox: MigrationSandbox,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings.SAFEMIGRATE_THROTTLES = [OWN]
     monkeypatch.setattr(progress, "_verbosity", 1)
@@ -319,60 +329,60 @@ def test_ctrl_c_while_waiting_ends_it_with_all_committed(
     answering(monkeypatch, press)
     try:
         with pytest.raises(Interrupted):
-            fill(road, ledger=progress.Progress(), batch_size=100)
+            fill(sandbox, observer=progress.Progress(), batch_size=100)
     finally:
         signal.signal(signal.SIGINT, before)
-    with another(road.alias) as other:
+    with another(sandbox.alias) as other:
         assert fetch(other, f"SELECT COUNT(*) FROM {TABLE} WHERE {NAME} IS NOT NULL") == [(200,)]
     assert "200 of about" in capsys.readouterr().err
     settings.SAFEMIGRATE_THROTTLES = []
-    assert fill(road).rows == 100
+    assert fill(sandbox).rows == 100
 
 
 # Replication
 
 
 @pytest.fixture
-def behind(django_db_blocker: DjangoDbBlocker, settings: Any) -> Iterator[tuple[Road, Any]]:
-    """A road on a primary, and its replica."""
+def behind(django_db_blocker: DjangoDbBlocker, settings: Any) -> Iterator[tuple[MigrationSandbox, Any]]:
+    """A sandbox on a primary, and its replica."""
     settings.SAFEMIGRATE_THROTTLES = builtin(ReplicationLag)
     settings.SAFEMIGRATE_MAX_REPLICATION_LAG = 0.8
     with django_db_blocker.unblock(), replicas.postgresql() as (_, replica):
         yield prepared(replicas.PRIMARY, 300), replica
 
 
-def test_a_fill_waits_for_its_replica(behind: tuple[Road, Any]) -> None:
-    road, replica = behind
-    wait_for(lambda: monitoring.for_connection(road.connection).replication_lag() == 0)
+def test_a_fill_waits_for_its_replica(behind: tuple[MigrationSandbox, Any]) -> None:
+    sandbox, replica = behind
+    wait_for(lambda: monitoring.for_connection(sandbox.connection).replication_lag() == 0)
     fetch(replica, "SELECT pg_wal_replay_pause()")
-    execute(road.connection, "CREATE TABLE news (n integer)")
+    execute(sandbox.connection, "CREATE TABLE news (n integer)")
 
     def go_on(run: engine.Run) -> None:
         if run.waited > 1 and fetch(replica, "SELECT pg_is_wal_replay_paused()")[0][0]:
             fetch(replica, "SELECT pg_wal_replay_resume()")
 
-    wait_for(lambda: (monitoring.for_connection(road.connection).replication_lag() or 0) > 0.8)
-    ledger = Waits(go_on)
-    run = fill(road, ledger=ledger, batch_size=100)
-    assert all(re.fullmatch(r"a replica is \d+ s behind", reason) for reason in ledger.reasons)
+    wait_for(lambda: (monitoring.for_connection(sandbox.connection).replication_lag() or 0) > 0.8)
+    observer = Waits(go_on)
+    run = fill(sandbox, observer=observer, batch_size=100)
+    assert all(re.fullmatch(r"a replica is \d+ s behind", reason) for reason in observer.reasons)
     assert run.waited > 1
-    assert month_later(road.rows())
+    assert month_later(sandbox.rows())
     copied = f"SELECT count(*) FROM {TABLE} WHERE {NAME} IS NOT NULL"
     assert wait_for(lambda: fetch(replica, copied) == [(300,)])
 
 
 def test_a_fill_that_cannot_see_its_replica_stops_and_can_be_resumed(
-    behind: tuple[Road, Any], settings: Any
+    behind: tuple[MigrationSandbox, Any], settings: Any
 ) -> None:
-    road, replica = behind
+    sandbox, replica = behind
     settings.SAFEMIGRATE_BLIND_SECONDS = 0.5
     settings.SAFEMIGRATE_THROTTLES = [OWN, *builtin(ReplicationLag)]
     settings.SAFEMIGRATE_REPLICAS = [replicas.REPLICA]
     replica.close()
     port, replica.settings_dict["PORT"] = replica.settings_dict["PORT"], "1"
-    ledger = Waits()
+    observer = Waits()
     with pytest.raises(NotVisible) as caught:
-        fill(road, ledger=ledger)
+        fill(sandbox, observer=observer)
     text = str(caught.value)
     assert text.startswith(
         "ReplicationLag has not been able to see for 0.5 seconds (SAFEMIGRATE_BLIND_SECONDS) whether primary bears "
@@ -382,15 +392,15 @@ def test_a_fill_that_cannot_see_its_replica_stops_and_can_be_resumed(
         "What was filled stays so; run the same command again to carry on, or take the class out of "
         "SAFEMIGRATE_THROTTLES."
     )
-    assert ledger.reasons[0].startswith("ReplicationLag cannot see: the replica replica does not answer")
-    assert ledger.error is caught.value
-    assert filled(road) == 0
+    assert observer.reasons[0].startswith("ReplicationLag cannot see: the replica replica does not answer")
+    assert observer.error is caught.value
+    assert filled(sandbox) == 0
     replica.settings_dict["PORT"] = port
-    assert fill(road).rows == 300
+    assert fill(sandbox).rows == 300
 
 
-def test_a_moment_of_blindness_is_waited_out(behind: tuple[Road, Any], settings: Any) -> None:
-    road, replica = behind
+def test_a_moment_of_blindness_is_waited_out(behind: tuple[MigrationSandbox, Any], settings: Any) -> None:
+    sandbox, replica = behind
     settings.SAFEMIGRATE_REPLICAS = [replicas.REPLICA]
     replica.close()
     port, replica.settings_dict["PORT"] = replica.settings_dict["PORT"], "1"
@@ -398,25 +408,25 @@ def test_a_moment_of_blindness_is_waited_out(behind: tuple[Road, Any], settings:
     def come_back(run: engine.Run) -> None:
         replica.settings_dict["PORT"] = port
 
-    ledger = Waits(come_back)
-    assert fill(road, ledger=ledger).rows == 300
-    assert ledger.reasons[0].startswith("ReplicationLag cannot see")
+    observer = Waits(come_back)
+    assert fill(sandbox, observer=observer).rows == 300
+    assert observer.reasons[0].startswith("ReplicationLag cannot see")
 
 
 @SERVERS
-def test_without_replicas_it_goes_on(road: Road, settings: Any) -> None:
+def test_without_replicas_it_goes_on(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_THROTTLES = builtin(ReplicationLag)
-    ledger = Waits()
-    assert fill(road, ledger=ledger).rows == 300
-    assert ledger.reasons == []
+    observer = Waits()
+    assert fill(sandbox, observer=observer).rows == 300
+    assert observer.reasons == []
 
 
 @POSTGRESQL
-def test_a_server_is_asked_once_a_second_at_the_most(road: Road, settings: Any) -> None:
+def test_a_server_is_asked_once_a_second_at_the_most(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_THROTTLES = builtin(ReplicationLag, WaitingLocks)
     statements = Statements()
-    with road.connection.execute_wrapper(statements):
-        run = fill(road, batch_size=2)
+    with sandbox.connection.execute_wrapper(statements):
+        run = fill(sandbox, batch_size=2)
     asked = sum("pg_locks" in text for text in statements.texts)
     assert run.batches == 150
     assert 1 <= asked <= run.seconds / throttles.ASK_SECONDS + 1
@@ -426,13 +436,16 @@ def test_a_server_is_asked_once_a_second_at_the_most(road: Road, settings: Any) 
 
 
 @SERVERS
-def test_a_fill_waits_while_others_wait_for_the_table(road: Road, settings: Any) -> None:
+def test_a_fill_waits_while_others_wait_for_the_table(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_THROTTLES = builtin(WaitingLocks)
-    with locked(road.alias) as other, elsewhere(road.alias, f"UPDATE {TABLE} SET question_text = 'mine'"):
-        look = monitoring.for_connection(road.connection)
-        wait_for(lambda: look.waiting_for(road.model()))
-        throttle = WaitingLocks(road.model(), road.alias)
-        run = engine.Run("roads.Question.expires_date", road.alias, total=1)
+    with (
+        locked(sandbox.alias) as other,
+        elsewhere(sandbox.alias, f"UPDATE {TABLE} SET question_text = 'mine'"),
+    ):
+        look = monitoring.for_connection(sandbox.connection)
+        wait_for(lambda: look.waiting_for(sandbox.model()))
+        throttle = WaitingLocks(sandbox.model(), sandbox.alias)
+        run = engine.Run("boxes.Question.expires_date", sandbox.alias, total=1)
         reason = throttle.reason(run)
         assert reason is not None
         assert reason.startswith(f"1 waiting for a lock on {TABLE}, ")
@@ -443,90 +456,90 @@ def test_a_fill_waits_while_others_wait_for_the_table(road: Road, settings: Any)
 
 
 @POSTGRESQL
-def test_a_fill_goes_on_when_nobody_waits_any_more(road: Road, settings: Any) -> None:
+def test_a_fill_goes_on_when_nobody_waits_any_more(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_THROTTLES = builtin(WaitingLocks)
     # An index waits for the writer, and lets the fill read meanwhile.
-    with another(road.alias) as writer:
+    with another(sandbox.alias) as writer:
         writer.set_autocommit(False)
         execute(writer, f"INSERT INTO {TABLE} (question_text, pub_date) VALUES ('new', now())")
-        with elsewhere(road.alias, f"CREATE INDEX late ON {TABLE} (pub_date)"):
-            wait_for(lambda: monitoring.for_connection(road.connection).waiting_for(road.model()))
-            ledger = Waits(lambda run: execute(writer, "ROLLBACK"))
-            fill(road, ledger=ledger)
-    assert f"CREATE INDEX late ON {TABLE}" in ledger.reasons[0]
-    assert filled(road) == 300
+        with elsewhere(sandbox.alias, f"CREATE INDEX late ON {TABLE} (pub_date)"):
+            wait_for(lambda: monitoring.for_connection(sandbox.connection).waiting_for(sandbox.model()))
+            observer = Waits(lambda run: execute(writer, "ROLLBACK"))
+            fill(sandbox, observer=observer)
+    assert f"CREATE INDEX late ON {TABLE}" in observer.reasons[0]
+    assert filled(sandbox) == 300
 
 
 # Vacuum
 
 
-def without_autovacuum(alias: str) -> Road:
-    road = prepared(alias, 10_000)
-    execute(road.connection, f"ALTER TABLE {TABLE} SET (autovacuum_enabled = off)")
-    return road
+def without_autovacuum(alias: str) -> MigrationSandbox:
+    sandbox = prepared(alias, 10_000)
+    execute(sandbox.connection, f"ALTER TABLE {TABLE} SET (autovacuum_enabled = off)")
+    return sandbox
 
 
-def vacuum_count(road: Road) -> int:
-    with another(road.alias) as other:
+def vacuum_count(sandbox: MigrationSandbox) -> int:
+    with another(sandbox.alias) as other:
         sql = f"SELECT vacuum_count FROM pg_stat_user_tables WHERE relname = '{TABLE}'"
         return int(fetch(other, sql)[0][0])
 
 
 @POSTGRESQL
 def test_a_vacuum_every_so_many_rows_keeps_the_table_small(alias: str, settings: Any) -> None:
-    road = without_autovacuum(alias)
+    sandbox = without_autovacuum(alias)
     settings.SAFEMIGRATE_THROTTLES = builtin(Vacuum)
     settings.SAFEMIGRATE_VACUUM_ROWS = 1_000
-    ledger = Waits()
-    run = fill(road, ledger=ledger, batch_size=500)
-    with_vacuum = size(road)
-    assert set(ledger.reasons) == {f"VACUUM of {TABLE}"}
+    observer = Waits()
+    run = fill(sandbox, observer=observer, batch_size=500)
+    with_vacuum = size(sandbox)
+    assert set(observer.reasons) == {f"VACUUM of {TABLE}"}
     assert run.waited > 0
-    assert wait_for(lambda: vacuum_count(road)) == 9  # none after the last rows
-    assert month_later(road.rows())
+    assert wait_for(lambda: vacuum_count(sandbox)) == 9  # none after the last rows
+    assert month_later(sandbox.rows())
 
-    execute(road.connection, f"DROP TABLE {TABLE}")
+    execute(sandbox.connection, f"DROP TABLE {TABLE}")
     settings.SAFEMIGRATE_THROTTLES = []
-    road = without_autovacuum(alias)
-    before = size(road)
-    fill(road, batch_size=500)
-    without = size(road)
+    sandbox = without_autovacuum(alias)
+    before = size(sandbox)
+    fill(sandbox, batch_size=500)
+    without = size(sandbox)
     assert with_vacuum < before * 1.35
     assert without > before * 1.8
 
 
-def size(road: Road) -> int:
-    table, _ = monitoring.for_connection(road.connection).size(road.model())
+def size(sandbox: MigrationSandbox) -> int:
+    table, _ = monitoring.for_connection(sandbox.connection).size(sandbox.model())
     assert table is not None
     return table
 
 
 @POSTGRESQL
 def test_a_fill_waits_for_a_vacuum_that_is_at_work(alias: str, settings: Any) -> None:
-    road = prepared(alias, 3_000)
+    sandbox = prepared(alias, 3_000)
     settings.SAFEMIGRATE_THROTTLES = builtin(Vacuum)
     ended = threading.Event()
-    with slow_vacuum(road):
+    with slow_vacuum(sandbox):
 
         def stop(run: engine.Run) -> None:
             if not ended.is_set():
                 ended.set()
-                fetch(road.connection, "SELECT pg_cancel_backend(pid) FROM pg_stat_progress_vacuum")
+                fetch(sandbox.connection, "SELECT pg_cancel_backend(pid) FROM pg_stat_progress_vacuum")
 
-        ledger = Waits(stop)
-        assert fill(road, ledger=ledger).rows == 3_000
+        observer = Waits(stop)
+        assert fill(sandbox, observer=observer).rows == 3_000
     assert ended.is_set()
-    assert set(ledger.reasons) == {f"a vacuum is at work on {TABLE}"}
+    assert set(observer.reasons) == {f"a vacuum is at work on {TABLE}"}
 
 
 @pytest.mark.parametrize("alias", ["sqlite", "mariadb"], indirect=True)
-def test_where_no_dead_rows_are_kept_there_is_no_vacuum(road: Road, settings: Any) -> None:
+def test_where_no_dead_rows_are_kept_there_is_no_vacuum(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_THROTTLES = builtin(Vacuum)
     settings.SAFEMIGRATE_VACUUM_ROWS = 1
-    ledger, statements = Waits(), Statements()
-    with road.connection.execute_wrapper(statements):
-        fill(road, ledger=ledger, batch_size=100)
-    assert ledger.reasons == []
+    observer, statements = Waits(), Statements()
+    with sandbox.connection.execute_wrapper(statements):
+        fill(sandbox, observer=observer, batch_size=100)
+    assert observer.reasons == []
     assert statements.like("VACUUM") == []
 
 
@@ -534,7 +547,7 @@ def test_where_no_dead_rows_are_kept_there_is_no_vacuum(road: Road, settings: An
 
 
 @SQLITE
-def test_nice_pauses_in_proportion_to_the_batch(road: Road, settings: Any) -> None:
+def test_nice_pauses_in_proportion_to_the_batch(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_THROTTLES = builtin(Nice)
     settings.SAFEMIGRATE_NICE_RATIO = 2
 
@@ -543,19 +556,19 @@ def test_nice_pauses_in_proportion_to_the_batch(road: Road, settings: Any) -> No
             time.sleep(0.1)
         return question.pub_date + MONTH
 
-    ledger = Waits()
-    run = fill(road, slow, ledger=ledger, batch_size=100)
-    assert set(ledger.reasons) == {"a pause of 2 times the batch"}
+    observer = Waits()
+    run = fill(sandbox, slow, observer=observer, batch_size=100)
+    assert set(observer.reasons) == {"a pause of 2 times the batch"}
     # Two pauses between three batches, each of 0.2 s at the least.
     assert run.waited > 0.4
     assert run.took > 0.1
 
 
 @SQLITE
-def test_a_short_pause_stays_short(road: Road) -> None:
-    nice = Nice(road.model(), road.alias)
+def test_a_short_pause_stays_short(sandbox: MigrationSandbox) -> None:
+    nice = Nice(sandbox.model(), sandbox.alias)
     nice.ratio = 1.0
-    run = engine.Run("roads.Question.expires_date", road.alias, total=1, batches=1, took=0.01)
+    run = engine.Run("boxes.Question.expires_date", sandbox.alias, total=1, batches=1, took=0.01)
     assert nice.reason(run) is not None
     time.sleep(0.02)
     assert nice.reason(run) is None
@@ -588,33 +601,38 @@ def at(text: str) -> datetime:
     ],
 )
 def test_the_hours_in_which_a_fill_may_run(
-    road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch, hours: str, now: str, may_run: bool
+    sandbox: MigrationSandbox,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    hours: str,
+    now: str,
+    may_run: bool,
 ) -> None:
     settings.SAFEMIGRATE_FILL_HOURS = hours
     monkeypatch.setattr(FillHours, "now", lambda self: at(now))
     first, _, last = hours.partition("-")
     told = None if may_run else f"it is {now}, and fills run from {first} to {last}"
-    assert FillHours(road.model(), road.alias).reason(None) == told
+    assert FillHours(sandbox.model(), sandbox.alias).reason(None) == told
 
 
 @SQLITE
-def test_the_hours_are_those_of_the_project_s_time_zone(road: Road, settings: Any) -> None:
+def test_the_hours_are_those_of_the_project_s_time_zone(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_FILL_HOURS = "00:00-00:00"
     settings.TIME_ZONE = "Asia/Tokyo"
-    now = FillHours(road.model(), road.alias).now()
+    now = FillHours(sandbox.model(), sandbox.alias).now()
     assert now.utcoffset() == datetime.now(ZoneInfo("Asia/Tokyo")).utcoffset()
 
 
 @SQLITE
-def test_the_hours_have_to_be_set(road: Road, settings: Any) -> None:
+def test_the_hours_have_to_be_set(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_THROTTLES = builtin(FillHours)
     with pytest.raises(InvalidSetting, match=r'Set it, for example SAFEMIGRATE_FILL_HOURS = "22:00-06:00"'):
-        fill(road)
+        fill(sandbox)
 
 
 @SQLITE
 def test_outside_the_hours_not_one_batch_is_filled(
-    road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.SAFEMIGRATE_THROTTLES = builtin(FillHours)
     settings.SAFEMIGRATE_FILL_HOURS = "22:00-06:00"
@@ -625,6 +643,6 @@ def test_outside_the_hours_not_one_batch_is_filled(
         assert run.rows == 0
         clock[0] = "23:00"
 
-    ledger = Waits(night)
-    assert fill(road, ledger=ledger).rows == 300
-    assert ledger.reasons == ["it is 12:00, and fills run from 22:00 to 06:00"]
+    observer = Waits(night)
+    assert fill(sandbox, observer=observer).rows == 300
+    assert observer.reasons == ["it is 12:00, and fills run from 22:00 to 06:00"]

@@ -56,7 +56,7 @@ def page(browser: Browser, live_server: LiveServer) -> Iterator[Page]:
 
 @pytest.fixture
 def question(live_server: LiveServer) -> Question:
-    return ask("What should the night shift have for lunch?", days_ago=1)
+    return ask("What should the night worker have for lunch?", days_ago=1)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`make demo` on a few rows: it walks the whole road and ends well."""
+"""`make demo` on a few rows: it walks the whole sandbox and ends well."""
 
 from __future__ import annotations
 

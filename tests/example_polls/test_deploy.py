@@ -43,7 +43,7 @@ SAFEMIGRATE_THROTTLES = ["safemigrate.throttles.Nice"]
 SAFEMIGRATE_NICE_RATIO = 10.0
 SAFEMIGRATE_TASK_SECONDS = 1.0
 SAFEMIGRATE_LEASE_SECONDS = 3.0
-CELERY_BEAT_SCHEDULE["sweep"]["schedule"] = 2.0
+CELERY_BEAT_SCHEDULE["requeue"]["schedule"] = 2.0
 """
 
 
@@ -104,7 +104,7 @@ class Machine:
     def do(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, cwd=self.folder, env=self.environment, text=True, capture_output=True)
 
-    def swept(self) -> bool:
+    def requeued(self) -> bool:
         """Do the first line of the crontab."""
         line = crontab()[0][1].replace("/srv/polls", str(self.folder))
         return self("sh", "-c", line).returncode == 0
@@ -223,13 +223,16 @@ def test_the_lines_of_the_crontab_do_what_they_say(machine: Machine) -> None:
     machine.manage("migrate", "-v", "0")
     machine.manage("migrate", "-v", "0", "--database", "archive")
     lines = crontab()
-    assert [name for _, line in lines for name in re.findall(r"with_log.sh (\w+)", line)] == ["sweep", "fill"]
+    assert [name for _, line in lines for name in re.findall(r"with_log.sh (\w+)", line)] == [
+        "requeue",
+        "fill",
+    ]
     for times, line in lines:
         assert croniter.is_valid(times)
         assert "%" not in line  # cron would end the line there
         done = machine("sh", "-c", line.replace("/srv/polls", str(machine.folder)))
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert "end: exit code 0" in machine.log("sweep")
+    assert "end: exit code 0" in machine.log("requeue")
     assert f"{FIELD} on archive: every row has a value." in machine.log("fill")
 
 
@@ -386,7 +389,7 @@ def test_a_killed_worker_comes_back_and_the_run_ends(supervised: Supervised, pro
     assert progress.filled() < ROWS
     soon(lambda: supervised.running(worker) not in (0, killed))
     if executor != "celery":  # Which has a clock of its own.
-        soon(lambda: supervised.swept() and progress.status() == "succeeded")
+        soon(lambda: supervised.requeued() and progress.status() == "succeeded")
     soon(lambda: progress.status() == "succeeded")
 
     supervised.manage("migrate", "-v", "0")

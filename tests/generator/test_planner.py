@@ -12,7 +12,7 @@ from polls.models import Choice, Question
 
 from safemigrate.exceptions import InvalidField, InvalidPopulate
 from safemigrate.generator.autodetector import Addition
-from safemigrate.generator.planner import Phase, from_default, plan
+from safemigrate.generator.planner import Phase, from_default, phases_for
 from safemigrate.generator.targets import Target, find, find_all
 from safemigrate.populate.expressions import Source
 
@@ -29,7 +29,7 @@ def test_one_phase_is_one_operation_for_each_field() -> None:
     text = find("polls.Question.question_text")
     populates = {EXPIRES: Source("Now()"), text: Source('"a"')}
 
-    (phase,) = plan(populates, ADDITION, "0002_alter_question_pub_date", batch_size=500)
+    (phase,) = phases_for(populates, ADDITION, "0002_alter_question_pub_date", batch_size=500)
 
     assert phase.name == "0003_question_expires_date"
     assert phase.dependencies == (("polls", "0002_alter_question_pub_date"),)
@@ -44,7 +44,9 @@ def test_one_phase_is_one_operation_for_each_field() -> None:
 
 
 def test_three_phases_follow_one_another() -> None:
-    phases = plan({EXPIRES: Source("Now()")}, ADDITION, "0002_alter_question_pub_date", phases=3, name="grow")
+    phases = phases_for(
+        {EXPIRES: Source("Now()")}, ADDITION, "0002_alter_question_pub_date", phases=3, name="grow"
+    )
 
     assert [(phase.name, phase.dependencies[0][1]) for phase in phases] == [
         ("0003_grow_add", "0002_alter_question_pub_date"),
@@ -71,7 +73,7 @@ def test_what_can_be_guarded_is_until_all_columns_are_required() -> None:
     text = find("polls.Question.question_text")
     populates = {EXPIRES: Source("Now()"), text: Source("polls.populate.text")}
 
-    phases = plan(populates, ADDITION, "0002_x", phases=3, guarded=[EXPIRES])
+    phases = phases_for(populates, ADDITION, "0002_x", phases=3, guarded=[EXPIRES])
 
     assert names(phases) == [
         ["AddNullableField", "AddNullableField", "GuardWrites"],
@@ -95,17 +97,17 @@ def test_each_file_says_what_it_means_for_old_code() -> None:
     fill = "Rows that were there before the first get their value, in committed batches."
     state = new(models.CharField(max_length=9, db_default="new"))
 
-    assert effects(plan(populates, ADDITION, "0002_x", phases=3, guarded=[EXPIRES])) == [
+    assert effects(phases_for(populates, ADDITION, "0002_x", phases=3, guarded=[EXPIRES])) == [
         "Old and new code both work: the database fills the rows that old code inserts.",
         fill,
         "From then on an insert without the field fails.",
     ]
-    assert effects(plan(populates, ADDITION, "0002_x", phases=3)) == [
+    assert effects(phases_for(populates, ADDITION, "0002_x", phases=3)) == [
         "Old and new code both work; rows that old code inserts stay NULL until the third.",
         fill,
         "It fills what is still NULL. From then on an insert without the field fails.",
     ]
-    assert effects(plan({Target(Question, state): Source('"new"')}, ADDITION, "0002_x", phases=3)) == [
+    assert effects(phases_for({Target(Question, state): Source('"new"')}, ADDITION, "0002_x", phases=3)) == [
         "Old and new code both work: rows that old code inserts get the db_default.",
         fill,
         "",
@@ -113,7 +115,7 @@ def test_each_file_says_what_it_means_for_old_code() -> None:
 
 
 def test_one_phase_keeps_its_guard_where_that_is_wanted() -> None:
-    (phase,) = plan({EXPIRES: Source("Now()")}, ADDITION, "0002_x", keep_guard=True)
+    (phase,) = phases_for({EXPIRES: Source("Now()")}, ADDITION, "0002_x", keep_guard=True)
 
     assert phase.operations[0].arguments["keep_guard"].code == "True"
 

@@ -190,7 +190,7 @@ def test_rows_that_get_no_value_end_it_with_1_and_are_listed(polls: Polls) -> No
     assert "6: " in backfill("show", str(newest().pk))
 
 
-# list, show, verify, and steering
+# list, show, verify, and action
 
 
 def test_verify_counts_and_its_exit_code_tells(polls: Polls) -> None:

@@ -17,7 +17,7 @@ from django.db.models.functions import Concat
 from safemigrate.exceptions import BadRows, OrphanRows
 from safemigrate.operations import AddRequiredField
 from safemigrate.populate import FromRelated
-from tests.support.sandbox import APP, START, Road, question
+from tests.support.sandbox import APP, START, MigrationSandbox, question
 
 ROWS = 16
 BATCH = 7
@@ -101,21 +101,21 @@ def never() -> Any:
     raise AssertionError("a default of the field must not fill old rows")
 
 
-def filled(alias: str, **options: Any) -> Road:
-    road = Road(alias, question(**options))
-    road.fill(ROWS)
-    return road
+def filled(alias: str, **options: Any) -> MigrationSandbox:
+    sandbox = MigrationSandbox(alias, question(**options))
+    sandbox.fill(ROWS)
+    return sandbox
 
 
 def add(field_: Any, populate: Any) -> AddRequiredField:
     return AddRequiredField("question", "new", field_, populate, batch_size=BATCH)
 
 
-def raw(road: Road, column: str = "new", model: str = "Question") -> list[Any]:
+def raw(sandbox: MigrationSandbox, column: str = "new", model: str = "Question") -> list[Any]:
     """The column as the driver gives it, past all that the field does on the way."""
-    quote = road.connection.ops.quote_name
-    table = road.model(model)._meta.db_table
-    with road.connection.cursor() as cursor:
+    quote = sandbox.connection.ops.quote_name
+    table = sandbox.model(model)._meta.db_table
+    with sandbox.connection.cursor() as cursor:
         cursor.execute(f"SELECT {quote(column)} FROM {quote(table)}")
         return [plainly(value) for (value,) in cursor.fetchall()]
 
@@ -124,9 +124,9 @@ def plainly(value: Any) -> Any:
     return bytes(value) if isinstance(value, memoryview) else value
 
 
-def save_one(road: Road, **values: Any) -> Any:
-    row = road.model()(question_text="saved", pub_date=START, **values)
-    row.save(using=road.alias)
+def save_one(sandbox: MigrationSandbox, **values: Any) -> Any:
+    row = sandbox.model()(question_text="saved", pub_date=START, **values)
+    row.save(using=sandbox.alias)
     return row
 
 
@@ -136,26 +136,29 @@ def save_one(road: Road, **values: Any) -> Any:
 @pytest.mark.parametrize("way", ["by SQL", "by Python"])
 @pytest.mark.parametrize("name", CASES)
 def test_old_rows_hold_what_save_would_have_stored(alias: str, name: str, way: str) -> None:
-    case, road = CASES[name], filled(alias)
-    road.run(add(case.field(), case.value if way == "by SQL" else lambda row: case.value))
-    assert list(map(plainly, road.values("new"))) == [case.value] * ROWS
+    case, sandbox = CASES[name], filled(alias)
+    sandbox.run(add(case.field(), case.value if way == "by SQL" else lambda row: case.value))
+    assert list(map(plainly, sandbox.values("new"))) == [case.value] * ROWS
     column = case.field().db_column or "new"
-    assert not road.column(column).nullable
-    row = save_one(road, new=case.value)
-    road.rows().filter(pk=row.pk).update(new=case.value)  # Where auto_now had its say.
-    assert len(set(map(repr, raw(road, column)))) == 1
+    assert not sandbox.column(column).nullable
+    row = save_one(sandbox, new=case.value)
+    sandbox.rows().filter(pk=row.pk).update(new=case.value)  # Where auto_now had its say.
+    assert len(set(map(repr, raw(sandbox, column)))) == 1
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_table_ends_as_django_makes_it(alias: str, name: str) -> None:
-    case, road = CASES[name], filled(alias)
-    before, operation = road.state, add(case.field(), case.value)
-    road.run(operation)
-    ours, definition = road.schema(), column_definition(road, "question", case.field().db_column or "new")
-    road.undo(operation, before=before)
-    road.run(migrations.AddField("question", "new", plain(case), preserve_default=False))
-    assert ours == road.schema()
-    assert definition == column_definition(road, "question", case.field().db_column or "new")
+    case, sandbox = CASES[name], filled(alias)
+    before, operation = sandbox.state, add(case.field(), case.value)
+    sandbox.run(operation)
+    ours, definition = (
+        sandbox.schema(),
+        column_definition(sandbox, "question", case.field().db_column or "new"),
+    )
+    sandbox.undo(operation, before=before)
+    sandbox.run(migrations.AddField("question", "new", plain(case), preserve_default=False))
+    assert ours == sandbox.schema()
+    assert definition == column_definition(sandbox, "question", case.field().db_column or "new")
 
 
 def plain(case: Case) -> Any:
@@ -163,11 +166,11 @@ def plain(case: Case) -> Any:
     return case.field() if "db_default" in case.options else case.field(default=case.value)
 
 
-def column_definition(road: Road, model: str, column: str) -> Any:
+def column_definition(sandbox: MigrationSandbox, model: str, column: str) -> Any:
     """Type, default, collation, comment: what the schema says of one column beside NOT NULL."""
-    table = road.model(model)._meta.db_table
-    with road.connection.cursor() as cursor:
-        for info in road.connection.introspection.get_table_description(cursor, table):
+    table = sandbox.model(model)._meta.db_table
+    with sandbox.connection.cursor() as cursor:
+        for info in sandbox.connection.introspection.get_table_description(cursor, table):
             if info.name == column:
                 return info
     raise AssertionError(f"no column {column}")
@@ -182,12 +185,12 @@ def in_two_steps(make: Callable[..., Any]) -> list[Any]:
 
 @pytest.mark.parametrize("options", [{"db_index": True}, {"unique": True}, {"db_default": START}], ids=str)
 def test_backwards_the_table_is_as_before(alias: str, options: dict[str, Any]) -> None:
-    road = filled(alias)
-    before, schema = road.state, road.schema()
+    sandbox = filled(alias)
+    before, schema = sandbox.state, sandbox.schema()
     operation = add(models.DateTimeField(**options), F("pub_date"))
-    road.run(operation)
-    road.undo(operation, before=before)
-    assert road.schema() == schema
+    sandbox.run(operation)
+    sandbox.undo(operation, before=before)
+    assert sandbox.schema() == schema
 
 
 # Expressions
@@ -223,21 +226,21 @@ def test_backwards_the_table_is_as_before(alias: str, options: dict[str, Any]) -
     ],
 )
 def test_an_expression_fills(alias: str, make: Any, populate: Any, expected: Callable[[Any], Any]) -> None:
-    road = filled(alias)
-    road.run(add(make(), populate))
-    assert [row.new for row in road.rows()] == [expected(row) for row in road.rows()]
+    sandbox = filled(alias)
+    sandbox.run(add(make(), populate))
+    assert [row.new for row in sandbox.rows()] == [expected(row) for row in sandbox.rows()]
 
 
 # What each option brings with it
 
 
 def test_unique_is_enforced(alias: str) -> None:
-    road = filled(alias)
-    road.run(add(models.UUIDField(unique=True), uuid.uuid4))
-    values = road.values("new")
+    sandbox = filled(alias)
+    sandbox.run(add(models.UUIDField(unique=True), uuid.uuid4))
+    values = sandbox.values("new")
     assert len(set(values)) == ROWS
     with pytest.raises(IntegrityError):
-        save_one(road, new=values[3])
+        save_one(sandbox, new=values[3])
 
 
 @pytest.mark.parametrize(
@@ -251,31 +254,31 @@ def test_unique_is_enforced(alias: str) -> None:
     ],
 )
 def test_a_unique_field_ends_as_django_makes_it(alias: str, make: Any) -> None:
-    road = filled(alias)
-    before = road.state
+    sandbox = filled(alias)
+    before = sandbox.state
     numbered = make().get_internal_type() == "BigIntegerField"
     operation = add(make(), F("pk") if numbered else lambda row: uuid.UUID(int=row.pk).hex)
-    road.run(operation)
-    schema = road.schema()
-    assert not road.column(make().db_column or "new").nullable
-    road.undo(operation, before=before)
-    road.rows().delete()
-    road.run(*in_two_steps(make))
-    assert schema == road.schema()
+    sandbox.run(operation)
+    schema = sandbox.schema()
+    assert not sandbox.column(make().db_column or "new").nullable
+    sandbox.undo(operation, before=before)
+    sandbox.rows().delete()
+    sandbox.run(*in_two_steps(make))
+    assert schema == sandbox.schema()
 
 
 def test_a_check_is_enforced(alias: str) -> None:
-    road = filled(alias)
-    road.run(add(models.PositiveIntegerField(), 1))
-    with pytest.raises(DatabaseError), road.connection.cursor() as cursor:
-        cursor.execute("UPDATE roads_question SET new = -1")
+    sandbox = filled(alias)
+    sandbox.run(add(models.PositiveIntegerField(), 1))
+    with pytest.raises(DatabaseError), sandbox.connection.cursor() as cursor:
+        cursor.execute("UPDATE boxes_question SET new = -1")
 
 
 def test_an_index_is_there(alias: str) -> None:
-    road = filled(alias)
-    road.run(add(models.IntegerField(db_index=True), 1))
-    with road.connection.cursor() as cursor:
-        constraints = road.connection.introspection.get_constraints(cursor, "roads_question")
+    sandbox = filled(alias)
+    sandbox.run(add(models.IntegerField(db_index=True), 1))
+    with sandbox.connection.cursor() as cursor:
+        constraints = sandbox.connection.introspection.get_constraints(cursor, "boxes_question")
     assert [c["columns"] for c in constraints.values() if c["index"] and c["columns"] == ["new"]]
 
 
@@ -291,41 +294,41 @@ def test_an_index_is_there(alias: str) -> None:
 def test_rows_that_come_in_later_have_the_default_of_the_database(
     alias: str, make: Any, default: Any
 ) -> None:
-    road = filled(alias)
+    sandbox = filled(alias)
     own = {int: 11, str: "own", bool: True}[type(default)]
-    road.run(add(make(), own))
-    assert road.values("new") == [own] * ROWS
-    with road.connection.cursor() as cursor:
+    sandbox.run(add(make(), own))
+    assert sandbox.values("new") == [own] * ROWS
+    with sandbox.connection.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO roads_question (question_text, pub_date) VALUES ('by old code', '2026-01-01 00:00:00')"
+            "INSERT INTO boxes_question (question_text, pub_date) VALUES ('by old code', '2026-01-01 00:00:00')"
         )
-    assert road.values("new") == [*[own] * ROWS, default]
+    assert sandbox.values("new") == [*[own] * ROWS, default]
 
 
 @pytest.mark.parametrize("default", [3, never])
 @pytest.mark.parametrize("populate", [7, lambda: 7, lambda row: 7])
 def test_the_default_of_the_field_fills_no_old_row(alias: str, default: Any, populate: Any) -> None:
-    road = filled(alias)
-    road.run(add(models.IntegerField(default=default), populate))
-    assert road.values("new") == [7] * ROWS
+    sandbox = filled(alias)
+    sandbox.run(add(models.IntegerField(default=default), populate))
+    assert sandbox.values("new") == [7] * ROWS
 
 
 @pytest.mark.parametrize("name", ["auto_now", "auto_now_add"])
 @pytest.mark.parametrize("populate", [F("pub_date"), lambda row: row.pub_date])
 def test_auto_now_moves_in_no_column(alias: str, name: str, populate: Any) -> None:
     updated = models.DateTimeField(auto_now=True)
-    road = filled(alias, fields=[("updated", updated)])
-    before = road.values("updated")
-    road.run(add(models.DateTimeField(**{name: True}), populate))
-    assert road.values("updated") == before
-    assert road.values("new") == road.values("pub_date")
+    sandbox = filled(alias, fields=[("updated", updated)])
+    before = sandbox.values("updated")
+    sandbox.run(add(models.DateTimeField(**{name: True}), populate))
+    assert sandbox.values("updated") == before
+    assert sandbox.values("new") == sandbox.values("pub_date")
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
 def test_a_comment_of_the_database_is_kept(alias: str) -> None:
-    road = filled(alias)
-    road.run(add(models.IntegerField(db_comment="what it's for"), 1))
-    assert column_definition(road, "question", "new").comment == "what it's for"
+    sandbox = filled(alias)
+    sandbox.run(add(models.IntegerField(db_comment="what it's for"), 1))
+    assert column_definition(sandbox, "question", "new").comment == "what it's for"
 
 
 COLLATIONS = {"default": "nocase", "postgresql": "C", "postgresql_old": "C", "mariadb": "utf8mb4_bin"}
@@ -333,75 +336,75 @@ COLLATIONS = {"default": "nocase", "postgresql": "C", "postgresql_old": "C", "ma
 
 @pytest.mark.parametrize("populate", ["x", lambda row: "x"])
 def test_a_collation_is_kept(alias: str, populate: Any) -> None:
-    road = filled(alias)
-    before = road.state
+    sandbox = filled(alias)
+    before = sandbox.state
 
     def made(**more: Any) -> Any:
         return models.CharField(max_length=40, db_collation=COLLATIONS[alias], db_index=True, **more)
 
     operation = add(made(), populate)
-    road.run(operation)
-    ours, definition = road.schema(), column_definition(road, "question", "new")
+    sandbox.run(operation)
+    ours, definition = sandbox.schema(), column_definition(sandbox, "question", "new")
     assert definition.collation == COLLATIONS[alias]
-    road.undo(operation, before=before)
-    road.run(migrations.AddField("question", "new", made(default="x"), preserve_default=False))
-    assert (ours, definition) == (road.schema(), column_definition(road, "question", "new"))
+    sandbox.undo(operation, before=before)
+    sandbox.run(migrations.AddField("question", "new", made(default="x"), preserve_default=False))
+    assert (ours, definition) == (sandbox.schema(), column_definition(sandbox, "question", "new"))
 
 
 def test_a_text_that_is_too_long_is_a_bad_row(alias: str) -> None:
-    road = filled(alias)
+    sandbox = filled(alias)
     operation = add(models.CharField(max_length=5), lambda row: "short" if row.pk % 2 else "longer")
     if alias == "default":
-        road.run(operation)  # SQLite does not know how long a text may be.
+        sandbox.run(operation)  # SQLite does not know how long a text may be.
         return
     with pytest.raises(BadRows) as caught:
-        road.run(operation)
-    assert caught.value.count == len([key for key in road.values("pk") if key % 2 == 0])
+        sandbox.run(operation)
+    assert caught.value.count == len([key for key in sandbox.values("pk") if key % 2 == 0])
 
 
 def test_a_value_that_the_field_cannot_make_sense_of_is_a_bad_row(alias: str) -> None:
-    road = filled(alias)
-    third = road.values("pk")[2]
+    sandbox = filled(alias)
+    third = sandbox.values("pk")[2]
     with pytest.raises(BadRows, match=f"{third}: .*no number") as caught:
-        road.run(add(models.IntegerField(), lambda row: "no number" if row.pk == third else 1))
+        sandbox.run(add(models.IntegerField(), lambda row: "no number" if row.pk == third else 1))
     assert caught.value.count == 1
 
 
 # Relations
 
 
-def with_pages(alias: str) -> Road:
+def with_pages(alias: str) -> MigrationSandbox:
     page = migrations.CreateModel("Page", [KEY, ("code", models.CharField(max_length=9, unique=True))])
-    road = Road(alias, page, question(fields=[("rank", models.IntegerField())]))
-    road.rows("Page").bulk_create([road.model("Page")(code=f"page {n}") for n in range(1, ROWS + 1)])
-    road.fill(ROWS, rank=lambda n: n)
-    return road
+    sandbox = MigrationSandbox(alias, page, question(fields=[("rank", models.IntegerField())]))
+    sandbox.rows("Page").bulk_create([sandbox.model("Page")(code=f"page {n}") for n in range(1, ROWS + 1)])
+    sandbox.fill(ROWS, rank=lambda n: n)
+    return sandbox
 
 
 def to_page(**options: Any) -> Any:
     return models.ForeignKey(f"{APP}.page", models.CASCADE, **options)
 
 
-def pages(road: Road) -> dict[int, Any]:
-    return dict(enumerate(road.rows("Page"), 1))
+def pages(sandbox: MigrationSandbox) -> dict[int, Any]:
+    return dict(enumerate(sandbox.rows("Page"), 1))
 
 
 @pytest.mark.parametrize("way", ["key", "instance", "value"])
 def test_a_foreign_key(alias: str, way: str) -> None:
-    road = with_pages(alias)
-    by_rank = pages(road)
+    sandbox = with_pages(alias)
+    by_rank = pages(sandbox)
     populate: Any = {
         "key": lambda row: by_rank[row.rank].pk,
         "instance": lambda row: by_rank[row.rank],
         "value": by_rank[1].pk,
     }[way]
-    road.run(add(to_page(), populate))
+    sandbox.run(add(to_page(), populate))
     expected = [by_rank[1 if way == "value" else n].pk for n in range(1, ROWS + 1)]
-    assert road.values("new") == expected
-    assert not road.column("new_id").nullable
+    assert sandbox.values("new") == expected
+    assert not sandbox.column("new_id").nullable
     if alias != "default":
         with pytest.raises(IntegrityError):
-            save_one(road, rank=0, new_id=10**9)
+            save_one(sandbox, rank=0, new_id=10**9)
 
 
 @pytest.mark.parametrize(
@@ -420,20 +423,20 @@ def test_a_foreign_key(alias: str, way: str) -> None:
 def test_a_relation_ends_as_django_makes_it(alias: str, make: Any, options: dict[str, Any]) -> None:
     if make is models.OneToOneField:
         options = {key: value for key, value in options.items() if key != "db_index"}
-    road = with_pages(alias)
-    by_rank, before = pages(road), road.state
+    sandbox = with_pages(alias)
+    by_rank, before = pages(sandbox), sandbox.state
 
     def made(**more: Any) -> Any:
         return make(f"{APP}.page", models.CASCADE, **options, **more)
 
     operation = add(made(), lambda row: by_rank[row.rank])
-    road.run(operation)
-    assert road.values("new") == [
+    sandbox.run(operation)
+    assert sandbox.values("new") == [
         page.code if "to_field" in options else page.pk for page in by_rank.values()
     ]
-    ours = road.schema()
-    road.undo(operation, before=before)
-    road.rows().delete()
+    ours = sandbox.schema()
+    sandbox.undo(operation, before=before)
+    sandbox.rows().delete()
     kept = {key: value for key, value in options.items() if key != "db_index"}
     bare = models.ForeignKey(f"{APP}.page", models.CASCADE, null=True, **kept | {"db_index": False})
     as_django = [migrations.AddField("question", "new", made(default="1"), preserve_default=False)]
@@ -442,48 +445,52 @@ def test_a_relation_ends_as_django_makes_it(alias: str, make: Any, options: dict
             migrations.AddField("question", "new", bare),
             migrations.AlterField("question", "new", made()),
         ]
-    road.run(*as_django)
-    assert ours == road.schema()
+    sandbox.run(*as_django)
+    assert ours == sandbox.schema()
 
 
 def test_a_relation_to_the_table_itself(alias: str) -> None:
-    road = filled(alias)
-    road.run(add(models.ForeignKey("self", models.CASCADE, related_name="+"), F("pk")))
-    assert road.values("new") == road.values("pk")
-    with pytest.raises(IntegrityError), road.connection.cursor() as cursor:
-        cursor.execute("UPDATE roads_question SET new_id = -1")
+    sandbox = filled(alias)
+    sandbox.run(add(models.ForeignKey("self", models.CASCADE, related_name="+"), F("pk")))
+    assert sandbox.values("new") == sandbox.values("pk")
+    with pytest.raises(IntegrityError), sandbox.connection.cursor() as cursor:
+        cursor.execute("UPDATE boxes_question SET new_id = -1")
 
 
 def test_a_relation_to_the_table_itself_by_instance(alias: str) -> None:
-    road = filled(alias)
-    road.run(add(models.OneToOneField(f"{APP}.question", models.CASCADE, related_name="+"), lambda row: row))
-    assert road.values("new") == road.values("pk")
+    sandbox = filled(alias)
+    sandbox.run(
+        add(models.OneToOneField(f"{APP}.question", models.CASCADE, related_name="+"), lambda row: row)
+    )
+    assert sandbox.values("new") == sandbox.values("pk")
 
 
 def test_a_relation_copied_from_a_related_row(alias: str) -> None:
-    road = with_pages(alias)
-    road.run(add(to_page(), F("rank") - F("rank") + Value(road.values("pk", "Page")[2])))
-    road.run(
+    sandbox = with_pages(alias)
+    sandbox.run(add(to_page(), F("rank") - F("rank") + Value(sandbox.values("pk", "Page")[2])))
+    sandbox.run(
         AddRequiredField(
             "question", "again", to_page(related_name="+", to_field="code"), FromRelated("new__code")
         )
     )
-    assert road.values("again") == ["page 3"] * ROWS
+    assert sandbox.values("again") == ["page 3"] * ROWS
 
 
 def test_a_key_that_refers_to_nothing_stops_before_the_column_is_required(alias: str) -> None:
-    road = with_pages(alias)
-    before = road.state
-    bad = road.values("pk")[4]
-    first = pages(road)[1]
+    sandbox = with_pages(alias)
+    before = sandbox.state
+    bad = sandbox.values("pk")[4]
+    first = pages(sandbox)[1]
     with pytest.raises(OrphanRows):
-        road.run(add(to_page(), lambda row: 10**6 if row.pk == bad else first))
-    with road.connection.cursor() as cursor:
-        cursor.execute(f"UPDATE roads_question SET new_id = {road.values('pk', 'Page')[0]} WHERE id = {bad}")
-    road.state = before
-    road.run(add(to_page(), first.pk))
-    assert road.values("new") == [road.values("pk", "Page")[0]] * ROWS
-    assert not road.column("new_id").nullable
+        sandbox.run(add(to_page(), lambda row: 10**6 if row.pk == bad else first))
+    with sandbox.connection.cursor() as cursor:
+        cursor.execute(
+            f"UPDATE boxes_question SET new_id = {sandbox.values('pk', 'Page')[0]} WHERE id = {bad}"
+        )
+    sandbox.state = before
+    sandbox.run(add(to_page(), first.pk))
+    assert sandbox.values("new") == [sandbox.values("pk", "Page")[0]] * ROWS
+    assert not sandbox.column("new_id").nullable
 
 
 # PostgreSQL alone
@@ -496,11 +503,11 @@ def test_a_key_that_refers_to_nothing_stops_before_the_column_is_required(alias:
 def test_an_array(alias: str, populate: Any) -> None:
     from django.contrib.postgres.fields import ArrayField
 
-    road = filled(alias)
-    road.run(add(ArrayField(models.CharField(max_length=9)), populate))
+    sandbox = filled(alias)
+    sandbox.run(add(ArrayField(models.CharField(max_length=9)), populate))
     value = populate if isinstance(populate, list) else [] if populate is list else populate(None)
-    assert road.values("new") == [value] * ROWS
-    assert not road.column("new").nullable
+    assert sandbox.values("new") == [value] * ROWS
+    assert not sandbox.column("new").nullable
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
@@ -508,9 +515,9 @@ def test_an_array(alias: str, populate: Any) -> None:
 def test_an_array_of_arrays(alias: str, populate: Any) -> None:
     from django.contrib.postgres.fields import ArrayField
 
-    road = filled(alias)
-    road.run(add(ArrayField(ArrayField(models.SmallIntegerField())), populate))
-    assert road.values("new") == [[[1, 2], [3, 4]]] * ROWS
+    sandbox = filled(alias)
+    sandbox.run(add(ArrayField(ArrayField(models.SmallIntegerField())), populate))
+    assert sandbox.values("new") == [[[1, 2], [3, 4]]] * ROWS
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
@@ -519,6 +526,6 @@ def test_a_range(alias: str, make: str) -> None:
     from django.contrib.postgres import fields
 
     value = (START, START + dt.timedelta(days=1)) if make.startswith("Date") else (1, 5)
-    road = filled(alias)
-    road.run(add(getattr(fields, make)(), lambda row: value))
-    assert {(new.lower, new.upper) for new in road.values("new")} == {value}
+    sandbox = filled(alias)
+    sandbox.run(add(getattr(fields, make)(), lambda row: value))
+    assert {(new.lower, new.upper) for new in sandbox.values("new")} == {value}

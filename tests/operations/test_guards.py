@@ -30,7 +30,7 @@ from safemigrate.operations import (
 from safemigrate.populate import FromApps, FromRelated
 from safemigrate.populate.sources import resolve
 from safemigrate.schema import guards
-from tests.support.sandbox import APP, MONTH, START, Road, question
+from tests.support.sandbox import APP, MONTH, START, MigrationSandbox, question
 
 EXPIRES = models.DateTimeField("expires at")
 LATER = F("pub_date") + MONTH
@@ -46,10 +46,10 @@ def page_title(apps: Any) -> Subquery:
 
 def has_page(apps: Any) -> Case:
     pages = apps.get_model(APP, "page").objects.filter(pk=OuterRef("page"))
-    return Case(When(Exists(pages), then=Value("it's 100 %")), default=Lower("question_text"))
+    return Case(When(Exists(pages), next_run=Value("it's 100 %")), default=Lower("question_text"))
 
 
-def full_road(alias: str) -> Road:
+def full_road(alias: str) -> MigrationSandbox:
     """A table with columns of several kinds, and one that it refers to."""
     page = migrations.CreateModel(
         "Page", [("id", models.BigAutoField(primary_key=True)), ("title", models.CharField(max_length=100))]
@@ -59,9 +59,11 @@ def full_road(alias: str) -> Road:
         ("price", models.DecimalField(max_digits=8, decimal_places=2)),
         ("page", models.ForeignKey(f"{APP}.page", models.CASCADE, null=True)),
     ]
-    road = Road(alias, page, question(fields=more))
-    road.rows("Page").bulk_create([road.model("Page")(title=title) for title in ("One", "Two's", "100 %")])
-    return road
+    sandbox = MigrationSandbox(alias, page, question(fields=more))
+    sandbox.rows("Page").bulk_create(
+        [sandbox.model("Page")(title=title) for title in ("One", "Two's", "100 %")]
+    )
+    return sandbox
 
 
 def triggers(alias: str) -> list[Any]:
@@ -75,8 +77,8 @@ def triggers(alias: str) -> list[Any]:
     return [row[0] for row in database.fetch(queries[connections[alias].vendor])]
 
 
-def is_guarded(alias: str, road: Road, name: str) -> bool:
-    return bool(triggers(alias)) or road.column(name).has_default
+def is_guarded(alias: str, sandbox: MigrationSandbox, name: str) -> bool:
+    return bool(triggers(alias)) or sandbox.column(name).has_default
 
 
 # The guard's value is the fill's value
@@ -92,7 +94,7 @@ EXPRESSIONS: dict[str, tuple[Any, Any, bool]] = {
     "cast": (CODE, Concat(Cast("votes", models.CharField(max_length=20)), Value("/"), "question_text"), True),
     "case": (
         CODE,
-        Case(When(Q(votes__gt=3) | Q(votes=None), then=Value("many")), default="question_text"),
+        Case(When(Q(votes__gt=3) | Q(votes=None), next_run=Value("many")), default="question_text"),
         True,
     ),
     "coalesce": (models.IntegerField(), Coalesce("votes", 7), True),
@@ -130,9 +132,9 @@ ROWS = st.fixed_dictionaries(
 @pytest.mark.parametrize("kind", EXPRESSIONS)
 def test_the_guard_gives_a_row_what_the_fill_gives_it(alias: str, kind: str) -> None:
     field, populate, plain = EXPRESSIONS[kind]
-    road = full_road(alias)
-    old, pages = road.model(), road.values("pk", "Page")
-    road.run(AddNullableField("question", "made", field))
+    sandbox = full_road(alias)
+    old, pages = sandbox.model(), sandbox.values("pk", "Page")
+    sandbox.run(AddNullableField("question", "made", field))
     guard, unguard = GuardWrites("question", "made", populate), UnguardWrites("question", "made")
 
     @settings(
@@ -143,21 +145,21 @@ def test_the_guard_gives_a_row_what_the_fill_gives_it(alias: str, kind: str) -> 
     )
     @given(st.lists(ROWS, min_size=1, max_size=8))
     def same(rows: list[dict[str, Any]]) -> None:
-        road.run(guard)
-        assert is_guarded(alias, road, "made") == (plain or alias != "default")
+        sandbox.run(guard)
+        assert is_guarded(alias, sandbox, "made") == (plain or alias != "default")
         for row in rows:
             page = None if row["page"] is None else pages[row["page"]]
             QuerySet(old, using=alias).create(**{**row, "page": None, "page_id": page})
-        guarded = road.values("made")
-        road.run(unguard)
-        road.rows().update(made=None)
+        guarded = sandbox.values("made")
+        sandbox.run(unguard)
+        sandbox.rows().update(made=None)
         try:
-            road.run(Populate("question", "made", populate))
+            sandbox.run(Populate("question", "made", populate))
         except BadRows:
             assert None in guarded or not plain
         if is_server_or_plain(alias, plain):
-            assert guarded == road.values("made")
-        road.rows().delete()
+            assert guarded == sandbox.values("made")
+        sandbox.rows().delete()
 
     same()
     assert triggers(alias) == []
@@ -168,30 +170,30 @@ def is_server_or_plain(alias: str, plain: bool) -> bool:
 
 
 def test_a_guard_of_uuids_makes_a_new_one_of_version_4_for_each_row(alias: str) -> None:
-    road = Road(alias)
-    old = road.model()
-    road.run(AddNullableField("question", "code", UUID), GuardWrites("question", "code", uuid.uuid4))
+    sandbox = MigrationSandbox(alias)
+    old = sandbox.model()
+    sandbox.run(AddNullableField("question", "code", UUID), GuardWrites("question", "code", uuid.uuid4))
     for number in range(40):
         QuerySet(old, using=alias).create(question_text=f"{number}?", pub_date=START)
-    made = road.values("code")
+    made = sandbox.values("code")
     assert len(set(made)) == 40
     assert {(code.version, code.variant) for code in made} == {(4, uuid.RFC_4122)}
     assert len({str(code)[19] for code in made}) > 1
-    road.run(UnguardWrites("question", "code"))
-    assert not is_guarded(alias, road, "code")
+    sandbox.run(UnguardWrites("question", "code"))
+    assert not is_guarded(alias, sandbox, "code")
 
 
-# During the road
+# During the sandbox
 
 
-def insert(road: Road, text: str = "Late?") -> None:
+def insert(sandbox: MigrationSandbox, text: str = "Late?") -> None:
     """As old code does it, which knows nothing of the field."""
-    with road.connection.cursor() as cursor:
-        cursor.execute("INSERT INTO roads_question (question_text, pub_date) VALUES (%s, %s)", [text, START])
+    with sandbox.connection.cursor() as cursor:
+        cursor.execute("INSERT INTO boxes_question (question_text, pub_date) VALUES (%s, %s)", [text, START])
 
 
 class AtEach:
-    """Does something before each statement of the road that changes anything, and once more after all."""
+    """Does something before each statement of the sandbox that changes anything, and once more after all."""
 
     def __init__(self, action: Callable[[], Any]) -> None:
         self.action, self.inside = action, False
@@ -213,18 +215,18 @@ class AtEach:
 
 @pytest.mark.parametrize("alias", SERVERS, indirect=True)
 def test_old_code_inserts_before_during_and_after_with_keep_guard(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
     add = AddRequiredField("question", "expires_date", EXPIRES, LATER, keep_guard=True)
-    with connections[alias].execute_wrapper(AtEach(lambda: insert(road))):
-        road.run(add)
-    insert(road, "After?")
-    assert road.rows().count() > 4
-    assert all(row.expires_date == row.pub_date + MONTH for row in road.rows())
-    assert not road.column("expires_date").nullable
-    road.run(UnguardWrites("question", "expires_date"))
+    with connections[alias].execute_wrapper(AtEach(lambda: insert(sandbox))):
+        sandbox.run(add)
+    insert(sandbox, "After?")
+    assert sandbox.rows().count() > 4
+    assert all(row.expires_date == row.pub_date + MONTH for row in sandbox.rows())
+    assert not sandbox.column("expires_date").nullable
+    sandbox.run(UnguardWrites("question", "expires_date"))
     with pytest.raises(IntegrityError if alias != "mariadb" else DatabaseError):
-        insert(road, "Too late?")
+        insert(sandbox, "Too late?")
 
 
 @pytest.mark.parametrize("alias", SERVERS, indirect=True)
@@ -232,34 +234,34 @@ def test_old_code_inserts_before_during_and_after_with_keep_guard(alias: str) ->
     ("field", "populate"), [(models.IntegerField(), 0), (UUID, uuid.uuid4)], ids=["constant", "uuid"]
 )
 def test_a_default_is_kept_by_keep_guard(alias: str, field: Any, populate: Any) -> None:
-    road = Road(alias)
-    road.fill(3)
-    with connections[alias].execute_wrapper(AtEach(lambda: insert(road))):
-        road.run(AddRequiredField("question", "extra", field, populate, keep_guard=True))
-    insert(road)
-    assert None not in road.values("extra")
-    assert not road.column("extra").nullable
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
+    with connections[alias].execute_wrapper(AtEach(lambda: insert(sandbox))):
+        sandbox.run(AddRequiredField("question", "extra", field, populate, keep_guard=True))
+    insert(sandbox)
+    assert None not in sandbox.values("extra")
+    assert not sandbox.column("extra").nullable
 
 
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 def test_sqlite_cannot_keep_a_guard_and_says_so(alias: str, caplog: pytest.LogCaptureFixture) -> None:
-    road = Road(alias)
-    road.fill(3)
-    road.run(AddRequiredField("question", "title", CODE, Lower("question_text"), keep_guard=True))
-    assert "roads.question.title on default: the guard could not be kept" in caplog.text
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
+    sandbox.run(AddRequiredField("question", "title", CODE, Lower("question_text"), keep_guard=True))
+    assert "boxes.question.title on default: the guard could not be kept" in caplog.text
     assert triggers(alias) == []
 
 
 def test_without_keep_guard_nothing_stays(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
-    road.run(
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
+    sandbox.run(
         AddRequiredField("question", "expires_date", EXPIRES, LATER),
         AddRequiredField("question", "votes", models.IntegerField(), 1),
         AddRequiredField("question", "title", CODE, Lower("question_text")),
     )
     assert triggers(alias) == []
-    assert [road.column(name).has_default for name in ("expires_date", "votes", "title")] == [False] * 3
+    assert [sandbox.column(name).has_default for name in ("expires_date", "votes", "title")] == [False] * 3
 
 
 class Seeing:
@@ -275,64 +277,64 @@ class Seeing:
 
 
 def test_a_guard_stands_while_rows_are_filled(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
     seen: list[Any] = []
     with connections[alias].execute_wrapper(Seeing(lambda: seen.extend(triggers(alias)))):
-        road.run(AddRequiredField("question", "title", CODE, Lower("question_text"), batch_size=2))
+        sandbox.run(AddRequiredField("question", "title", CODE, Lower("question_text"), batch_size=2))
     assert seen
 
 
 @pytest.mark.parametrize("alias", SERVERS, indirect=True)
 def test_after_a_failed_run_the_guard_stands_and_its_reverse_takes_it_away(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
-    before = road.state
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
+    before = sandbox.state
     half = AddRequiredField("question", "title", models.CharField(max_length=9), Lower("question_text"))
     with pytest.raises(BadRows):
-        road.run(half)  # "question 1?" is too long.
+        sandbox.run(half)  # "question 1?" is too long.
     assert triggers(alias)
-    road.state = road.after(half)
-    road.undo(half, before=before)
+    sandbox.state = sandbox.after(half)
+    sandbox.undo(half, before=before)
     assert triggers(alias) == []
-    assert "title" not in road.schema()["columns"]
+    assert "title" not in sandbox.schema()["columns"]
 
 
 def test_run_twice_with_another_expression_it_is_replaced(alias: str) -> None:
-    road = Road(alias)
-    old = road.model()
-    road.run(
+    sandbox = MigrationSandbox(alias)
+    old = sandbox.model()
+    sandbox.run(
         AddNullableField("question", "title", CODE),
         GuardWrites("question", "title", Lower("question_text")),
         GuardWrites("question", "title", Upper("question_text")),
         GuardWrites("question", "title", Upper("question_text")),
     )
     QuerySet(old, using=alias).create(question_text="Who?", pub_date=START)
-    assert road.values("title") == ["WHO?"]
+    assert sandbox.values("title") == ["WHO?"]
 
 
 def test_in_three_files_forwards_and_backwards(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
-    old, start = road.model(), road.state
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
+    old, start = sandbox.model(), sandbox.state
     populate = Lower("question_text")
     first = [AddNullableField("question", "title", CODE), GuardWrites("question", "title", populate)]
     last = [SetNotNull("question", "title", CODE), UnguardWrites("question", "title")]
-    road.run(*first)
-    added = road.state
+    sandbox.run(*first)
+    added = sandbox.state
     QuerySet(old, using=alias).create(question_text="Late?", pub_date=START)
-    road.run(Populate("question", "title", populate))
-    filled = road.state
-    road.run(*last)
+    sandbox.run(Populate("question", "title", populate))
+    filled = sandbox.state
+    sandbox.run(*last)
     assert triggers(alias) == []
-    road.undo(*last, before=filled)
+    sandbox.undo(*last, before=filled)
     assert triggers(alias)
     QuerySet(old, using=alias).create(question_text="Later?", pub_date=START)
-    assert sorted(road.values("title"))[:2] == ["late?", "later?"]
-    road.undo(Populate("question", "title", populate), before=added)
-    road.undo(*first, before=start)
+    assert sorted(sandbox.values("title"))[:2] == ["late?", "later?"]
+    sandbox.undo(Populate("question", "title", populate), before=added)
+    sandbox.undo(*first, before=start)
     assert triggers(alias) == []
-    assert "title" not in road.schema()["columns"]
+    assert "title" not in sandbox.schema()["columns"]
 
 
 # What it refuses, and what it only passes over
@@ -340,15 +342,15 @@ def test_in_three_files_forwards_and_backwards(alias: str) -> None:
 
 @pytest.mark.parametrize("alias", SERVERS, indirect=True)
 def test_an_expression_that_fails_for_a_row_does_not_refuse_the_row(alias: str) -> None:
-    road = Road(alias)
-    road.fill(1)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(1)
     field = models.CharField(max_length=5)
-    road.run(
+    sandbox.run(
         AddNullableField("question", "title", field), GuardWrites("question", "title", Lower("question_text"))
     )
-    insert(road, "Much too long")
-    insert(road, "Short")
-    assert road.values("title")[1:] == [None, "short"]
+    insert(sandbox, "Much too long")
+    insert(sandbox, "Short")
+    assert sandbox.values("title")[1:] == [None, "short"]
 
 
 @pytest.mark.parametrize("populate", [lambda row: 1, lambda: 1, uuid.uuid1], ids=["row", "none", "uuid1"])
@@ -364,16 +366,16 @@ def test_python_is_refused_when_the_migration_is_loaded(populate: Any) -> None:
 def test_where_the_database_cannot_it_says_so_and_goes_on(
     alias: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    road = Road(alias)
+    sandbox = MigrationSandbox(alias)
     populate = F("id") if alias == "mariadb" else LATER
     field = models.BigIntegerField() if alias == "mariadb" else EXPIRES
-    road.run(AddNullableField("question", "made", field), GuardWrites("question", "made", populate))
+    sandbox.run(AddNullableField("question", "made", field), GuardWrites("question", "made", populate))
     (record,) = [r for r in caplog.records if "is not guarded" in r.message]
     assert record.levelname == "WARNING"
     assert (
         "id is given its number" if alias == "mariadb" else "Python function of Django's"
     ) in record.message
-    assert not is_guarded(alias, road, "made")
+    assert not is_guarded(alias, sandbox, "made")
 
 
 @pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
@@ -383,48 +385,48 @@ def test_a_generated_field_is_not_known_before_the_row_is_stored(
     generated = models.GeneratedField(
         expression=Lower("question_text"), output_field=models.CharField(max_length=200), db_persist=True
     )
-    road = Road(alias, question(fields=[("low", generated)]))
-    road.fill(2)
-    road.run(AddRequiredField("question", "title", CODE, F("low"), keep_guard=True))
+    sandbox = MigrationSandbox(alias, question(fields=[("low", generated)]))
+    sandbox.fill(2)
+    sandbox.run(AddRequiredField("question", "title", CODE, F("low"), keep_guard=True))
     assert "low is a generated field" in caplog.text
-    assert road.values("title") == ["question 1?", "question 2?"]
+    assert sandbox.values("title") == ["question 1?", "question 2?"]
 
 
 def test_a_field_with_a_db_default_is_guarded_by_that(alias: str) -> None:
-    road = Road(alias)
-    road.fill(2)
-    old = road.model()
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(2)
+    old = sandbox.model()
     field = models.IntegerField(db_default=5)
-    road.run(AddNullableField("question", "votes", field), GuardWrites("question", "votes", 1))
+    sandbox.run(AddNullableField("question", "votes", field), GuardWrites("question", "votes", 1))
     QuerySet(old, using=alias).create(question_text="Late?", pub_date=START)
-    assert road.values("votes") == [None, None, 5]
-    road.run(
+    assert sandbox.values("votes") == [None, None, 5]
+    sandbox.run(
         Populate("question", "votes", 1),
         SetNotNull("question", "votes", field),
         UnguardWrites("question", "votes"),
     )
     QuerySet(old, using=alias).create(question_text="Later?", pub_date=START)
-    assert road.values("votes") == [1, 1, 5, 5]
+    assert sandbox.values("votes") == [1, 1, 5, 5]
 
 
 @pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
 def test_it_runs_after_the_triggers_that_others_have_put_there(alias: str) -> None:
-    road = Road(alias)
-    for_connection(road.connection).execute(
+    sandbox = MigrationSandbox(alias)
+    for_connection(sandbox.connection).execute(
         "CREATE FUNCTION theirs() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
         "NEW.question_text := 'From a trigger'; RETURN NEW; END $$; "
-        "CREATE TRIGGER theirs BEFORE INSERT ON roads_question FOR EACH ROW EXECUTE FUNCTION theirs()"
+        "CREATE TRIGGER theirs BEFORE INSERT ON boxes_question FOR EACH ROW EXECUTE FUNCTION theirs()"
     )
-    road.run(
+    sandbox.run(
         AddNullableField("question", "title", CODE), GuardWrites("question", "title", Lower("question_text"))
     )
-    insert(road)
-    assert road.values("title") == ["from a trigger"]
+    insert(sandbox)
+    assert sandbox.values("title") == ["from a trigger"]
 
 
 def test_names_are_the_same_each_time_and_fit(alias: str) -> None:
-    road = Road(alias, question(db_table="roads_" + "x" * 50))
-    road.run(
+    sandbox = MigrationSandbox(alias, question(db_table="boxes_" + "x" * 50))
+    sandbox.run(
         AddNullableField("question", "title_" + "y" * 40, CODE),
         GuardWrites("question", "title_" + "y" * 40, Lower("question_text")),
     )
@@ -432,12 +434,12 @@ def test_names_are_the_same_each_time_and_fit(alias: str) -> None:
     limit = connections[alias].ops.max_name_length() or 64
     assert names
     assert all(len(name) <= limit and "safemigrate_guard" in name for name in names)
-    road.run(UnguardWrites("question", "title_" + "y" * 40))
+    sandbox.run(UnguardWrites("question", "title_" + "y" * 40))
     assert triggers(alias) == []
 
 
 def test_on_an_empty_table_no_guard_is_put_up_unless_it_is_to_stay(alias: str) -> None:
-    road = Road(alias)
+    sandbox = MigrationSandbox(alias)
     texts: list[str] = []
 
     def write_down(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
@@ -445,7 +447,7 @@ def test_on_an_empty_table_no_guard_is_put_up_unless_it_is_to_stay(alias: str) -
         return execute(sql, params, many, context)
 
     with connections[alias].execute_wrapper(write_down):
-        road.run(AddRequiredField("question", "title", CODE, Lower("question_text")))
+        sandbox.run(AddRequiredField("question", "title", CODE, Lower("question_text")))
     assert not [text for text in texts if "safemigrate_guard" in text and text.startswith("CREATE")]
 
 
@@ -456,29 +458,29 @@ def test_the_reason_why_not_is_told_in_words() -> None:
 
 
 def test_what_sqlmigrate_prints_has_the_guard(alias: str) -> None:
-    road = Road(alias)
-    printed = road.sql(AddRequiredField("question", "title", CODE, Lower("question_text")))
+    sandbox = MigrationSandbox(alias)
+    printed = sandbox.sql(AddRequiredField("question", "title", CODE, Lower("question_text")))
     assert printed.index("ADD COLUMN") < printed.index("CREATE") < printed.index("-- fill title")
     assert "DROP TRIGGER" in printed[printed.index("-- fill title") :]
 
 
 def test_a_path_is_not_imported_for_an_empty_table_and_its_guard_is_found_for_a_full_one(alias: str) -> None:
-    road = Road(alias)
-    road.run(AddRequiredField("question", "gone", CODE, "gone.away"))
-    road.fill(2)
+    sandbox = MigrationSandbox(alias)
+    sandbox.run(AddRequiredField("question", "gone", CODE, "gone.away"))
+    sandbox.fill(2)
     seen: list[Any] = []
     path = "tests.support.sample_populates.AN_EXPRESSION"
     add = AddRequiredField("question", "title", models.CharField(max_length=400), path, batch_size=2)
     with connections[alias].execute_wrapper(Seeing(lambda: seen.extend(triggers(alias)))):
-        road.run(add)
+        sandbox.run(add)
     assert seen
     with pytest.raises(InvalidPopulate, match="computed in Python"):
-        road.run(
+        sandbox.run(
             AddRequiredField(
                 "question", "code", CODE, "tests.support.sample_populates.from_text", keep_guard=True
             )
         )
-    road.run(AddRequiredField("question", "code", CODE, "tests.support.sample_populates.from_text"))
+    sandbox.run(AddRequiredField("question", "code", CODE, "tests.support.sample_populates.from_text"))
 
 
 # What must not meet, or differ
@@ -492,9 +494,9 @@ def test_the_guards_of_two_tables_with_names_alike_do_not_meet(alias: str) -> No
         ]
         return migrations.CreateModel(name, fields, {"db_table": db_table})
 
-    road = Road(alias, table("Order", "shop_order"), table("Item", "shop_order_item"))
-    orders, items = road.model("Order"), road.model("Item")
-    road.run(
+    sandbox = MigrationSandbox(alias, table("Order", "shop_order"), table("Item", "shop_order_item"))
+    orders, items = sandbox.model("Order"), sandbox.model("Item")
+    sandbox.run(
         AddNullableField("order", "item_code", CODE),
         GuardWrites("order", "item_code", Lower("text")),
         AddNullableField("item", "code", CODE),
@@ -502,49 +504,49 @@ def test_the_guards_of_two_tables_with_names_alike_do_not_meet(alias: str) -> No
     )
     for model in (orders, items):
         QuerySet(model, using=alias).create(text="AbC")
-    assert (road.values("item_code", "Order"), road.values("code", "Item")) == (["abc"], ["ABC"])
+    assert (sandbox.values("item_code", "Order"), sandbox.values("code", "Item")) == (["abc"], ["ABC"])
 
 
 @pytest.mark.parametrize("alias", SERVERS, indirect=True)
 def test_a_kept_guard_that_is_squashed_with_its_end_is_gone(alias: str) -> None:
-    road = Road(alias)
+    sandbox = MigrationSandbox(alias)
     operations = [
         AddRequiredField("question", "title", CODE, Lower("question_text"), keep_guard=True),
         UnguardWrites("question", "title"),
     ]
-    road.run(*MigrationOptimizer().optimize(operations, APP))
+    sandbox.run(*MigrationOptimizer().optimize(operations, APP))
     assert triggers(alias) == []
 
 
 @pytest.mark.parametrize("alias", SERVERS, indirect=True)
 def test_raw_sql_is_not_guarded_and_said_so(alias: str, caplog: pytest.LogCaptureFixture) -> None:
-    road = Road(alias)
-    road.fill(2)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(2)
     raw = RawSQL("upper(question_text)", [])
-    road.run(AddRequiredField("question", "title", CODE, raw, keep_guard=True))
+    sandbox.run(AddRequiredField("question", "title", CODE, raw, keep_guard=True))
     assert "it is raw SQL" in caplog.text
     assert triggers(alias) == []
-    assert road.values("title") == ["QUESTION 1?", "QUESTION 2?"]
+    assert sandbox.values("title") == ["QUESTION 1?", "QUESTION 2?"]
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
 def test_the_time_zone_is_that_of_the_fill_whoever_inserts(alias: str) -> None:
-    road = Road(alias)
+    sandbox = MigrationSandbox(alias)
     day = Cast("pub_date", CODE)
-    road.run(AddNullableField("question", "day", CODE), GuardWrites("question", "day", day))
-    with road.connection.cursor() as cursor:
+    sandbox.run(AddNullableField("question", "day", CODE), GuardWrites("question", "day", day))
+    with sandbox.connection.cursor() as cursor:
         cursor.execute("BEGIN; SET LOCAL timezone TO 'Asia/Tokyo'")
-        cursor.execute("INSERT INTO roads_question (question_text, pub_date) VALUES ('Late?', %s)", [START])
+        cursor.execute("INSERT INTO boxes_question (question_text, pub_date) VALUES ('Late?', %s)", [START])
         cursor.execute("COMMIT")
-    guarded = road.values("day")
-    road.run(UnguardWrites("question", "day"))
-    road.rows().update(day=None)
-    road.run(Populate("question", "day", day))
-    assert road.values("day") == guarded
+    guarded = sandbox.values("day")
+    sandbox.run(UnguardWrites("question", "day"))
+    sandbox.rows().update(day=None)
+    sandbox.run(Populate("question", "day", day))
+    assert sandbox.values("day") == guarded
 
 
 def test_a_path_to_another_table_is_refused_in_words(alias: str) -> None:
-    road = full_road(alias)
-    road.run(AddNullableField("question", "title", CODE))
+    sandbox = full_road(alias)
+    sandbox.run(AddNullableField("question", "title", CODE))
     with pytest.raises(InvalidPopulate, match="FromRelated"):
-        road.run(GuardWrites("question", "title", F("page__title")))
+        sandbox.run(GuardWrites("question", "title", F("page__title")))

@@ -26,11 +26,11 @@ from safemigrate.exceptions import Interrupted
 from safemigrate.operations import AddNullableField, AddRequiredField
 from safemigrate.populate.sources import resolve
 from tests.support.processes import Polls
-from tests.support.sandbox import MONTH, Road, Statements, month_later
+from tests.support.sandbox import MONTH, MigrationSandbox, Statements, month_later
 
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143}
 STOPPED = re.compile(
-    r"Stopped: (?:polls|roads)\.Question\.expires_date on \w+: ([\d,]+) of about [\d,]+ rows, [\d,]+ rows/s"
+    r"Stopped: (?:polls|boxes)\.Question\.expires_date on \w+: ([\d,]+) of about [\d,]+ rows, [\d,]+ rows/s"
     r"(?:, [\d,]+ s left)?\. They stay filled; the same command carries on from here\."
 )
 
@@ -46,7 +46,7 @@ def add_expires(populate: Any = LATER, **kwargs: Any) -> AddRequiredField:
 @pytest.fixture(autouse=True)
 def _visible(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Progress as the app plugs it in, at verbosity 1; the signals' handlers are put back in any case."""
-    monkeypatch.setattr(engine, "new_ledger", progress.Progress)
+    monkeypatch.setattr(engine, "new_observer", progress.Progress)
     monkeypatch.setattr(progress, "_verbosity", 1)
     handlers = {number: signal.getsignal(number) for number in progress.SIGNALS}
     # As in the foreground of a shell: a background job ignores Ctrl-C.
@@ -141,20 +141,20 @@ def on_a_terminal(polls: Polls, *arguments: str) -> str:
 
 
 def test_a_signal_between_rows_lets_the_batch_end(alias: str, capsys: pytest.CaptureFixture[str]) -> None:
-    road = Road(alias)
-    road.fill(100)
-    keys = road.values("pk")
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(100)
+    keys = sandbox.values("pk")
     signal.signal(signal.SIGTERM, own_handler)
     with pytest.raises(Interrupted) as caught:
-        road.run(add_expires(signalling(keys[25], signal.SIGTERM), batch_size=20))
+        sandbox.run(add_expires(signalling(keys[25], signal.SIGTERM), batch_size=20))
     assert caught.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is own_handler
     assert STOPPED.findall(capsys.readouterr().err) == ["40"]
-    filled = road.after(AddNullableField("question", "expires_date", models.DateTimeField("expires at")))
-    rows = filled.apps.get_model("roads", "question")._base_manager.using(alias)
+    filled = sandbox.after(AddNullableField("question", "expires_date", models.DateTimeField("expires at")))
+    rows = filled.apps.get_model("boxes", "question")._base_manager.using(alias)
     assert rows.filter(expires_date__isnull=False).count() == 40
-    road.run(add_expires())
-    assert month_later(road.rows())
+    sandbox.run(add_expires())
+    assert month_later(sandbox.rows())
 
 
 def own_handler(number: int, frame: Any) -> None:
@@ -173,19 +173,21 @@ def signalling(at: Any, *numbers: int) -> Callable[[Any], Any]:
 
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 def test_a_second_ctrl_c_does_what_it_always_does(alias: str) -> None:
-    road = Road(alias)
-    road.fill(100)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(100)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
-        road.run(add_expires(signalling(road.values("pk")[25], signal.SIGINT, signal.SIGINT), batch_size=20))
+        sandbox.run(
+            add_expires(signalling(sandbox.values("pk")[25], signal.SIGINT, signal.SIGINT), batch_size=20)
+        )
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 def test_a_signal_after_the_last_batch_is_not_lost(alias: str) -> None:
-    road = Road(alias)
-    road.fill(10)
-    road.run(AddNullableField("question", "expires_date", models.DateTimeField("expires at")))
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(10)
+    sandbox.run(AddNullableField("question", "expires_date", models.DateTimeField("expires at")))
     statements = Statements()
 
     def late(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
@@ -195,7 +197,7 @@ def test_a_signal_after_the_last_batch_is_not_lost(alias: str) -> None:
         return statements(execute, sql, params, many, context)
 
     signal.signal(signal.SIGTERM, lambda number, frame: None)
-    target = engine.Target(road.model(), ["expires_date"], ["expires_date"], alias, road.state.apps)
+    target = engine.Target(sandbox.model(), ["expires_date"], ["expires_date"], alias, sandbox.state.apps)
     source = resolve(F("pub_date") + MONTH, ["expires_date"])
     with connections[alias].execute_wrapper(late), pytest.raises(Interrupted):
         engine.fill(target, source, batch_size=10)
@@ -203,8 +205,8 @@ def test_a_signal_after_the_last_batch_is_not_lost(alias: str) -> None:
 
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 def test_the_old_handlers_are_back_after_success_and_failure(alias: str) -> None:
-    road = Road(alias)
-    road.fill(10)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(10)
     signal.signal(signal.SIGTERM, own_handler)
     during: list[Any] = []
 
@@ -213,10 +215,10 @@ def test_the_old_handlers_are_back_after_success_and_failure(alias: str) -> None
         raise LookupError
 
     with pytest.raises(Exception, match="LookupError"):
-        road.run(add_expires(populate))
+        sandbox.run(add_expires(populate))
     assert during[0] is not own_handler
     assert signal.getsignal(signal.SIGTERM) is own_handler
-    road.run(add_expires())
+    sandbox.run(add_expires())
     assert signal.getsignal(signal.SIGTERM) is own_handler
 
 
@@ -225,11 +227,11 @@ def test_elsewhere_there_are_lines(
     alias: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    road = Road(alias)
-    road.fill(100)
-    road.run(add_expires(batch_size=40))
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(100)
+    sandbox.run(add_expires(batch_size=40))
     lines = capsys.readouterr().err.splitlines()
-    label = r"roads\.Question\.expires_date on default"
+    label = r"boxes\.Question\.expires_date on default"
     for line, rows in zip(lines[:-1], [40, 80, 100], strict=True):
         assert re.match(rf"{label}: {rows} of about 100 rows, [\d,]+ rows/s", line)
     assert re.fullmatch(rf"Filled: 100 rows of {label} in \d+ s", lines[-1])
@@ -237,17 +239,17 @@ def test_elsewhere_there_are_lines(
 
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 def test_a_short_fill_says_nothing(alias: str, capsys: pytest.CaptureFixture[str]) -> None:
-    road = Road(alias)
-    road.fill(10)
-    road.run(add_expires())
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(10)
+    sandbox.run(add_expires())
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_signal_that_was_ignored_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ledger, run = progress.Progress(), engine.Run("polls.Question.expires_date", "default", total=1)
-    ledger.start(run)
+    observer, run = progress.Progress(), engine.Run("polls.Question.expires_date", "default", total=1)
+    observer.start(run)
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    assert signal.getsignal(signal.SIGTERM) == ledger._stop
-    ledger.end(run, None)
+    assert signal.getsignal(signal.SIGTERM) == observer._stop
+    observer.end(run, None)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -14,7 +14,7 @@ from safemigrate.engine import engine
 from safemigrate.exceptions import BadRows, InvalidField, OrphanRows
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from safemigrate.schema import proofs
-from tests.support.sandbox import APP, MONTH, START, Road, question
+from tests.support.sandbox import APP, MONTH, START, MigrationSandbox, question
 
 EXPIRES = models.DateTimeField("expires at")
 
@@ -36,179 +36,181 @@ class Before:
         return execute(sql, params, many, context)
 
 
-def insert_as_old_code(road: Road) -> None:
-    with road.connection.cursor() as cursor:
-        cursor.execute("INSERT INTO roads_question (question_text, pub_date) VALUES ('Late?', %s)", [START])
+def insert_as_old_code(sandbox: MigrationSandbox) -> None:
+    with sandbox.connection.cursor() as cursor:
+        cursor.execute("INSERT INTO boxes_question (question_text, pub_date) VALUES ('Late?', %s)", [START])
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
 def test_a_row_that_comes_in_just_before_the_door_is_shut_is_filled(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
-    late = Before("NOT VALID", lambda: insert_as_old_code(road))
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
+    late = Before("NOT VALID", lambda: insert_as_old_code(sandbox))
     with connections[alias].execute_wrapper(late):
-        road.run(AddRequiredField("question", "expires_date", EXPIRES, lambda row: row.pub_date + MONTH))
+        sandbox.run(AddRequiredField("question", "expires_date", EXPIRES, lambda row: row.pub_date + MONTH))
     assert late.done
-    assert road.rows().count() == 4
-    assert all(row.expires_date == row.pub_date + MONTH for row in road.rows())
+    assert sandbox.rows().count() == 4
+    assert all(row.expires_date == row.pub_date + MONTH for row in sandbox.rows())
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
 def test_a_stop_while_the_door_is_shut_opens_it_again(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
-    before = road.state
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
+    before = sandbox.state
 
     def later(row: Any) -> Any:
         if row.question_text == "Late?":
             raise KeyboardInterrupt
         return row.pub_date + MONTH
 
-    late = Before("NOT VALID", lambda: insert_as_old_code(road))
+    late = Before("NOT VALID", lambda: insert_as_old_code(sandbox))
     with pytest.raises(KeyboardInterrupt), connections[alias].execute_wrapper(late):
-        road.run(AddRequiredField("question", "expires_date", EXPIRES, later))
-    insert_as_old_code(road)
-    road.state = before
-    road.run(AddRequiredField("question", "expires_date", EXPIRES, lambda row: row.pub_date + MONTH))
-    assert None not in road.values("expires_date")
+        sandbox.run(AddRequiredField("question", "expires_date", EXPIRES, later))
+    insert_as_old_code(sandbox)
+    sandbox.state = before
+    sandbox.run(AddRequiredField("question", "expires_date", EXPIRES, lambda row: row.pub_date + MONTH))
+    assert None not in sandbox.values("expires_date")
 
 
 @pytest.mark.parametrize("alias", ["sqlite", "mariadb"], indirect=True)
 def test_a_null_that_comes_in_after_the_fill_is_filled_too(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
     text = "CREATE TABLE" if alias == "default" else "TRIGGER"
-    late = Before(text, lambda: insert_as_old_code(road))
+    late = Before(text, lambda: insert_as_old_code(sandbox))
     with connections[alias].execute_wrapper(late):
-        road.run(AddRequiredField("question", "expires_date", EXPIRES, lambda row: row.pub_date + MONTH))
+        sandbox.run(AddRequiredField("question", "expires_date", EXPIRES, lambda row: row.pub_date + MONTH))
     assert late.done
-    assert None not in road.values("expires_date")
+    assert None not in sandbox.values("expires_date")
     # On SQLite the late row was part of the transaction that failed.
-    assert road.rows().count() == (3 if alias == "default" else 4)
+    assert sandbox.rows().count() == (3 if alias == "default" else 4)
 
 
 @pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
 def test_during_the_rebuild_no_new_null_is_let_in_and_the_old_rows_can_be_updated(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
     refused = []
 
     def late() -> None:
         with pytest.raises(IntegrityError, match="expires_date"):
-            insert_as_old_code(road)
-        refused.append(road.rows().update(question_text="Changed?"))
+            insert_as_old_code(sandbox)
+        refused.append(sandbox.rows().update(question_text="Changed?"))
 
     with connections[alias].execute_wrapper(Before(" MODIFY ", late)):
-        road.run(AddRequiredField("question", "expires_date", EXPIRES, lambda row: row.pub_date + MONTH))
+        sandbox.run(AddRequiredField("question", "expires_date", EXPIRES, lambda row: row.pub_date + MONTH))
     assert refused == [3]
-    assert for_connection(connections[alias]).fetch("SHOW TRIGGERS LIKE 'roads_question'") == []
+    assert for_connection(connections[alias]).fetch("SHOW TRIGGERS LIKE 'boxes_question'") == []
 
 
 @pytest.mark.parametrize("python", [False, True])
 def test_of_two_fields_one_that_is_required_already_keeps_its_value(alias: str, python: bool) -> None:
-    road = Road(alias)
-    road.fill(3)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
     votes, score = models.IntegerField(), models.IntegerField()
     values = (lambda row: {"votes": 1, "score": 2}) if python else {"votes": 1, "score": 2}
-    road.run(
+    sandbox.run(
         AddNullableField("question", "votes", votes),
         AddNullableField("question", "score", score),
         Populate("question", ["votes", "score"], values),
         SetNotNull("question", "votes", votes),
     )
-    first = road.rows()[0].pk
-    road.rows().filter(pk=first).update(votes=777, score=None)
-    road.run(SetNotNull("question", "score", score))
-    assert road.values("votes") == [777, 1, 1]
-    assert road.values("score") == [2, 2, 2]
+    first = sandbox.rows()[0].pk
+    sandbox.rows().filter(pk=first).update(votes=777, score=None)
+    sandbox.run(SetNotNull("question", "score", score))
+    assert sandbox.values("votes") == [777, 1, 1]
+    assert sandbox.values("score") == [2, 2, 2]
 
 
 def test_rows_without_a_value_yet_are_no_duplicates(alias: str) -> None:
-    road = Road(alias)
-    road.fill(2)
-    road.run(AddNullableField("question", "code", models.CharField(max_length=9, unique=True)))
-    field = road.model()._meta.get_field("code")
-    proofs.refuse_duplicates(road.model(), alias, field)
-    assert road.values("code") == [None, None]
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(2)
+    sandbox.run(AddNullableField("question", "code", models.CharField(max_length=9, unique=True)))
+    field = sandbox.model()._meta.get_field("code")
+    proofs.refuse_duplicates(sandbox.model(), alias, field)
+    assert sandbox.values("code") == [None, None]
 
 
 def test_a_row_that_cannot_be_filled_is_told_even_while_others_come_in(
     alias: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    road = Road(alias)
-    road.fill(5)
-    second = road.values("pk")[1]
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(5)
+    second = sandbox.values("pk")[1]
 
-    class Busy(engine.NoLedger):
+    class Busy(engine.NullObserver):
         def advance(self, run: engine.Run) -> None:
-            insert_as_old_code(road)
+            insert_as_old_code(sandbox)
 
-    monkeypatch.setattr(engine, "new_ledger", Busy)
-    road.run(add_null())
+    monkeypatch.setattr(engine, "new_observer", Busy)
+    sandbox.run(add_null())
     with pytest.raises(BadRows) as caught:
-        road.run(Populate("question", "expires_date", lambda row: None if row.pk == second else row.pub_date))
+        sandbox.run(
+            Populate("question", "expires_date", lambda row: None if row.pk == second else row.pub_date)
+        )
     assert [bad.key for bad in caught.value.examples] == [second]
 
 
 def test_a_function_of_apps_is_run_once_and_its_late_rows_are_told(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
     runs = []
 
     def everything(apps: Any, schema_editor: Any) -> None:
         runs.append(schema_editor.connection.alias)
         apps.get_model(APP, "Question").objects.using(runs[-1]).update(expires_date=START)
 
-    road.run(add_null(), Populate("question", "expires_date", everything))
-    road.rows().filter(pk=road.rows()[0].pk).update(expires_date=START + MONTH)
-    insert_as_old_code(road)
+    sandbox.run(add_null(), Populate("question", "expires_date", everything))
+    sandbox.rows().filter(pk=sandbox.rows()[0].pk).update(expires_date=START + MONTH)
+    insert_as_old_code(sandbox)
     with pytest.raises(BadRows, match="1 rows of"):
-        road.run(SetNotNull("question", "expires_date", EXPIRES))
+        sandbox.run(SetNotNull("question", "expires_date", EXPIRES))
     assert runs == [alias]
-    assert road.values("expires_date")[0] == START + MONTH
+    assert sandbox.values("expires_date")[0] == START + MONTH
 
 
 @pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
 def test_a_statement_that_cannot_be_rolled_back_is_not_run_twice(alias: str) -> None:
-    road = Road(alias)
-    road.fill(2)
-    before = road.state
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(2)
+    before = sandbox.state
     add = AddRequiredField(
         "question", "parent", models.ForeignKey(f"{APP}.question", models.CASCADE), models.F("pk")
     )
-    road.run(add)
+    sandbox.run(add)
 
     def busy() -> None:
         raise OperationalError(1205, "Lock wait timeout exceeded; try restarting transaction")
 
     with connections[alias].execute_wrapper(Before("DROP COLUMN", busy)):
-        road.undo(add, before=before)
-    assert "parent_id" not in road.schema()["columns"]
+        sandbox.undo(add, before=before)
+    assert "parent_id" not in sandbox.schema()["columns"]
 
 
 @pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
 def test_orphans_are_looked_for_also_where_the_foreign_key_is_there(alias: str) -> None:
-    road = Road(alias)
-    road.fill(2)
-    before = road.state
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(2)
+    before = sandbox.state
     add = AddRequiredField(
         "question", "parent", models.ForeignKey(f"{APP}.question", models.CASCADE), models.F("pk")
     )
-    road.run(add)
+    sandbox.run(add)
     with connections[alias].constraint_checks_disabled():
-        road.rows().update(parent=10**6)
-    road.state = before
+        sandbox.rows().update(parent=10**6)
+    sandbox.state = before
     with pytest.raises(OrphanRows):
-        road.run(add)
+        sandbox.run(add)
 
 
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 def test_an_index_on_an_expression_survives_the_copy(alias: str) -> None:
-    road = Road(alias)
-    road.fill(2)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(2)
     with connections[alias].cursor() as cursor:
-        cursor.execute("CREATE INDEX by_lower ON roads_question (lower(question_text))")
-    road.run(AddRequiredField("question", "expires_date", EXPIRES, models.F("pub_date")))
+        cursor.execute("CREATE INDEX by_lower ON boxes_question (lower(question_text))")
+    sandbox.run(AddRequiredField("question", "expires_date", EXPIRES, models.F("pub_date")))
     found = for_connection(connections[alias]).fetch("SELECT 1 FROM sqlite_master WHERE name = 'by_lower'")
     assert found == [(1,)]
 
@@ -219,47 +221,47 @@ class FiveLetters(models.Field):
 
 
 def test_a_text_of_fixed_length_is_written_whole(alias: str) -> None:
-    road = Road(alias, question(key=("code", FiveLetters(primary_key=True))))
-    road.fill(3, code=lambda n: f"key-{n}")
-    road.run(AddRequiredField("question", "mark", FiveLetters(), lambda row: row.code[::-1]))
-    assert road.values("mark") == ["1-yek", "2-yek", "3-yek"]
+    sandbox = MigrationSandbox(alias, question(key=("code", FiveLetters(primary_key=True))))
+    sandbox.fill(3, code=lambda n: f"key-{n}")
+    sandbox.run(AddRequiredField("question", "mark", FiveLetters(), lambda row: row.code[::-1]))
+    assert sandbox.values("mark") == ["1-yek", "2-yek", "3-yek"]
 
 
 def test_a_batch_wider_than_the_protocol_allows_is_written_in_parts(alias: str) -> None:
-    road = Road(alias)
-    road.fill(25_000)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(25_000)
     names = ["votes", "score"]
-    road.run(*(AddNullableField("question", name, models.IntegerField()) for name in names))
-    road.run(Populate("question", names, lambda row: {"votes": row.pk, "score": 1}, batch_size=25_000))
-    assert road.values("votes") == road.values("pk")
+    sandbox.run(*(AddNullableField("question", name, models.IntegerField()) for name in names))
+    sandbox.run(Populate("question", names, lambda row: {"votes": row.pk, "score": 1}, batch_size=25_000))
+    assert sandbox.values("votes") == sandbox.values("pk")
 
 
 @pytest.mark.parametrize("alias", ["sqlite", "postgresql", "postgresql_old"], indirect=True)
 def test_a_column_left_by_another_field_is_not_taken_over(alias: str) -> None:
-    road = Road(alias)
-    road.fill(2)
-    before = road.state
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(2)
+    before = sandbox.state
     kinds = [models.CharField(max_length=10), models.CharField(max_length=120), models.IntegerField()]
-    road.run(AddNullableField("question", "code", kinds[0]))
+    sandbox.run(AddNullableField("question", "code", kinds[0]))
     for kind in kinds[1:]:
-        road.state = before
+        sandbox.state = before
         with pytest.raises(
             InvalidField, match="has a column code already, of type .*10.*, but the field needs"
         ):
-            road.run(AddRequiredField("question", "code", kind, 1))
-    road.run(AddRequiredField("question", "code", kinds[0], "short"))
-    assert road.values("code") == ["short", "short"]
+            sandbox.run(AddRequiredField("question", "code", kind, 1))
+    sandbox.run(AddRequiredField("question", "code", kinds[0], "short"))
+    assert sandbox.values("code") == ["short", "short"]
 
 
 @pytest.mark.parametrize("other", [F("question_text"), lambda row: row.question_text], ids=["SQL", "Python"])
 def test_a_text_for_one_of_several_fields_is_that_text_and_no_column(alias: str, other: Any) -> None:
-    road = Road(alias)
-    road.fill(2)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(2)
     text = models.CharField(max_length=200)
-    road.run(
+    sandbox.run(
         AddNullableField("question", "state", text),
         AddNullableField("question", "title", text),
         Populate("question", ["state", "title"], {"state": "question_text", "title": other}),
     )
-    assert road.values("state") == ["question_text", "question_text"]
-    assert road.values("title") == ["Question 1?", "Question 2?"]
+    assert sandbox.values("state") == ["question_text", "question_text"]
+    assert sandbox.values("title") == ["Question 1?", "Question 2?"]

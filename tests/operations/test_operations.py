@@ -24,7 +24,7 @@ from safemigrate.exceptions import (
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from safemigrate.schema import runner
 from tests.conftest import cleaned
-from tests.support.sandbox import APP, MONTH, START, Road, Statements, month_later, question
+from tests.support.sandbox import APP, MONTH, START, MigrationSandbox, Statements, month_later, question
 
 LATER = F("pub_date") + timedelta(days=30)
 
@@ -45,141 +45,141 @@ def three_steps() -> list[Any]:
 
 
 def test_a_full_table_gets_a_required_field(alias: str) -> None:
-    road = Road(alias)
-    road.fill(2_500)
-    road.run(add_expires())
-    assert road.rows().count() == 2_500
-    assert month_later(road.rows())
-    assert not road.column("expires_date").nullable
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(2_500)
+    sandbox.run(add_expires())
+    assert sandbox.rows().count() == 2_500
+    assert month_later(sandbox.rows())
+    assert not sandbox.column("expires_date").nullable
 
 
 def test_the_three_steps_end_as_the_one(alias: str) -> None:
-    road = Road(alias)
-    road.fill(30)
-    before = road.state
-    road.run(add_expires())
-    one, state = road.schema(), road.state
-    road.undo(add_expires(), before=before)
-    assert "expires_date" not in road.schema()["columns"]
-    road.run(*three_steps())
-    assert month_later(road.rows())
-    assert road.schema() == one
-    assert road.state == state
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(30)
+    before = sandbox.state
+    sandbox.run(add_expires())
+    one, state = sandbox.schema(), sandbox.state
+    sandbox.undo(add_expires(), before=before)
+    assert "expires_date" not in sandbox.schema()["columns"]
+    sandbox.run(*three_steps())
+    assert month_later(sandbox.rows())
+    assert sandbox.schema() == one
+    assert sandbox.state == state
 
 
 def test_each_step_backwards(alias: str) -> None:
-    road = Road(alias)
-    road.fill(5)
-    start = road.state
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(5)
+    start = sandbox.state
     add, fill, require = three_steps()
-    road.run(add)
-    added, schema = road.state, road.schema()
-    assert road.column("expires_date").nullable
-    road.run(fill)
-    filled = road.state
-    road.run(require)
-    road.undo(require, before=filled)
-    assert road.schema() == schema
-    assert month_later(road.rows())
-    road.undo(fill, before=added)
-    assert month_later(road.rows())
-    road.undo(add, before=start)
-    assert "expires_date" not in road.schema()["columns"]
-    assert road.rows().count() == 5
+    sandbox.run(add)
+    added, schema = sandbox.state, sandbox.schema()
+    assert sandbox.column("expires_date").nullable
+    sandbox.run(fill)
+    filled = sandbox.state
+    sandbox.run(require)
+    sandbox.undo(require, before=filled)
+    assert sandbox.schema() == schema
+    assert month_later(sandbox.rows())
+    sandbox.undo(fill, before=added)
+    assert month_later(sandbox.rows())
+    sandbox.undo(add, before=start)
+    assert "expires_date" not in sandbox.schema()["columns"]
+    assert sandbox.rows().count() == 5
 
 
 def test_an_empty_table(alias: str) -> None:
-    road = Road(alias)
-    road.run(add_expires())
-    assert not road.column("expires_date").nullable
+    sandbox = MigrationSandbox(alias)
+    sandbox.run(add_expires())
+    assert not sandbox.column("expires_date").nullable
 
 
 def test_run_twice_changes_nothing(alias: str) -> None:
-    road = Road(alias)
-    road.fill(5)
-    before = road.state
-    road.run(add_expires())
-    schema, values = road.schema(), road.values("expires_date")
-    road.rows().filter(pk=road.rows()[0].pk).update(expires_date=START)
-    road.state = before
-    road.run(add_expires())
-    assert road.schema() == schema
-    assert road.values("expires_date") == [START, *values[1:]]
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(5)
+    before = sandbox.state
+    sandbox.run(add_expires())
+    schema, values = sandbox.schema(), sandbox.values("expires_date")
+    sandbox.rows().filter(pk=sandbox.rows()[0].pk).update(expires_date=START)
+    sandbox.state = before
+    sandbox.run(add_expires())
+    assert sandbox.schema() == schema
+    assert sandbox.values("expires_date") == [START, *values[1:]]
 
 
 def test_what_the_application_wrote_meanwhile_stays(alias: str) -> None:
-    road = Road(alias)
-    road.fill(5)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(5)
     add, fill, _ = three_steps()
-    road.run(add)
-    road.rows().filter(pk=road.rows()[2].pk).update(expires_date=START)
-    road.run(fill)
-    assert road.values("expires_date")[2] == START
-    assert None not in road.values("expires_date")
+    sandbox.run(add)
+    sandbox.rows().filter(pk=sandbox.rows()[2].pk).update(expires_date=START)
+    sandbox.run(fill)
+    assert sandbox.values("expires_date")[2] == START
+    assert None not in sandbox.values("expires_date")
 
 
 def test_rows_that_come_in_behind_the_fill_are_filled_by_set_not_null(alias: str) -> None:
-    road = Road(alias)
-    road.fill(5)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(5)
     add, fill, require = three_steps()
-    road.run(add, fill)
-    road.fill(7)
-    assert road.values("expires_date").count(None) == 7
-    road.run(require)
-    assert month_later(road.rows())
+    sandbox.run(add, fill)
+    sandbox.fill(7)
+    assert sandbox.values("expires_date").count(None) == 7
+    sandbox.run(require)
+    assert month_later(sandbox.rows())
 
 
 def test_set_not_null_alone_proves_and_refuses(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
     add, _, require = three_steps()
-    road.run(add)
-    with pytest.raises(NullsRemain, match=r"3 rows of roads.question.expires_date on \w+ are still NULL"):
-        road.run(require)
-    assert road.column("expires_date").nullable
-    road.fill(1)  # Old code can still insert.
-    road.rows().update(expires_date=START)
-    road.run(require)
-    assert not road.column("expires_date").nullable
+    sandbox.run(add)
+    with pytest.raises(NullsRemain, match=r"3 rows of boxes.question.expires_date on \w+ are still NULL"):
+        sandbox.run(require)
+    assert sandbox.column("expires_date").nullable
+    sandbox.fill(1)  # Old code can still insert.
+    sandbox.rows().update(expires_date=START)
+    sandbox.run(require)
+    assert not sandbox.column("expires_date").nullable
 
 
 def test_set_not_null_refuses_any_other_change(alias: str) -> None:
-    road = Road(alias)
+    sandbox = MigrationSandbox(alias)
     add, fill, _ = three_steps()
     with pytest.raises(InvalidField, match="differs from the one that was added in: verbose_name"):
-        road.run(add, fill, SetNotNull("question", "expires_date", models.DateTimeField("ends")))
+        sandbox.run(add, fill, SetNotNull("question", "expires_date", models.DateTimeField("ends")))
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "sqlite"], indirect=True)
 def test_a_transaction_is_refused_with_the_line_to_add(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
     for operation in (add_expires(), three_steps()[0]):
         with pytest.raises(InTransaction, match="atomic = False"):
-            road.run(operation, atomic=True)
-    assert "expires_date" not in road.schema()["columns"]
+            sandbox.run(operation, atomic=True)
+    assert "expires_date" not in sandbox.schema()["columns"]
 
 
 def test_bad_rows_are_named_and_the_rest_is_filled(alias: str) -> None:
-    road = Road(alias)
-    road.fill(30)
-    keys = road.values("pk")
-    before = road.state
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(30)
+    keys = sandbox.values("pk")
+    before = sandbox.state
     with pytest.raises(BadRows) as caught:
-        road.run(add_expires(sometimes))
+        sandbox.run(add_expires(sometimes))
     assert caught.value.count == 12
     assert len(caught.value.examples) == 10
     text = str(caught.value)
-    assert text.startswith(f"12 rows of roads.Question.expires_date on {alias} got no value")
+    assert text.startswith(f"12 rows of boxes.Question.expires_date on {alias} got no value")
     assert f"{keys[0]}: the function returned None" in text
     assert f"{keys[3]}: LookupError: no date for Question 4?" in text
-    road.state = road.after(three_steps()[0])
-    assert road.column("expires_date").nullable
-    assert road.values("expires_date").count(None) == 12
-    road.state = before
-    road.fill(1)  # Old code can still insert.
-    road.run(add_expires())  # The cure: another populate.
-    assert month_later(road.rows())
+    sandbox.state = sandbox.after(three_steps()[0])
+    assert sandbox.column("expires_date").nullable
+    assert sandbox.values("expires_date").count(None) == 12
+    sandbox.state = before
+    sandbox.fill(1)  # Old code can still insert.
+    sandbox.run(add_expires())  # The cure: another populate.
+    assert month_later(sandbox.rows())
 
 
 def sometimes(row: Any) -> Any:
@@ -190,105 +190,105 @@ def sometimes(row: Any) -> Any:
 
 
 def test_an_expression_that_comes_out_as_null_is_a_bad_row(alias: str) -> None:
-    road = Road(alias, question(fields=[("closed", models.DateTimeField(null=True))]))
-    road.fill(10, closed=lambda n: None if n == 4 else START)
+    sandbox = MigrationSandbox(alias, question(fields=[("closed", models.DateTimeField(null=True))]))
+    sandbox.fill(10, closed=lambda n: None if n == 4 else START)
     with pytest.raises(BadRows, match="its value came out as NULL") as caught:
-        road.run(add_expires(F("closed")))
+        sandbox.run(add_expires(F("closed")))
     assert caught.value.count == 1
-    assert caught.value.examples[0].key == road.values("pk")[3]
+    assert caught.value.examples[0].key == sandbox.values("pk")[3]
 
 
 def test_a_row_that_the_database_refuses_is_found(alias: str) -> None:
-    road = Road(alias, question(fields=[("parts", models.IntegerField(default=1))]))
-    road.fill(300, parts=lambda n: n)
+    sandbox = MigrationSandbox(alias, question(fields=[("parts", models.IntegerField(default=1))]))
+    sandbox.fill(300, parts=lambda n: n)
     add = AddRequiredField("question", "share", models.SmallIntegerField(), F("parts") * 120)
     if alias == "default":
-        road.run(add)  # SQLite stores any number in any column.
+        sandbox.run(add)  # SQLite stores any number in any column.
         return
     with pytest.raises(BadRows) as caught:
-        road.run(add)
+        sandbox.run(add)
     refused = [n for n in range(1, 301) if n * 120 > 32_767]
     assert caught.value.count == len(refused)
-    assert [bad.key for bad in caught.value.examples] == [road.values("pk")[n - 1] for n in refused[:10]]
+    assert [bad.key for bad in caught.value.examples] == [sandbox.values("pk")[n - 1] for n in refused[:10]]
 
 
 def test_duplicates_stop_before_the_constraint(alias: str) -> None:
-    road = Road(alias)
-    road.fill(6)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(6)
     field = models.CharField(max_length=40, unique=True)
-    before = road.state
-    with pytest.raises(DuplicateValues, match="2 values of roads.Question.code") as caught:
-        road.run(AddRequiredField("question", "code", field, odd_or_even))
+    before = sandbox.state
+    with pytest.raises(DuplicateValues, match="2 values of boxes.Question.code") as caught:
+        sandbox.run(AddRequiredField("question", "code", field, odd_or_even))
     assert "'even' in 3 rows" in str(caught.value)
-    road.state = road.after(AddNullableField("question", "code", field))
-    assert road.column("code").nullable
-    for row in road.rows():
-        road.rows().filter(pk=row.pk).update(code=f"{row.code}{row.pk}")
-    road.state = before
-    road.run(AddRequiredField("question", "code", field, odd_or_even))
-    assert not road.column("code").nullable
+    sandbox.state = sandbox.after(AddNullableField("question", "code", field))
+    assert sandbox.column("code").nullable
+    for row in sandbox.rows():
+        sandbox.rows().filter(pk=row.pk).update(code=f"{row.code}{row.pk}")
+    sandbox.state = before
+    sandbox.run(AddRequiredField("question", "code", field, odd_or_even))
+    assert not sandbox.column("code").nullable
     with pytest.raises(DatabaseError):
-        road.rows().update(code="same")
+        sandbox.rows().update(code="same")
 
 
 def test_a_foreign_key_to_nowhere_stops_before_the_constraint(alias: str) -> None:
-    road = Road(alias)
-    road.fill(4)
-    keys = road.values("pk")
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(4)
+    keys = sandbox.values("pk")
     field = models.ForeignKey(f"{APP}.question", models.CASCADE)
-    before, add = road.state, AddRequiredField("question", "parent", field, F("pk") + 2)
-    with pytest.raises(OrphanRows, match="2 rows of roads.Question on") as caught:
-        road.run(add)
+    before, add = sandbox.state, AddRequiredField("question", "parent", field, F("pk") + 2)
+    with pytest.raises(OrphanRows, match="2 rows of boxes.Question on") as caught:
+        sandbox.run(add)
     assert f"{keys[2]}: {keys[2] + 2}" in str(caught.value)
-    road.state = road.after(AddNullableField("question", "parent", field))
-    assert road.column("parent_id").nullable
-    road.rows().filter(pk__gte=keys[2]).update(parent=keys[0])
-    road.state = before
-    road.run(add)
+    sandbox.state = sandbox.after(AddNullableField("question", "parent", field))
+    assert sandbox.column("parent_id").nullable
+    sandbox.rows().filter(pk__gte=keys[2]).update(parent=keys[0])
+    sandbox.state = before
+    sandbox.run(add)
     with pytest.raises(DatabaseError), connections[alias].constraint_checks_disabled():
-        road.rows().update(parent=None)
+        sandbox.rows().update(parent=None)
 
 
 @pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
 def test_a_foreign_key_that_has_got_orphans_meanwhile_is_taken_back(alias: str) -> None:
-    road = Road(alias)
-    road.fill(2)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(2)
     field = models.ForeignKey(f"{APP}.question", models.CASCADE)
-    after = road.after(AddNullableField("question", "parent", field))
-    road.run(AddNullableField("question", "parent", field))
-    road.rows().update(parent=10**6)
+    after = sandbox.after(AddNullableField("question", "parent", field))
+    sandbox.run(AddNullableField("question", "parent", field))
+    sandbox.rows().update(parent=10**6)
     model = after.apps.get_model(APP, "question")
     database = for_connection(connections[alias])
     with pytest.raises(OrphanRows):
         runner.run(database, database.require(model, model, model._meta.get_field("parent")).after)
-    assert all("'foreign_key': None" in constraint for constraint in road.schema()["constraints"])
+    assert all("'foreign_key': None" in constraint for constraint in sandbox.schema()["constraints"])
     assert database.fetch("SELECT @@SESSION.foreign_key_checks") == [(1,)]
 
 
 def test_the_check_of_a_field_is_kept(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
-    road.run(AddRequiredField("question", "votes", models.PositiveIntegerField(), 0))
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
+    sandbox.run(AddRequiredField("question", "votes", models.PositiveIntegerField(), 0))
     with pytest.raises(DatabaseError):
-        road.rows().update(votes=-1)
+        sandbox.rows().update(votes=-1)
     if alias == "mariadb":
-        created = for_connection(connections[alias]).fetch("SHOW CREATE TABLE roads_question")[0][1]
+        created = for_connection(connections[alias]).fetch("SHOW CREATE TABLE boxes_question")[0][1]
         assert "CHECK (`votes` >= 0)" in created
 
 
 @pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
 def test_a_table_that_the_server_would_have_to_copy_is_refused(alias: str, settings: Any) -> None:
-    road = Road(alias)
-    road.fill(3)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
     with connections[alias].cursor() as cursor:
-        cursor.execute("ALTER TABLE roads_question ROW_FORMAT=COMPRESSED")
+        cursor.execute("ALTER TABLE boxes_question ROW_FORMAT=COMPRESSED")
     with pytest.raises(TableCopyNeeded, match="SAFEMIGRATE_ALLOW_TABLE_COPY = True"):
-        road.run(add_expires())
-    assert "expires_date" not in road.schema()["columns"]
+        sandbox.run(add_expires())
+    assert "expires_date" not in sandbox.schema()["columns"]
     settings.SAFEMIGRATE_ALLOW_TABLE_COPY = True
-    road.run(add_expires())
-    assert month_later(road.rows())
-    assert not road.column("expires_date").nullable
+    sandbox.run(add_expires())
+    assert month_later(sandbox.rows())
+    assert not sandbox.column("expires_date").nullable
 
 
 def odd_or_even(row: Any) -> str:
@@ -296,13 +296,13 @@ def odd_or_even(row: Any) -> str:
 
 
 def test_routers_decide(alias: str, settings: Any) -> None:
-    road = Road(alias)
-    road.fill(3)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
     settings.DATABASE_ROUTERS = [f"{__name__}.Never"]
-    road.run(add_expires())
+    sandbox.run(add_expires())
     settings.DATABASE_ROUTERS = []
-    assert "expires_date" not in road.schema()["columns"]
-    assert "expires_date" in road.state.models[APP, "question"].fields
+    assert "expires_date" not in sandbox.schema()["columns"]
+    assert "expires_date" in sandbox.state.models[APP, "question"].fields
 
 
 class Never:
@@ -313,14 +313,14 @@ class Never:
 @pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
 def test_each_alias_is_filled_on_its_own_connection(alias: str) -> None:
     with cleaned("postgresql_archive", "default"):
-        roads = [Road(name) for name in (alias, "postgresql_archive", "default")]
-        for number, road in enumerate(roads, 1):
-            road.fill(number)
-        for number, road in enumerate(roads, 1):
+        boxes = [MigrationSandbox(name) for name in (alias, "postgresql_archive", "default")]
+        for number, sandbox in enumerate(boxes, 1):
+            sandbox.fill(number)
+        for number, sandbox in enumerate(boxes, 1):
             populated.clear()
-            road.run(add_expires(note_alias))
-            assert populated == [road.alias] * number
-            assert month_later(road.rows())
+            sandbox.run(add_expires(note_alias))
+            assert populated == [sandbox.alias] * number
+            assert month_later(sandbox.rows())
 
 
 populated: list[str] = []
@@ -332,34 +332,34 @@ def note_alias(row: Any) -> Any:
 
 
 def test_sqlmigrate_shows_and_touches_nothing(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
-    schema = road.schema()
-    text = road.sql(add_expires())
-    assert road.schema() == schema
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
+    schema = sandbox.schema()
+    text = sandbox.sql(add_expires())
+    assert sandbox.schema() == schema
     assert "ADD COLUMN" in text
     assert "NOT NULL" in text
     assert "-- fill expires_date by" in text
     assert "-- UPDATE" in text
     assert "AND <the primary key is in the range>;" in text
-    assert "computes the values" in road.sql(add_expires(uuid.uuid4))
+    assert "computes the values" in sandbox.sql(add_expires(uuid.uuid4))
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
 def test_no_statement_on_postgresql_needs_the_table_for_long(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
     statements = Statements()
     with connections[alias].execute_wrapper(statements):
-        road.run(add_expires())
+        sandbox.run(add_expires())
     new = connections[alias].pg_version >= 180000
     constraint = (
-        'ADD CONSTRAINT "roads_question_expires_date_not_null" NOT NULL "expires_date" NOT VALID'
+        'ADD CONSTRAINT "boxes_question_expires_date_not_null" NOT NULL "expires_date" NOT VALID'
         if new
-        else 'ADD CONSTRAINT "roads_question_expires_date_safemigrate" CHECK ("expires_date" IS NOT NULL) NOT VALID'
+        else 'ADD CONSTRAINT "boxes_question_expires_date_safemigrate" CHECK ("expires_date" IS NOT NULL) NOT VALID'
     )
     name = constraint.split('"')[1]
-    table = 'ALTER TABLE "roads_question" '
+    table = 'ALTER TABLE "boxes_question" '
     expected = [
         table + 'ADD COLUMN "expires_date" timestamp with time zone NULL',
         table + constraint,
@@ -386,26 +386,26 @@ STOPPED: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", STOPPED)
 def test_stopped_at_any_statement_the_next_run_ends_the_same(alias: str, kind: str) -> None:
-    road = Road(alias)
-    road.fill(3)
-    before, operation = road.state, STOPPED[kind]()
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
+    before, operation = sandbox.state, STOPPED[kind]()
     statements = Statements()
     with connections[alias].execute_wrapper(statements):
-        road.run(operation)
-    clean, state = road.schema(), road.state
+        sandbox.run(operation)
+    clean, state = sandbox.schema(), sandbox.state
     stopped = 0
     for at in range(len(statements.texts)):
-        road.undo(operation, before=before)
+        sandbox.undo(operation, before=before)
         with pytest.raises(Statements.Crash), connections[alias].execute_wrapper(Statements(stop_at=at)):
-            road.run(operation)
+            sandbox.run(operation)
             raise AssertionError(f"not stopped at statement {at}")
         connections[alias].close()  # What the process held is gone with it.
         stopped += 1
-        road.run(operation)
-        assert road.schema() == clean, statements.texts[at]
-        assert None not in road.values(operation.name)
+        sandbox.run(operation)
+        assert sandbox.schema() == clean, statements.texts[at]
+        assert None not in sandbox.values(operation.name)
     assert stopped > 5
-    assert road.state == state
+    assert sandbox.state == state
 
 
 def test_refused_fields() -> None:
@@ -427,33 +427,33 @@ def test_refused_fields() -> None:
 
 
 def test_a_populate_that_cannot_be_imported_leaves_the_table_alone(alias: str) -> None:
-    road = Road(alias)
-    road.fill(2)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(2)
     with pytest.raises(InvalidPopulate, match='"tests.nowhere.f" looks like a dotted path'):
-        road.run(add_expires("tests.nowhere.f"))
-    assert "expires_date" not in road.schema()["columns"]
+        sandbox.run(add_expires("tests.nowhere.f"))
+    assert "expires_date" not in sandbox.schema()["columns"]
 
 
 def test_unmanaged_and_proxy_models_are_left_alone(alias: str) -> None:
-    road = Road(alias, question(managed=False))
-    road.run(add_expires())
-    assert "roads_question" not in connections[alias].introspection.table_names()
+    sandbox = MigrationSandbox(alias, question(managed=False))
+    sandbox.run(add_expires())
+    assert "boxes_question" not in connections[alias].introspection.table_names()
 
 
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 def test_triggers_and_indexes_of_the_database_survive_the_copy(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
     with connections[alias].cursor() as cursor:
-        cursor.execute("CREATE INDEX by_hand ON roads_question (pub_date) WHERE pub_date > '2000'")
+        cursor.execute("CREATE INDEX by_hand ON boxes_question (pub_date) WHERE pub_date > '2000'")
         cursor.execute(
-            "CREATE TRIGGER upper_text AFTER INSERT ON roads_question BEGIN "
-            "UPDATE roads_question SET question_text = upper(question_text) WHERE id = NEW.id; END"
+            "CREATE TRIGGER upper_text AFTER INSERT ON boxes_question BEGIN "
+            "UPDATE boxes_question SET question_text = upper(question_text) WHERE id = NEW.id; END"
         )
-    road.run(add_expires())
-    road.fill(1, expires_date=START)
-    assert road.values("question_text")[-1] == "QUESTION 1?"
-    assert "by_hand" in str(road.schema())
+    sandbox.run(add_expires())
+    sandbox.fill(1, expires_date=START)
+    assert sandbox.values("question_text")[-1] == "QUESTION 1?"
+    assert "by_hand" in str(sandbox.schema())
 
 
 def test_a_later_migration_is_not_folded_into_the_fill() -> None:
@@ -473,12 +473,12 @@ def test_a_later_migration_is_not_folded_into_the_fill() -> None:
 def test_a_squashed_migration_makes_the_same_table(alias: str) -> None:
     from django.db.migrations.optimizer import MigrationOptimizer
 
-    road = Road(alias)
-    road.run(*three_steps())
-    schema = road.schema()
-    road.run(migrations.DeleteModel("Question"))
+    sandbox = MigrationSandbox(alias)
+    sandbox.run(*three_steps())
+    schema = sandbox.schema()
+    sandbox.run(migrations.DeleteModel("Question"))
     squashed = MigrationOptimizer().optimize([question(), *three_steps()], APP)
-    fresh = Road(alias)
+    fresh = MigrationSandbox(alias)
     fresh.run(migrations.DeleteModel("Question"))
     fresh.run(*squashed, atomic=True)  # squashmigrations does not carry `atomic = False` over.
     assert fresh.schema() == schema

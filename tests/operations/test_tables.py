@@ -16,7 +16,7 @@ from django.db.models.functions import Lower
 from safemigrate.exceptions import InvalidPopulate
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from safemigrate.populate import FromRelated
-from tests.support.sandbox import APP, MONTH, START, Road, Statements, month_later, question
+from tests.support.sandbox import APP, MONTH, START, MigrationSandbox, Statements, month_later, question
 
 ROWS = 40
 BATCH = 7
@@ -30,7 +30,7 @@ def add(populate: Any, model: str = "question", **options: Any) -> AddRequiredFi
     return AddRequiredField(model, "expires_date", field, populate, batch_size=BATCH)
 
 
-def updates(road: Road, operation: Any) -> list[str]:
+def updates(sandbox: MigrationSandbox, operation: Any) -> list[str]:
     """Run it, and return the UPDATEs of all connections: a thread writes what Python made."""
     statements = Statements()
 
@@ -40,8 +40,8 @@ def updates(road: Road, operation: Any) -> list[str]:
 
     connection_created.connect(opened)
     try:
-        with connections[road.alias].execute_wrapper(statements):
-            road.run(operation)
+        with connections[sandbox.alias].execute_wrapper(statements):
+            sandbox.run(operation)
     finally:
         connection_created.disconnect(opened)
     return statements.like("UPDATE")
@@ -81,13 +81,13 @@ KEYS: dict[str, tuple[Any, dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", KEYS)
 def test_any_single_key(alias: str, kind: str, populate: Any) -> None:
     key, values = KEYS[kind]
-    road = Road(alias, question(key=("id", key)))
-    road.fill(ROWS, **values)
-    texts = road.values("question_text")
-    assert len(updates(road, add(populate))) >= ROWS // BATCH
-    assert month_later(road.rows())
-    assert road.values("question_text") == texts
-    assert not road.column("expires_date").nullable
+    sandbox = MigrationSandbox(alias, question(key=("id", key)))
+    sandbox.fill(ROWS, **values)
+    texts = sandbox.values("question_text")
+    assert len(updates(sandbox, add(populate))) >= ROWS // BATCH
+    assert month_later(sandbox.rows())
+    assert sandbox.values("question_text") == texts
+    assert not sandbox.column("expires_date").nullable
 
 
 COMPOSITE: dict[str, tuple[list[Any], dict[str, Any]]] = {
@@ -110,61 +110,63 @@ COMPOSITE: dict[str, tuple[list[Any], dict[str, Any]]] = {
 }
 
 
-def composite(alias: str, kind: str) -> Road:
+def composite(alias: str, kind: str) -> MigrationSandbox:
     fields, values = COMPOSITE[kind]
-    road = Road(alias, question(key=("pk", models.CompositePrimaryKey("tenant", "code")), fields=fields))
-    road.fill(ROWS, **values)
-    return road
+    sandbox = MigrationSandbox(
+        alias, question(key=("pk", models.CompositePrimaryKey("tenant", "code")), fields=fields)
+    )
+    sandbox.fill(ROWS, **values)
+    return sandbox
 
 
 @pytest.mark.parametrize("kind", COMPOSITE)
 def test_a_composite_key(alias: str, kind: str, populate: Any) -> None:
-    road = composite(alias, kind)
-    assert len(updates(road, add(populate))) >= ROWS // BATCH
-    assert month_later(road.rows())
-    assert not road.column("expires_date").nullable
+    sandbox = composite(alias, kind)
+    assert len(updates(sandbox, add(populate))) >= ROWS // BATCH
+    assert month_later(sandbox.rows())
+    assert not sandbox.column("expires_date").nullable
 
 
 def test_a_composite_key_with_a_function_of_no_arguments_and_a_unique_field(alias: str) -> None:
-    road = composite(alias, "integers")
+    sandbox = composite(alias, "integers")
     token = models.UUIDField(unique=True)
-    road.run(AddRequiredField("question", "token", token, uuid.uuid4, batch_size=BATCH))
-    assert len(set(road.values("token"))) == ROWS
+    sandbox.run(AddRequiredField("question", "token", token, uuid.uuid4, batch_size=BATCH))
+    assert len(set(sandbox.values("token"))) == ROWS
 
 
 def test_a_composite_key_over_several_fields(alias: str) -> None:
-    road = composite(alias, "text and UUID")
+    sandbox = composite(alias, "text and UUID")
     state, votes = models.CharField(max_length=9), models.IntegerField()
     both = Populate(
         "question", ["state", "votes"], lambda row: {"state": row.tenant, "votes": 7}, batch_size=BATCH
     )
-    road.run(
+    sandbox.run(
         AddNullableField("question", "state", state),
         AddNullableField("question", "votes", votes),
         both,
         SetNotNull("question", "state", state),
         SetNotNull("question", "votes", votes),
     )
-    assert road.values("state") == road.values("tenant")
-    assert road.values("votes") == [7] * ROWS
+    assert sandbox.values("state") == sandbox.values("tenant")
+    assert sandbox.values("votes") == [7] * ROWS
 
 
 def test_a_key_that_is_a_foreign_key(alias: str, populate: Any) -> None:
     page = migrations.CreateModel("Page", [KEY])
     to_page = models.OneToOneField(f"{APP}.page", models.CASCADE, primary_key=True)
-    road = Road(alias, page, question(key=("page", to_page)))
-    pages = road.rows("Page").bulk_create([road.model("Page")() for _ in range(ROWS)])
-    keys = road.values("pk", "Page")
+    sandbox = MigrationSandbox(alias, page, question(key=("page", to_page)))
+    pages = sandbox.rows("Page").bulk_create([sandbox.model("Page")() for _ in range(ROWS)])
+    keys = sandbox.values("pk", "Page")
     assert len(pages) == len(keys) == ROWS
-    road.fill(ROWS, page_id=lambda n: keys[n - 1])
-    road.run(add(populate))
-    assert month_later(road.rows())
+    sandbox.fill(ROWS, page_id=lambda n: keys[n - 1])
+    sandbox.run(add(populate))
+    assert month_later(sandbox.rows())
 
 
 # Inheritance
 
 
-def with_child(alias: str) -> Road:
+def with_child(alias: str) -> MigrationSandbox:
     parent = models.OneToOneField(
         f"{APP}.question",
         models.CASCADE,
@@ -174,13 +176,15 @@ def with_child(alias: str) -> Road:
         serialize=False,
     )
     fields = [("question_ptr", parent), ("opens", models.DateTimeField())]
-    road = Road(alias, question(), migrations.CreateModel("Quiz", fields, bases=(f"{APP}.question",)))
-    road.fill(5)  # Questions that are no quizzes, so that the keys differ.
+    sandbox = MigrationSandbox(
+        alias, question(), migrations.CreateModel("Quiz", fields, bases=(f"{APP}.question",))
+    )
+    sandbox.fill(5)  # Questions that are no quizzes, so that the keys differ.
     for n in range(ROWS):
         hours = timedelta(hours=n)
-        quiz = road.model("Quiz")(question_text=f"Quiz {n}?", pub_date=START + hours, opens=START - hours)
+        quiz = sandbox.model("Quiz")(question_text=f"Quiz {n}?", pub_date=START + hours, opens=START - hours)
         quiz.save(using=alias)
-    return road
+    return sandbox
 
 
 @pytest.mark.parametrize(
@@ -194,19 +198,19 @@ def with_child(alias: str) -> Road:
     ids=["FromRelated", "a row function", "an expression", "a value"],
 )
 def test_a_column_of_a_child(alias: str, given: Any, expected: Callable[[Any], Any]) -> None:
-    road = with_child(alias)
-    assert len(updates(road, add(given, "quiz"))) >= ROWS // BATCH
-    assert all(row.expires_date == expected(row) for row in road.rows("Quiz"))
-    assert not road.column("expires_date", "Quiz").nullable
-    assert "expires_date" not in road.schema()["columns"]
+    sandbox = with_child(alias)
+    assert len(updates(sandbox, add(given, "quiz"))) >= ROWS // BATCH
+    assert all(row.expires_date == expected(row) for row in sandbox.rows("Quiz"))
+    assert not sandbox.column("expires_date", "Quiz").nullable
+    assert "expires_date" not in sandbox.schema()["columns"]
 
 
 def test_a_column_of_a_parent(alias: str, populate: Any) -> None:
-    road = with_child(alias)
-    road.run(add(populate))
-    assert road.rows().count() == ROWS + 5
-    assert month_later(road.rows())
-    assert month_later(road.rows("Quiz"))
+    sandbox = with_child(alias)
+    sandbox.run(add(populate))
+    assert sandbox.rows().count() == ROWS + 5
+    assert month_later(sandbox.rows())
+    assert month_later(sandbox.rows("Quiz"))
 
 
 @pytest.mark.parametrize(
@@ -221,77 +225,77 @@ def test_an_expression_on_a_column_of_the_parent_says_what_to_write(alias: str, 
 def test_an_expression_that_goes_through_a_foreign_key_says_what_to_write(alias: str) -> None:
     page = migrations.CreateModel("Page", [KEY, ("opens", models.DateTimeField())])
     to_page = models.ForeignKey(f"{APP}.page", models.CASCADE, null=True)
-    road = Road(alias, page, question(fields=[("page", to_page)]))
-    road.fill(3)
+    sandbox = MigrationSandbox(alias, page, question(fields=[("page", to_page)]))
+    sandbox.fill(3)
     with pytest.raises(InvalidPopulate, match="FromRelated"):
-        road.run(add(F("page__opens")))
+        sandbox.run(add(F("page__opens")))
 
 
 def test_an_expression_that_names_no_field_is_refused(alias: str) -> None:
-    road = Road(alias)
-    road.fill(3)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
     with pytest.raises(InvalidPopulate, match="Cannot resolve keyword 'nowhere'"):
-        road.run(add(F("nowhere")))
+        sandbox.run(add(F("nowhere")))
 
 
 # Names
 
-TABLES = ["Roads_TABLE", "order", "a table", "it's", "roads_question_" + "x" * 48]
+TABLES = ["Roads_TABLE", "order", "a table", "it's", "boxes_question_" + "x" * 48]
 COLUMNS = ["ExpiresAt", "select", "a column", "it's", "expires_" + "x" * 55]
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_names_of_tables(alias: str, table: str, populate: Any) -> None:
-    road = Road(alias, question(db_table=table))
-    road.fill(ROWS)
-    before, schema = road.state, road.schema()
+    sandbox = MigrationSandbox(alias, question(db_table=table))
+    sandbox.fill(ROWS)
+    before, schema = sandbox.state, sandbox.schema()
     operation = add(populate, db_index=True)
-    road.run(operation)
-    assert month_later(road.rows())
-    ours = road.schema()
-    road.undo(operation, before=before)
-    assert road.schema() == schema
+    sandbox.run(operation)
+    assert month_later(sandbox.rows())
+    ours = sandbox.schema()
+    sandbox.undo(operation, before=before)
+    assert sandbox.schema() == schema
     made = models.DateTimeField(default=START, db_index=True)
-    road.run(migrations.AddField("question", "expires_date", made, preserve_default=False))
-    assert ours == road.schema()
+    sandbox.run(migrations.AddField("question", "expires_date", made, preserve_default=False))
+    assert ours == sandbox.schema()
 
 
 @pytest.mark.parametrize("column", COLUMNS)
 @pytest.mark.parametrize("unique", [False, True])
 def test_names_of_columns(alias: str, column: str, unique: bool, populate: Any) -> None:
-    road = Road(alias)
-    road.fill(ROWS)
-    before, schema = road.state, road.schema()
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(ROWS)
+    before, schema = sandbox.state, sandbox.schema()
     operation = add(populate, db_column=column, unique=unique)
-    road.run(operation)
-    assert month_later(road.rows())
-    assert not road.column(column).nullable
-    ours = road.schema()
-    road.undo(operation, before=before)
-    assert road.schema() == schema
-    road.rows().delete()
+    sandbox.run(operation)
+    assert month_later(sandbox.rows())
+    assert not sandbox.column(column).nullable
+    ours = sandbox.schema()
+    sandbox.undo(operation, before=before)
+    assert sandbox.schema() == schema
+    sandbox.rows().delete()
     bare = models.DateTimeField(null=True, db_column=column)
     final = models.DateTimeField(db_column=column, unique=unique)
-    road.run(
+    sandbox.run(
         migrations.AddField("question", "expires_date", bare),
         migrations.AlterField("question", "expires_date", final),
     )
-    assert ours == road.schema()
+    assert ours == sandbox.schema()
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
 def test_names_that_postgresql_cuts(alias: str, populate: Any) -> None:
-    table, column = "roads_question_" + "x" * 60, "expires_" + "x" * 60
-    road = Road(alias, question(db_table=table))
-    road.fill(ROWS)
-    before = road.state
+    table, column = "boxes_question_" + "x" * 60, "expires_" + "x" * 60
+    sandbox = MigrationSandbox(alias, question(db_table=table))
+    sandbox.fill(ROWS)
+    before = sandbox.state
     for _ in range(2):
-        road.run(add(populate, db_column=column))
-        assert month_later(road.rows())
-        assert not road.column(column).nullable
+        sandbox.run(add(populate, db_column=column))
+        assert month_later(sandbox.rows())
+        assert not sandbox.column(column).nullable
         with pytest.raises(IntegrityError):
-            road.rows().update(expires_date=None)
-        road.state = before
+            sandbox.rows().update(expires_date=None)
+        sandbox.state = before
 
 
 SCHEMAS = ['"other"."question"', 'other"."question', 'Other"."The Question']
@@ -305,9 +309,9 @@ def test_a_table_in_another_schema(alias: str, table: str, populate: Any) -> Non
         cursor.execute(f'CREATE SCHEMA "{schema}"')
         # One of the same name that comes first: it is not the one that is meant.
         cursor.execute("CREATE TABLE question (id bigint, expires_date timestamptz, code text)")
-    road = Road(alias, question(db_table=table))
-    road.fill(ROWS)
-    before = road.state
+    sandbox = MigrationSandbox(alias, question(db_table=table))
+    sandbox.fill(ROWS)
+    before = sandbox.state
     code, parent = models.CharField(max_length=40, unique=True), models.ForeignKey("self", models.CASCADE)
     operations = [
         add(populate, db_index=True),
@@ -316,15 +320,15 @@ def test_a_table_in_another_schema(alias: str, table: str, populate: Any) -> Non
         AddRequiredField("question", "votes", models.PositiveIntegerField(db_default=3), 7),
     ]
     for _ in range(2):
-        road.state = before
-        road.run(*operations)
-        assert month_later(road.rows())
+        sandbox.state = before
+        sandbox.run(*operations)
+        assert month_later(sandbox.rows())
     for name, value in {"expires_date": None, "code": "code 1", "parent_id": -1, "votes": -1}.items():
         with pytest.raises(IntegrityError):
-            road.rows().update(**{name: value})
-    road.undo(*operations, before=before)
-    assert road.column("expires_date") is None
-    assert road.column("code") is None
+            sandbox.rows().update(**{name: value})
+    sandbox.undo(*operations, before=before)
+    assert sandbox.column("expires_date") is None
+    assert sandbox.column("code") is None
 
 
 # Models that say how they are read
@@ -340,68 +344,68 @@ class Hiding(models.Manager):
 def test_a_manager_that_hides_rows(alias: str, populate: Any) -> None:
     create = question(base_manager_name="objects", default_manager_name="objects")
     create.managers = [("objects", Hiding())]
-    road = Road(alias, create)
-    road.fill(ROWS)
-    model = road.model()
+    sandbox = MigrationSandbox(alias, create)
+    sandbox.fill(ROWS)
+    model = sandbox.model()
     assert model._base_manager.using(alias).count() < ROWS
-    road.run(add(populate))
-    assert road.rows().count() == ROWS
-    assert month_later(road.rows())
+    sandbox.run(add(populate))
+    assert sandbox.rows().count() == ROWS
+    assert month_later(sandbox.rows())
 
 
 @pytest.mark.parametrize("ordering", [["-pub_date"], ["page__title", "-pk"], ["?"]], ids=str)
 def test_an_ordering(alias: str, ordering: list[str], populate: Any) -> None:
     page = migrations.CreateModel("Page", [KEY, ("title", models.CharField(max_length=9))])
     to_page = models.ForeignKey(f"{APP}.page", models.CASCADE, null=True)
-    road = Road(alias, page, question(fields=[("page", to_page)], ordering=ordering))
-    road.fill(ROWS)
+    sandbox = MigrationSandbox(alias, page, question(fields=[("page", to_page)], ordering=ordering))
+    sandbox.fill(ROWS)
     statements = Statements()
     with connections[alias].execute_wrapper(statements):
-        road.run(add(populate))
-    assert month_later(road.rows())
-    assert not [text for text in statements.texts if "roads_page" in text and "SELECT" in text[:7]]
+        sandbox.run(add(populate))
+    assert month_later(sandbox.rows())
+    assert not [text for text in statements.texts if "boxes_page" in text and "SELECT" in text[:7]]
 
 
 def test_a_table_ordered_with_respect_to_another(alias: str, populate: Any) -> None:
     page = migrations.CreateModel("Page", [KEY])
     to_page = models.ForeignKey(f"{APP}.page", models.CASCADE)
-    road = Road(alias, page, question(fields=[("page", to_page)]))
-    only = road.rows("Page").create()
-    road.run(migrations.AlterOrderWithRespectTo("question", "page"))
-    road.fill(ROWS, page_id=only.pk, _order=lambda n: -n)
-    road.run(add(populate))
-    assert month_later(road.rows())
+    sandbox = MigrationSandbox(alias, page, question(fields=[("page", to_page)]))
+    only = sandbox.rows("Page").create()
+    sandbox.run(migrations.AlterOrderWithRespectTo("question", "page"))
+    sandbox.fill(ROWS, page_id=only.pk, _order=lambda n: -n)
+    sandbox.run(add(populate))
+    assert month_later(sandbox.rows())
 
 
 # Models without a table of their own
 
 
 def test_an_unmanaged_model_is_left_alone(alias: str) -> None:
-    nothing_happens(Road(alias, question(managed=False)))
+    nothing_happens(MigrationSandbox(alias, question(managed=False)))
 
 
 def test_a_swapped_model_is_left_alone(alias: str, settings: Any) -> None:
     settings.ROADS_QUESTION = "polls.Question"
-    nothing_happens(Road(alias, question(swappable="ROADS_QUESTION")))
+    nothing_happens(MigrationSandbox(alias, question(swappable="ROADS_QUESTION")))
 
 
-def nothing_happens(road: Road) -> None:
+def nothing_happens(sandbox: MigrationSandbox) -> None:
     statements = Statements()
-    with connections[road.alias].execute_wrapper(statements):
-        road.run(add(LATER))
+    with connections[sandbox.alias].execute_wrapper(statements):
+        sandbox.run(add(LATER))
     assert [text for text in statements.texts if not text.startswith("PRAGMA")] == []
-    assert "expires_date" in road.state.models[APP, "question"].fields
-    assert "roads_question" not in connections[road.alias].introspection.table_names()
+    assert "expires_date" in sandbox.state.models[APP, "question"].fields
+    assert "boxes_question" not in connections[sandbox.alias].introspection.table_names()
 
 
 def test_a_proxy_has_no_columns_to_fill(alias: str) -> None:
     proxy = migrations.CreateModel("Poll", [], {"proxy": True}, bases=(f"{APP}.question",))
-    road = Road(alias, question(), proxy)
-    road.fill(3)
-    with pytest.raises(InvalidPopulate, match="roads.poll has no field 'pub_date'"):
-        road.run(Populate("poll", "pub_date", START))
-    road.run(add(LATER))
-    assert all(row.expires_date for row in road.rows("Poll"))
+    sandbox = MigrationSandbox(alias, question(), proxy)
+    sandbox.fill(3)
+    with pytest.raises(InvalidPopulate, match="boxes.poll has no field 'pub_date'"):
+        sandbox.run(Populate("poll", "pub_date", START))
+    sandbox.run(add(LATER))
+    assert all(row.expires_date for row in sandbox.rows("Poll"))
 
 
 # SQLite's copy
@@ -425,29 +429,29 @@ CONSTRAINED: dict[str, Any] = {
 
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 def test_constraints_and_indexes_survive(alias: str, populate: Any) -> None:
-    road = Road(alias, question(**CONSTRAINED))
-    road.fill(ROWS)
-    before, made = road.state, definitions(road)
+    sandbox = MigrationSandbox(alias, question(**CONSTRAINED))
+    sandbox.fill(ROWS)
+    before, made = sandbox.state, definitions(sandbox)
     operation = add(populate)
-    road.run(operation)
-    assert definitions(road) == made
-    assert month_later(road.rows())
+    sandbox.run(operation)
+    assert definitions(sandbox) == made
+    assert month_later(sandbox.rows())
     for values in ({"question_text": "Question 1?"}, {"question_text": ""}):
         with pytest.raises(IntegrityError):
-            road.fill(1, **values, expires_date=START)
-    road.undo(operation, before=before)
-    assert definitions(road) == made
-    assert road.rows().count() == ROWS
+            sandbox.fill(1, **values, expires_date=START)
+    sandbox.undo(operation, before=before)
+    assert definitions(sandbox) == made
+    assert sandbox.rows().count() == ROWS
 
 
-def definitions(road: Road) -> Any:
+def definitions(sandbox: MigrationSandbox) -> Any:
     """The table's indexes as they were written, and its constraints."""
-    with road.connection.cursor() as cursor:
+    with sandbox.connection.cursor() as cursor:
         cursor.execute(
-            "SELECT name, sql FROM sqlite_master WHERE tbl_name = 'roads_question' AND type = 'index'"
+            "SELECT name, sql FROM sqlite_master WHERE tbl_name = 'boxes_question' AND type = 'index'"
         )
         indexes = set(cursor.fetchall())
-        constraints = road.connection.introspection.get_constraints(cursor, "roads_question")
+        constraints = sandbox.connection.introspection.get_constraints(cursor, "boxes_question")
     return indexes, {name: c["columns"] for name, c in constraints.items() if c["check"] or c["unique"]}
 
 
@@ -455,30 +459,30 @@ def definitions(road: Road) -> Any:
 def test_rows_that_refer_to_the_table_stay(alias: str, on_delete: Any, populate: Any) -> None:
     parent = models.ForeignKey(f"{APP}.question", on_delete, null=True)
     choice = migrations.CreateModel("Choice", [KEY, ("question", parent)])
-    road = Road(alias, question(), choice)
-    road.fill(ROWS)
-    keys = road.values("pk")
-    road.rows("Choice").bulk_create([road.model("Choice")(question_id=key) for key in keys])
-    before, schema = road.state, road.schema("Choice")
+    sandbox = MigrationSandbox(alias, question(), choice)
+    sandbox.fill(ROWS)
+    keys = sandbox.values("pk")
+    sandbox.rows("Choice").bulk_create([sandbox.model("Choice")(question_id=key) for key in keys])
+    before, schema = sandbox.state, sandbox.schema("Choice")
     operation = add(populate, unique=True)
-    road.run(operation)
-    assert month_later(road.rows())
-    road.undo(operation, before=before)
-    assert road.values("question", "Choice") == keys
-    assert road.schema("Choice") == schema
-    connections[alias].check_constraints(["roads_choice"])
+    sandbox.run(operation)
+    assert month_later(sandbox.rows())
+    sandbox.undo(operation, before=before)
+    assert sandbox.values("question", "Choice") == keys
+    assert sandbox.schema("Choice") == schema
+    connections[alias].check_constraints(["boxes_choice"])
     with pytest.raises(IntegrityError), transaction.atomic(using=alias):
-        road.rows("Choice").update(question_id=Value(10**6))
-    road.rows("Choice").all().delete()
+        sandbox.rows("Choice").update(question_id=Value(10**6))
+    sandbox.rows("Choice").all().delete()
 
 
 def test_many_to_many_rows_stay(alias: str, populate: Any) -> None:
     tag = migrations.CreateModel("Tag", [KEY])
-    road = Road(alias, tag, question(fields=[("tags", models.ManyToManyField(f"{APP}.tag"))]))
-    road.fill(ROWS)
-    only = road.rows("Tag").create()
-    for row in road.rows():
+    sandbox = MigrationSandbox(alias, tag, question(fields=[("tags", models.ManyToManyField(f"{APP}.tag"))]))
+    sandbox.fill(ROWS)
+    only = sandbox.rows("Tag").create()
+    for row in sandbox.rows():
         row.tags.add(only.pk)
-    road.run(add(populate))
-    assert month_later(road.rows())
-    assert road.rows().filter(tags=only.pk).count() == ROWS
+    sandbox.run(add(populate))
+    assert month_later(sandbox.rows())
+    assert sandbox.rows().filter(tags=only.pk).count() == ROWS

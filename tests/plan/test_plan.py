@@ -20,13 +20,12 @@ from django.test import override_settings
 from safemigrate.engine.batch_size import Pace
 from safemigrate.generator.targets import Target
 from safemigrate.operations import AddNullableField, AddRequiredField, GuardWrites, Populate, SetNotNull
-from safemigrate.plan import plan as forecast
-from safemigrate.plan import risks, sampling
-from safemigrate.plan.plan import Action, Forecast
+from safemigrate.plan import plan, risks, sampling
+from safemigrate.plan.plan import Action, DatabasePlan
 from safemigrate.populate import FromRelated, PerBatch, PerRow, Suffix
 from tests.schema.test_runner import another
 from tests.support.projects import Project
-from tests.support.sandbox import APP, MONTH, START, Road, Statements, question
+from tests.support.sandbox import APP, MONTH, START, MigrationSandbox, Statements, question
 
 POSTGRESQL = pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
 SERVERS = pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
@@ -45,43 +44,43 @@ def added(field: Any, populate: Any, name: str = "fresh") -> AddRequiredField:
     return AddRequiredField("question", name, field, populate)
 
 
-def look(road: Road, *operations: Any, model_name: str = "question") -> Forecast:
-    """The forecast of these operations on the road's database, as one migration."""
-    state = road.after(*operations)
+def look(sandbox: MigrationSandbox, *operations: Any, model_name: str = "question") -> DatabasePlan:
+    """The plan of these operations on the sandbox's database, as one migration."""
+    state = sandbox.after(*operations)
     model = state.apps.get_model(APP, model_name)
     field = model._meta.get_field(operations[0].name)
-    courses = forecast.planned([road._migration(operations, False)], road.state)
-    return forecast.make(Target(model, field), courses, road.alias)
+    entries = plan.planned([sandbox._migration(operations, False)], sandbox.state)
+    return plan.make(Target(model, field), entries, sandbox.alias)
 
 
-def fill_of(seen: Forecast) -> Action:
+def fill_of(seen: DatabasePlan) -> Action:
     (action,) = (action for action in seen.actions if action.title.startswith("fill "))
     return action
 
 
-def sample(road: Road, *operations: Any, model_name: str = "question") -> sampling.Sample:
-    found = fill_of(look(road, *operations, model_name=model_name)).sample
+def sample(sandbox: MigrationSandbox, *operations: Any, model_name: str = "question") -> sampling.Sample:
+    found = fill_of(look(sandbox, *operations, model_name=model_name)).sample
     assert found
     return found
 
 
-def said(seen: Forecast, text: str) -> list[risks.Risk]:
+def said(seen: DatabasePlan, text: str) -> list[risks.Risk]:
     return [risk for risk in seen.risks if text in risk.text]
 
 
 @pytest.fixture
-def road(alias: str) -> Road:
-    road = Road(alias)
-    road.fill(100)
-    return road
+def sandbox(alias: str) -> MigrationSandbox:
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(100)
+    return sandbox
 
 
-def everything(road: Road) -> tuple[Any, ...]:
+def everything(sandbox: MigrationSandbox) -> tuple[Any, ...]:
     """Schema, rows and tables; temporary tables among them."""
-    with road.connection.cursor() as cursor:
-        tables = road.connection.introspection.get_table_list(cursor)
+    with sandbox.connection.cursor() as cursor:
+        tables = sandbox.connection.introspection.get_table_list(cursor)
     names = sorted(table.name for table in tables)
-    return names, road.schema(), list(road.rows().values_list())
+    return names, sandbox.schema(), list(sandbox.rows().values_list())
 
 
 # It leaves no trace
@@ -96,56 +95,56 @@ def failing(row: Any) -> Any:
     [LATER, lambda row: row.pub_date, failing, Cast(F("question_text"), models.IntegerField())],
     ids=["expression", "function", "failing", "refused"],
 )
-def test_nothing_is_changed(road: Road, populate: Any) -> None:
-    before = everything(road)
-    look(road, expires(populate))
-    assert everything(road) == before
-    assert not road.connection.in_atomic_block
-    assert road.connection.is_usable()
+def test_nothing_is_changed(sandbox: MigrationSandbox, populate: Any) -> None:
+    before = everything(sandbox)
+    look(sandbox, expires(populate))
+    assert everything(sandbox) == before
+    assert not sandbox.connection.in_atomic_block
+    assert sandbox.connection.is_usable()
 
 
-def test_an_interrupt_leaves_nothing_either(road: Road) -> None:
+def test_an_interrupt_leaves_nothing_either(sandbox: MigrationSandbox) -> None:
     def stop(row: Any) -> Any:
         raise KeyboardInterrupt
 
-    before = everything(road)
+    before = everything(sandbox)
     with pytest.raises(KeyboardInterrupt):
-        look(road, expires(stop))
-    assert everything(road) == before
-    assert not road.connection.in_atomic_block
+        look(sandbox, expires(stop))
+    assert everything(sandbox) == before
+    assert not sandbox.connection.in_atomic_block
 
 
 @POSTGRESQL
-def test_on_postgresql_the_table_is_held_as_by_a_reader(road: Road) -> None:
+def test_on_postgresql_the_table_is_held_as_by_a_reader(sandbox: MigrationSandbox) -> None:
     held: set[str] = set()
 
     def watch(row: Any) -> Any:
         if not held:
-            with another(road.alias) as connection, connection.cursor() as cursor:
+            with another(sandbox.alias) as connection, connection.cursor() as cursor:
                 cursor.execute(
-                    "SELECT mode FROM pg_locks WHERE relation = 'roads_question'::regclass AND granted"
+                    "SELECT mode FROM pg_locks WHERE relation = 'boxes_question'::regclass AND granted"
                 )
                 held.update(mode for (mode,) in cursor.fetchall())
         return row.pub_date
 
-    assert sample(road, expires(watch)).problem is None
+    assert sample(sandbox, expires(watch)).problem is None
     assert held == {"AccessShareLock"}
 
 
-def test_a_writer_passes_meanwhile(road: Road) -> None:
+def test_a_writer_passes_meanwhile(sandbox: MigrationSandbox) -> None:
     written: list[int] = []
 
     def write(row: Any) -> Any:
         if not written:
-            with another(road.alias) as connection, connection.cursor() as cursor:
+            with another(sandbox.alias) as connection, connection.cursor() as cursor:
                 cursor.execute(NO_WAITING[connection.vendor])
-                cursor.execute("UPDATE roads_question SET question_text = 'written meanwhile'")
+                cursor.execute("UPDATE boxes_question SET question_text = 'written meanwhile'")
                 written.append(cursor.rowcount)
         return row.pub_date
 
-    assert sample(road, expires(write)).problem is None
+    assert sample(sandbox, expires(write)).problem is None
     assert written == [100]
-    assert set(road.values("question_text")) == {"written meanwhile"}
+    assert set(sandbox.values("question_text")) == {"written meanwhile"}
 
 
 NO_WAITING = {
@@ -156,14 +155,14 @@ NO_WAITING = {
 
 
 @SQLITE
-def test_what_the_session_was_set_to_it_is_afterwards(road: Road) -> None:
+def test_what_the_session_was_set_to_it_is_afterwards(sandbox: MigrationSandbox) -> None:
     def settings() -> tuple[Any, ...]:
-        with road.connection.cursor() as cursor:
+        with sandbox.connection.cursor() as cursor:
             cursor.execute("PRAGMA foreign_keys")
-            return cursor.fetchone(), road.connection.transaction_mode
+            return cursor.fetchone(), sandbox.connection.transaction_mode
 
     before = settings()
-    look(road, expires())
+    look(sandbox, expires())
     assert settings() == before
 
 
@@ -178,7 +177,7 @@ FIELDS = {
     ),
     "indexed": lambda: added(models.IntegerField(db_index=True), 3),
     "checked": lambda: added(models.PositiveIntegerField(), 3),
-    "referring": lambda: added(models.ForeignKey("roads.Question", models.CASCADE), F("id")),
+    "referring": lambda: added(models.ForeignKey("boxes.Question", models.CASCADE), F("id")),
     "default": lambda: added(models.IntegerField(db_default=5), 3),
 }
 DDL = ("ALTER", "CREATE", "DROP", "INSERT INTO")
@@ -192,13 +191,13 @@ def of_the_table(statements: Statements, *beginnings: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", FIELDS)
-def test_the_statements_listed_are_those_that_run(road: Road, kind: str) -> None:
+def test_the_statements_listed_are_those_that_run(sandbox: MigrationSandbox, kind: str) -> None:
     operation = FIELDS[kind]()
-    operation.batch_size = 1_000  # The long road is what is listed, and SQLite may know a shorter one.
-    listed = [sql for action in look(road, operation).actions for sql in action.statements]
+    operation.batch_size = 1_000  # The long sandbox is what is listed, and SQLite may know a shorter one.
+    listed = [sql for action in look(sandbox, operation).actions for sql in action.statements]
     statements = Statements()
-    with road.connection.execute_wrapper(statements):
-        road.run(operation)
+    with sandbox.connection.execute_wrapper(statements):
+        sandbox.run(operation)
     # A guard that is there by then, a default or a trigger, is carried along by what makes the table anew.
     run = list(dict.fromkeys(sql.replace(" DEFAULT (3)", "") for sql in of_the_table(statements, *DDL)))
     in_order = iter(sql.replace(" DEFAULT (3)", "") for sql in listed)
@@ -210,22 +209,22 @@ def test_the_statements_listed_are_those_that_run(road: Road, kind: str) -> None
     ] == []
 
 
-def test_the_update_listed_is_the_one_run(road: Road) -> None:
+def test_the_update_listed_is_the_one_run(sandbox: MigrationSandbox) -> None:
     operation = added(models.IntegerField(), F("id") + 1)
     operation.batch_size = 1_000
-    (listed,) = fill_of(look(road, operation)).statements
+    (listed,) = fill_of(look(sandbox, operation)).statements
     statements = Statements()
-    with road.connection.execute_wrapper(statements):
-        road.run(operation)
+    with sandbox.connection.execute_wrapper(statements):
+        sandbox.run(operation)
     (run,) = of_the_table(statements, "UPDATE")
     assert run.replace("%s", "1").split(" WHERE ")[0] == listed.split(" WHERE ")[0]
 
 
-def test_each_step_says_its_lock(road: Road) -> None:
-    steps = [action for action in look(road, expires()).actions if action.sample is None]
+def test_each_step_says_its_lock(sandbox: MigrationSandbox) -> None:
+    steps = [action for action in look(sandbox, expires()).actions if action.sample is None]
     assert {action.blocks for action in steps} <= {"nobody", "writers", "everyone"}
     assert {action.lasts for action in steps} <= {"for an instant", "while it is read", "while it is copied"}
-    assert steps[0].wait == (1 if road.connection.vendor == "mysql" else 0.1)
+    assert steps[0].wait == (1 if sandbox.connection.vendor == "mysql" else 0.1)
 
 
 @pytest.mark.parametrize(
@@ -233,23 +232,23 @@ def test_each_step_says_its_lock(road: Road) -> None:
 )
 @SQLITE
 def test_batches_of_a_given_size_are_counted(alias: str, rows: int, batch_size: int, batches: int) -> None:
-    road = Road(alias)
-    road.fill(rows)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(rows)
     operation = added(models.IntegerField(), 3)
     operation.batch_size = batch_size
-    assert fill_of(look(road, operation)).batches == batches
+    assert fill_of(look(sandbox, operation)).batches == batches
     statements = Statements()
-    with road.connection.execute_wrapper(statements):
-        road.run(operation)
+    with sandbox.connection.execute_wrapper(statements):
+        sandbox.run(operation)
     assert len(of_the_table(statements, "UPDATE")) == batches
 
 
 def test_batches_grow_as_the_pace_has_it() -> None:
     # 1,000 at once, then 4,000, 16,000 and 20,000, when a row takes next to nothing.
-    assert forecast._batches(Pace(), 100_000, 1e-9) == 3 + 4
-    assert forecast._batches(Pace(), 0, 1e-9) == 0
+    assert plan._batches(Pace(), 100_000, 1e-9) == 3 + 4
+    assert plan._batches(Pace(), 0, 1e-9) == 0
     # 10 ms a row: the smallest there are, after one that was far too slow.
-    assert forecast._batches(Pace(), 3_000, 0.01) == 1 + 10
+    assert plan._batches(Pace(), 3_000, 0.01) == 1 + 10
 
 
 # The sample
@@ -257,14 +256,14 @@ def test_batches_grow_as_the_pace_has_it() -> None:
 
 def test_a_function_is_called_for_the_sample_alone(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "ROWS", 60)
-    road, called = Road(alias), []
-    road.fill(300)
+    sandbox, called = MigrationSandbox(alias), []
+    sandbox.fill(300)
 
     def remember(row: Any) -> Any:
         called.append(row.pk)
         return row.pub_date
 
-    found = sample(road, expires(remember))
+    found = sample(sandbox, expires(remember))
     assert 0 < found.rows == len(called) <= 60
     # From all over the table, not from its beginning.
     assert min(called) < 30
@@ -273,67 +272,68 @@ def test_a_function_is_called_for_the_sample_alone(alias: str, monkeypatch: pyte
     assert found.seconds
 
 
-def test_values_made_for_the_sample_are_those_of_the_real_rows(road: Road) -> None:
+def test_values_made_for_the_sample_are_those_of_the_real_rows(sandbox: MigrationSandbox) -> None:
     seen: list[Any] = []
     sample(
-        road, expires(PerBatch(lambda rows: [seen.append(row.question_text) or row.pub_date for row in rows]))
+        sandbox,
+        expires(PerBatch(lambda rows: [seen.append(row.question_text) or row.pub_date for row in rows])),
     )
-    assert sorted(seen) == sorted(road.values("question_text"))
+    assert sorted(seen) == sorted(sandbox.values("question_text"))
 
 
-def test_a_row_without_a_value_is_found(road: Road) -> None:
-    problem = sample(road, expires(lambda row: None if row.pk == 7 else row.pub_date)).problem
+def test_a_row_without_a_value_is_found(sandbox: MigrationSandbox) -> None:
+    problem = sample(sandbox, expires(lambda row: None if row.pk == 7 else row.pub_date)).problem
     assert problem == "1 of 100 rows got no value, the first with the key 7: the function returned None"
 
 
 def test_an_expression_that_gives_null_is_found(alias: str) -> None:
-    road = Road(alias, question(fields=[("closed", models.IntegerField(null=True))]))
-    road.fill(20, closed=lambda n: None if n > 18 else n)
-    problem = sample(road, added(models.IntegerField(), F("closed") + 1)).problem
+    sandbox = MigrationSandbox(alias, question(fields=[("closed", models.IntegerField(null=True))]))
+    sandbox.fill(20, closed=lambda n: None if n > 18 else n)
+    problem = sample(sandbox, added(models.IntegerField(), F("closed") + 1)).problem
     assert problem == "2 of 20 rows got no value, the first with the key 19: its value came out as NULL"
 
 
-def test_a_row_that_the_database_refuses_is_named(road: Road) -> None:
+def test_a_row_that_the_database_refuses_is_named(sandbox: MigrationSandbox) -> None:
     problem = sample(
-        road, added(models.CharField(max_length=3), lambda row: "1" if row.pk < 40 else "12345")
+        sandbox, added(models.CharField(max_length=3), lambda row: "1" if row.pk < 40 else "12345")
     ).problem
-    if road.connection.vendor == "sqlite":
+    if sandbox.connection.vendor == "sqlite":
         assert problem is None  # It does not look at lengths.
     else:
         assert problem
         assert "the row with the key 40: " in problem
 
 
-def test_a_value_that_is_not_unique_is_found(road: Road) -> None:
-    problem = sample(road, added(models.IntegerField(unique=True), 3)).problem
+def test_a_value_that_is_not_unique_is_found(sandbox: MigrationSandbox) -> None:
+    problem = sample(sandbox, added(models.IntegerField(unique=True), 3)).problem
     assert problem == "fresh is to be unique, and 99 of 100 values were there already"
 
 
-def test_a_suffix_makes_them_unique(road: Road) -> None:
+def test_a_suffix_makes_them_unique(sandbox: MigrationSandbox) -> None:
     field = models.SlugField(unique=True)
-    assert sample(road, added(field, PerRow(lambda row: "same", unique=Suffix("-")))).problem is None
+    assert sample(sandbox, added(field, PerRow(lambda row: "same", unique=Suffix("-")))).problem is None
 
 
 def test_a_reference_to_nowhere_is_found(alias: str) -> None:
-    road = Road(alias, SITE, question())
-    road.fill(10)
-    road.rows("Site").create(pk=1)
-    field = models.ForeignKey("roads.Site", models.CASCADE)
-    assert sample(road, added(field, 1, "site")).problem is None
-    problem = sample(road, added(field, 2, "site")).problem
-    assert problem == "10 rows got a site that is no row of roads.Site, such as 2"
+    sandbox = MigrationSandbox(alias, SITE, question())
+    sandbox.fill(10)
+    sandbox.rows("Site").create(pk=1)
+    field = models.ForeignKey("boxes.Site", models.CASCADE)
+    assert sample(sandbox, added(field, 1, "site")).problem is None
+    problem = sample(sandbox, added(field, 2, "site")).problem
+    assert problem == "10 rows got a site that is no row of boxes.Site, such as 2"
 
 
 def test_a_value_of_a_row_of_the_same_table_is_read_there(
     alias: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampling, "ROWS", 10)
-    parent = ("parent", models.ForeignKey("roads.Question", models.CASCADE, null=True))
-    road = Road(alias, question(fields=[parent]))
-    road.fill(40)
-    road.rows().update(parent=40)
+    parent = ("parent", models.ForeignKey("boxes.Question", models.CASCADE, null=True))
+    sandbox = MigrationSandbox(alias, question(fields=[parent]))
+    sandbox.fill(40)
+    sandbox.rows().update(parent=40)
     # The copy does not have the row 40.
-    found = sample(road, added(models.CharField(max_length=200), FromRelated("parent__question_text")))
+    found = sample(sandbox, added(models.CharField(max_length=200), FromRelated("parent__question_text")))
     assert (found.problem, found.skipped) == (None, None)
 
 
@@ -352,31 +352,33 @@ def test_other_tables_are_sampled_too(alias: str, kind: str) -> None:
                 )
             ]
         },
-        "index": {"indexes": [models.Index(fields=["pub_date", "question_text"], name="roads_two")]},
+        "index": {"indexes": [models.Index(fields=["pub_date", "question_text"], name="boxes_two")]},
     }[kind]
-    road = Road(alias, question(**options))
-    road.fill(30, **({"code": lambda n: f"c{n}"} if kind == "text" else {}))
-    found = sample(road, expires())
+    sandbox = MigrationSandbox(alias, question(**options))
+    sandbox.fill(30, **({"code": lambda n: f"c{n}"} if kind == "text" else {}))
+    found = sample(sandbox, expires())
     assert (found.rows, found.problem, found.skipped) == (30, None, None)
 
 
 def test_a_composite_key_is_sampled(alias: str) -> None:
     fields = [("tenant", models.IntegerField()), ("code", models.CharField(max_length=10))]
-    road = Road(alias, question(key=("pk", models.CompositePrimaryKey("tenant", "code")), fields=fields))
-    road.fill(30, tenant=lambda n: n % 3, code=lambda n: f"c{n}")
-    found = sample(road, expires())
+    sandbox = MigrationSandbox(
+        alias, question(key=("pk", models.CompositePrimaryKey("tenant", "code")), fields=fields)
+    )
+    sandbox.fill(30, tenant=lambda n: n % 3, code=lambda n: f"c{n}")
+    found = sample(sandbox, expires())
     assert (found.rows, found.problem, found.skipped) == (30, None, None)
 
 
 def test_a_child_is_sampled_with_what_it_has_of_its_parent(alias: str) -> None:
-    child = migrations.CreateModel("Quiz", [("prize", models.IntegerField())], bases=("roads.question",))
-    road = Road(alias, question(), child)
+    child = migrations.CreateModel("Quiz", [("prize", models.IntegerField())], bases=("boxes.question",))
+    sandbox = MigrationSandbox(alias, question(), child)
     for number in range(1, 11):
-        road.model("Quiz")(question_text=f"{number}", pub_date=START, prize=number).save(using=alias)
+        sandbox.model("Quiz")(question_text=f"{number}", pub_date=START, prize=number).save(using=alias)
     operation = AddRequiredField(
         "quiz", "text", models.CharField(max_length=20), lambda row: row.question_text * 2
     )
-    found = sample(road, operation, model_name="quiz")
+    found = sample(sandbox, operation, model_name="quiz")
     assert (found.rows, found.problem, found.skipped) == (10, None, None)
 
 
@@ -384,25 +386,25 @@ def test_a_child_is_sampled_with_what_it_has_of_its_parent(alias: str) -> None:
 def test_a_table_in_another_schema_is_sampled(alias: str) -> None:
     with connections[alias].cursor() as cursor:
         cursor.execute("CREATE SCHEMA other")
-    road = Road(alias, question(db_table='"other"."question"'))
-    road.fill(10)
-    found = sample(road, expires())
+    sandbox = MigrationSandbox(alias, question(db_table='"other"."question"'))
+    sandbox.fill(10)
+    found = sample(sandbox, expires())
     assert (found.rows, found.problem, found.skipped) == (10, None, None)
 
 
 def test_an_empty_table_is_not_sampled(alias: str) -> None:
-    seen = look(Road(alias), expires())
+    seen = look(MigrationSandbox(alias), expires())
     assert (seen.rows, seen.hurts, seen.seconds) == (0, False, None)
     found = fill_of(seen).sample
     assert found
     assert found.skipped == "the table has no rows"
 
 
-def test_a_function_of_the_migration_is_not_called(road: Road) -> None:
+def test_a_function_of_the_migration_is_not_called(sandbox: MigrationSandbox) -> None:
     def forbidden(apps: Any, schema_editor: Any) -> None:
         raise AssertionError("called")
 
-    found = sample(road, expires(forbidden))
+    found = sample(sandbox, expires(forbidden))
     assert found.skipped
     assert "forbidden(apps, schema_editor) runs in the migration alone" in found.skipped
 
@@ -410,11 +412,11 @@ def test_a_function_of_the_migration_is_not_called(road: Road) -> None:
 # Where it stands already
 
 
-def test_of_a_run_that_was_stopped_it_tells_what_is_left(road: Road) -> None:
-    road.run(AddNullableField("question", "expires_date", models.DateTimeField()))
-    road.rows().filter(pk__lte=60).update(expires_date=F("pub_date"))
-    road.state = without_the_field(road)
-    seen = look(road, expires())
+def test_of_a_run_that_was_stopped_it_tells_what_is_left(sandbox: MigrationSandbox) -> None:
+    sandbox.run(AddNullableField("question", "expires_date", models.DateTimeField()))
+    sandbox.rows().filter(pk__lte=60).update(expires_date=F("pub_date"))
+    sandbox.state = without_the_field(sandbox)
+    seen = look(sandbox, expires())
     assert seen.nulls == 40
     assert seen.actions[0].done
     assert not fill_of(seen).done
@@ -424,35 +426,37 @@ def test_of_a_run_that_was_stopped_it_tells_what_is_left(road: Road) -> None:
     assert found.problem is None
 
 
-def without_the_field(road: Road) -> Any:
-    state = road.state.clone()
+def without_the_field(sandbox: MigrationSandbox) -> Any:
+    state = sandbox.state.clone()
     state.remove_field(APP, "question", "expires_date")
     return state
 
 
-def test_of_a_run_that_ended_there_is_nothing_left(road: Road) -> None:
-    before = road.state
-    road.run(expires())
-    road.state = before
-    seen = look(road, expires())
+def test_of_a_run_that_ended_there_is_nothing_left(sandbox: MigrationSandbox) -> None:
+    before = sandbox.state
+    sandbox.run(expires())
+    sandbox.state = before
+    seen = look(sandbox, expires())
     # The guard is put up and taken down once more, where there is one.
     assert [action.title for action in seen.actions if not action.done and "guard" not in action.title] == []
     assert (seen.nulls, seen.seconds, seen.hurts) == (0, None, False)
 
 
 def test_without_the_table_there_is_nothing_to_fill(alias: str) -> None:
-    road = Road(alias, SITE)
-    question().state_forwards(APP, road.state)
-    seen = look(road, expires())
+    sandbox = MigrationSandbox(alias, SITE)
+    question().state_forwards(APP, sandbox.state)
+    seen = look(sandbox, expires())
     assert (seen.rows, seen.actions, seen.hurts) == (0, (), False)
-    assert said(seen, "has no table roads_question yet")
+    assert said(seen, "has no table boxes_question yet")
 
 
 @SERVERS
-def test_a_server_that_does_not_answer_is_told(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
-    road.connection.close()
-    monkeypatch.setitem(road.connection.settings_dict, "PORT", "1")
-    seen = look(road, expires())
+def test_a_server_that_does_not_answer_is_told(
+    sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox.connection.close()
+    monkeypatch.setitem(sandbox.connection.settings_dict, "PORT", "1")
+    seen = look(sandbox, expires())
     monkeypatch.undo()
     assert seen.hurts
     assert said(seen, "could not be looked at")
@@ -466,16 +470,16 @@ def large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let a table of a few rows count as one that is not small."""
     with monkeypatch.context() as patch:
         patch.setattr(risks, "SMALL", 10)
-        patch.setattr(forecast, "SMALL", 10)
+        patch.setattr(plan, "SMALL", 10)
         yield
 
 
-def test_a_small_table_is_told(road: Road) -> None:
-    assert said(look(road, expires()), "100 rows are few")
+def test_a_small_table_is_told(sandbox: MigrationSandbox) -> None:
+    assert said(look(sandbox, expires()), "100 rows are few")
 
 
-def test_a_failing_sample_hurts(road: Road) -> None:
-    seen = look(road, expires(failing))
+def test_a_failing_sample_hurts(sandbox: MigrationSandbox) -> None:
+    seen = look(sandbox, expires(failing))
     (risk,) = said(seen, "In the sample, 100 of 100 rows got no value")
     assert risk.hurts
     assert seen.hurts
@@ -484,39 +488,39 @@ def test_a_failing_sample_hurts(road: Road) -> None:
 
 
 @SQLITE
-def test_a_copy_of_a_large_table_hurts(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not look(road, expires()).hurts
+def test_a_copy_of_a_large_table_hurts(sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not look(sandbox, expires()).hurts
     with large(monkeypatch):
-        seen = look(road, expires())
+        seen = look(sandbox, expires())
     (risk,) = said(seen, "the table is locked while it is copied: everyone must wait, with 100 rows")
     assert risk.hurts
     assert seen.hurts
 
 
 @SERVERS
-def test_on_a_server_no_step_hurts(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_server_no_step_hurts(sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     with large(monkeypatch):
         for operation in (expires(), added(models.IntegerField(unique=True), F("id"))):
-            assert not look(road, operation).hurts
+            assert not look(sandbox, operation).hurts
 
 
 @MARIADB
-def test_a_copy_that_is_allowed_hurts(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_is_allowed_hurts(sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     with large(monkeypatch), override_settings(SAFEMIGRATE_ALLOW_TABLE_COPY=True):
-        seen = look(road, expires())
+        seen = look(sandbox, expires())
     (risk,) = said(seen, "writers must wait")
     assert risk.hurts
     assert "SAFEMIGRATE_ALLOW_TABLE_COPY" in risk.cure
 
 
 @SERVERS
-def test_an_open_transaction_is_told(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_transaction_is_told(sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(risks, "OPEN_SECONDS", 0.5)
-    with another(road.alias) as connection, connection.cursor() as cursor:
+    with another(sandbox.alias) as connection, connection.cursor() as cursor:
         cursor.execute("BEGIN")
-        cursor.execute("UPDATE roads_question SET question_text = 'x' WHERE id = 1")
+        cursor.execute("UPDATE boxes_question SET question_text = 'x' WHERE id = 1")
         time.sleep(2)
-        seen = look(road, expires())
+        seen = look(sandbox, expires())
         (risk,) = said(seen, "A transaction is open for more than 0.5 s")
         assert not risk.hurts
         assert not seen.hurts
@@ -526,7 +530,7 @@ def test_an_open_transaction_is_told(road: Road, monkeypatch: pytest.MonkeyPatch
             "SAFEMIGRATE_LOCK_PAUSE": 0.1,
         }
         with override_settings(**patience):
-            seen = look(road, expires())
+            seen = look(sandbox, expires())
         (risk,) = said(seen, "open for longer than a lock is tried for")
         assert risk.hurts
         assert seen.hurts
@@ -535,40 +539,40 @@ def test_an_open_transaction_is_told(road: Road, monkeypatch: pytest.MonkeyPatch
 
 TRIGGERS = {
     "postgresql": [
-        "CREATE FUNCTION roads_audit() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
-        "CREATE TRIGGER roads_audit BEFORE UPDATE ON roads_question FOR EACH ROW EXECUTE FUNCTION roads_audit()",
+        "CREATE FUNCTION boxes_audit() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+        "CREATE TRIGGER boxes_audit BEFORE UPDATE ON boxes_question FOR EACH ROW EXECUTE FUNCTION boxes_audit()",
     ],
-    "mysql": ["CREATE TRIGGER roads_audit BEFORE UPDATE ON roads_question FOR EACH ROW SET @audited = 1"],
-    "sqlite": ["CREATE TRIGGER roads_audit AFTER UPDATE ON roads_question BEGIN SELECT 1; END"],
+    "mysql": ["CREATE TRIGGER boxes_audit BEFORE UPDATE ON boxes_question FOR EACH ROW SET @audited = 1"],
+    "sqlite": ["CREATE TRIGGER boxes_audit AFTER UPDATE ON boxes_question BEGIN SELECT 1; END"],
 }
 
 
-def test_triggers_are_named(road: Road) -> None:
-    assert not said(look(road, expires()), "triggers")
-    with road.connection.cursor() as cursor:
-        for statement in TRIGGERS[road.connection.vendor]:
+def test_triggers_are_named(sandbox: MigrationSandbox) -> None:
+    assert not said(look(sandbox, expires()), "triggers")
+    with sandbox.connection.cursor() as cursor:
+        for statement in TRIGGERS[sandbox.connection.vendor]:
             cursor.execute(statement)
-    assert said(look(road, expires()), "fire for each filled row: roads_audit.")
+    assert said(look(sandbox, expires()), "fire for each filled row: boxes_audit.")
 
 
 @POSTGRESQL
 def test_many_indexes_are_told(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    indexes = [models.Index(fields=["pub_date", "question_text"], name=f"roads_{n}") for n in range(4)]
-    road = Road(alias, question(indexes=indexes))
-    road.fill(20)
+    indexes = [models.Index(fields=["pub_date", "question_text"], name=f"boxes_{n}") for n in range(4)]
+    sandbox = MigrationSandbox(alias, question(indexes=indexes))
+    sandbox.fill(20)
     with large(monkeypatch):
-        assert said(look(road, expires()), "5 indexes and full pages (fillfactor 100)")
-        with road.connection.cursor() as cursor:
-            cursor.execute("ALTER TABLE roads_question SET (fillfactor = 50)")
-        assert not said(look(road, expires()), "full pages")
+        assert said(look(sandbox, expires()), "5 indexes and full pages (fillfactor 100)")
+        with sandbox.connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE boxes_question SET (fillfactor = 50)")
+        assert not said(look(sandbox, expires()), "full pages")
 
 
 @POSTGRESQL
-def test_replicas_that_cannot_be_seen_are_told(road: Road) -> None:
-    with road.connection.cursor() as cursor:
+def test_replicas_that_cannot_be_seen_are_told(sandbox: MigrationSandbox) -> None:
+    with sandbox.connection.cursor() as cursor:
         cursor.execute("SELECT pg_create_physical_replication_slot('safemigrate_forecast', true)")
         try:
-            seen = look(road, expires())
+            seen = look(sandbox, expires())
         finally:
             cursor.execute("SELECT pg_drop_replication_slot('safemigrate_forecast')")
     assert said(seen, "How far the replicas are behind cannot be seen")
@@ -583,45 +587,45 @@ class SiteElsewhere:
 
 
 def test_a_foreign_key_to_another_alias_hurts(alias: str) -> None:
-    road = Road(alias, SITE, question())
-    road.fill(10)
-    road.rows("Site").create(pk=1)
+    sandbox = MigrationSandbox(alias, SITE, question())
+    sandbox.fill(10)
+    sandbox.rows("Site").create(pk=1)
     with override_settings(DATABASE_ROUTERS=[SiteElsewhere()]):
-        seen = look(road, added(models.ForeignKey("roads.Site", models.CASCADE), 1, "site"))
+        seen = look(sandbox, added(models.ForeignKey("boxes.Site", models.CASCADE), 1, "site"))
         (risk,) = said(seen, "which the routers keep away from")
         assert risk.hurts
         assert "db_constraint=False" in risk.cure
-        field = models.ForeignKey("roads.Site", models.CASCADE, db_constraint=False)
-        (risk,) = said(look(road, added(field, 1, "site")), "which the routers keep away from")
+        field = models.ForeignKey("boxes.Site", models.CASCADE, db_constraint=False)
+        (risk,) = said(look(sandbox, added(field, 1, "site")), "which the routers keep away from")
         assert not risk.hurts
 
 
 OLD_CODE = "Code that does not know the field cannot insert rows once it is required"
 
 
-def test_old_code_is_thought_of(road: Road) -> None:
-    in_one = look(road, added(models.IntegerField(), 3))
+def test_old_code_is_thought_of(sandbox: MigrationSandbox) -> None:
+    in_one = look(sandbox, added(models.IntegerField(), 3))
     assert said(in_one, OLD_CODE)[0].cure.count("--phases 3") == 1
     in_three = look(
-        road,
+        sandbox,
         AddNullableField("question", "fresh", models.IntegerField()),
         GuardWrites("question", "fresh", 3),
         Populate("question", "fresh", 3),
         SetNotNull("question", "fresh", models.IntegerField()),
     )
     assert not said(in_three, OLD_CODE)
-    assert not said(look(road, added(models.IntegerField(db_default=5), 3)), OLD_CODE)
+    assert not said(look(sandbox, added(models.IntegerField(db_default=5), 3)), OLD_CODE)
 
 
 @SERVERS
-def test_a_guard_that_is_kept_is_enough(road: Road) -> None:
-    assert not said(look(road, expires(keep_guard=True)), OLD_CODE)
+def test_a_guard_that_is_kept_is_enough(sandbox: MigrationSandbox) -> None:
+    assert not said(look(sandbox, expires(keep_guard=True)), OLD_CODE)
 
 
-def test_python_cannot_be_guarded(road: Road) -> None:
-    (risk,) = said(look(road, expires(lambda row: row.pub_date)), "No write guard")
+def test_python_cannot_be_guarded(sandbox: MigrationSandbox) -> None:
+    (risk,) = said(look(sandbox, expires(lambda row: row.pub_date)), "No write guard")
     assert "computed in Python" in risk.text
-    assert not said(look(road, added(models.IntegerField(), 3)), "No write guard")
+    assert not said(look(sandbox, added(models.IntegerField(), 3)), "No write guard")
 
 
 # The command

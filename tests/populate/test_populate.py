@@ -20,7 +20,7 @@ from safemigrate.operations import AddNullableField, AddRequiredField, Populate,
 from safemigrate.populate import FromApps, FromRelated, PerBatch, PerRow, Suffix
 from safemigrate.populate.sources import CHOICES, AsWritten, InDatabase, InPython, check, resolve
 from tests.support import sample_populates as samples
-from tests.support.sandbox import APP, Road, Statements, question
+from tests.support.sandbox import APP, MigrationSandbox, Statements, question
 
 ROWS = 23
 BATCH = 7
@@ -39,10 +39,10 @@ def nullable(*, votes: bool = False) -> list[Any]:
     return [AddNullableField("question", name, field) for name, field in fields.items()]
 
 
-def filled(alias: str, **values: Any) -> Road:
-    road = Road(alias)
-    road.fill(ROWS, **values)
-    return road
+def filled(alias: str, **values: Any) -> MigrationSandbox:
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(ROWS, **values)
+    return sandbox
 
 
 def site_and_page() -> list[Any]:
@@ -55,144 +55,144 @@ def site_and_page() -> list[Any]:
     ]
 
 
-def on_pages(alias: str) -> Road:
+def on_pages(alias: str) -> MigrationSandbox:
     """Questions on five pages of two sites, which are not in the order of their keys."""
-    road = Road(alias, *site_and_page())
-    sites = [road.rows("Site").create(name=f"Site {n}") for n in range(2)]
-    pages = [road.rows("Page").create(title=f"Page {n}", site=sites[n % 2]) for n in range(5)]
-    road.fill(ROWS, page=lambda n: pages[n * 3 % 5])
-    return road
+    sandbox = MigrationSandbox(alias, *site_and_page())
+    sites = [sandbox.rows("Site").create(name=f"Site {n}") for n in range(2)]
+    pages = [sandbox.rows("Page").create(title=f"Page {n}", site=sites[n % 2]) for n in range(5)]
+    sandbox.fill(ROWS, page=lambda n: pages[n * 3 % 5])
+    return sandbox
 
 
-def texts(road: Road) -> list[str]:
-    return [text.upper() for text in road.values("question_text")]
+def texts(sandbox: MigrationSandbox) -> list[str]:
+    return [text.upper() for text in sandbox.values("question_text")]
 
 
 # Each kind on every database
 
 
 def test_a_value(alias: str) -> None:
-    road = filled(alias)
-    road.run(add("draft"))
-    assert road.values("code") == ["draft"] * ROWS
+    sandbox = filled(alias)
+    sandbox.run(add("draft"))
+    assert sandbox.values("code") == ["draft"] * ROWS
 
 
 @pytest.mark.parametrize("value", ["", "v1", "Dr. Who", "1.5", "a.b c", ".hidden", "100%", "it's"])
 def test_a_text_that_no_path_looks_like_is_a_value(alias: str, value: str) -> None:
-    road = filled(alias)
-    road.run(add(value))
-    assert road.values("code") == [value] * ROWS
+    sandbox = filled(alias)
+    sandbox.run(add(value))
+    assert sandbox.values("code") == [value] * ROWS
 
 
 def test_value_says_that_a_text_with_a_dot_is_meant_as_it_is(alias: str) -> None:
-    road = filled(alias)
-    road.run(add(Value("tests.support.sample_populates.new_code")))
-    assert road.values("code") == ["tests.support.sample_populates.new_code"] * ROWS
+    sandbox = filled(alias)
+    sandbox.run(add(Value("tests.support.sample_populates.new_code")))
+    assert sandbox.values("code") == ["tests.support.sample_populates.new_code"] * ROWS
 
 
 def test_an_expression(alias: str) -> None:
-    road = filled(alias)
-    road.run(add(Upper(Concat("question_text", Value("!")))))
-    assert road.values("code") == [f"{text}!" for text in texts(road)]
+    sandbox = filled(alias)
+    sandbox.run(add(Upper(Concat("question_text", Value("!")))))
+    assert sandbox.values("code") == [f"{text}!" for text in texts(sandbox)]
 
 
 def test_a_function_of_no_arguments_is_called_once_per_row(alias: str) -> None:
-    road = filled(alias)
-    road.run(AddRequiredField("question", "token", models.UUIDField(), uuid.uuid4, batch_size=BATCH))
-    tokens = road.values("token")
+    sandbox = filled(alias)
+    sandbox.run(AddRequiredField("question", "token", models.UUIDField(), uuid.uuid4, batch_size=BATCH))
+    tokens = sandbox.values("token")
     assert len(set(tokens)) == ROWS
     assert {token.version for token in tokens} == {4}
 
 
 def test_a_function_of_no_arguments_reads_nothing_but_keys(alias: str) -> None:
-    road, statements = filled(alias), Statements()
+    sandbox, statements = filled(alias), Statements()
     with connections[alias].execute_wrapper(statements):
-        road.run(*nullable(), Populate("question", "code", samples.new_code, batch_size=BATCH))
+        sandbox.run(*nullable(), Populate("question", "code", samples.new_code, batch_size=BATCH))
     assert not [text for text in statements.like("SELECT") if "pub_date" in text]
 
 
 def test_a_function_of_one_row(alias: str) -> None:
-    road = filled(alias)
-    road.run(add(samples.from_text))
-    assert road.values("code") == texts(road)
+    sandbox = filled(alias)
+    sandbox.run(add(samples.from_text))
+    assert sandbox.values("code") == texts(sandbox)
 
 
 def test_a_function_of_one_row_gets_the_historical_model(alias: str) -> None:
-    road, seen = filled(alias), []
+    sandbox, seen = filled(alias), []
 
     def note(row: Any) -> str:
         seen.append((type(row).__module__, row._state.db))
         return "x"
 
-    road.run(add(note))
+    sandbox.run(add(note))
     assert seen == [("__fake__", alias)] * ROWS
 
 
 def test_a_function_of_apps_and_schema_editor_runs_once(alias: str) -> None:
-    road, calls = filled(alias), []
+    sandbox, calls = filled(alias), []
 
     def fill(apps: Any, schema_editor: Any) -> None:
         calls.append(schema_editor.connection.alias)
         samples.fill_codes(apps, schema_editor)
 
-    before = road.state
-    road.run(add(fill))
+    before = sandbox.state
+    sandbox.run(add(fill))
     assert calls == [alias]
-    assert road.values("code") == texts(road)
-    road.state = before
-    road.run(add(fill))
+    assert sandbox.values("code") == texts(sandbox)
+    sandbox.state = before
+    sandbox.run(add(fill))
     assert calls == [alias]
 
 
 def test_a_function_of_apps_and_schema_editor_must_leave_no_null(alias: str) -> None:
-    road = filled(alias)
+    sandbox = filled(alias)
 
     def all_but_two(apps: Any, schema_editor: Any) -> None:
         model = apps.get_model(APP, "question")
         rows = model.objects.using(schema_editor.connection.alias)
         rows.filter(pk__in=keys[2:]).update(code="x")
 
-    keys = road.values("pk")
+    keys = sandbox.values("pk")
     with pytest.raises(
-        BadRows, match=f"2 rows of roads.Question.code on {alias} are still NULL after"
+        BadRows, match=f"2 rows of boxes.Question.code on {alias} are still NULL after"
     ) as caught:
-        road.run(add(all_but_two))
+        sandbox.run(add(all_but_two))
     assert caught.value.count == 2
     assert f"The first keys: {keys[0]}, {keys[1]}." in str(caught.value)
-    road.state = road.after(*nullable())
-    assert road.column("code").nullable
+    sandbox.state = sandbox.after(*nullable())
+    assert sandbox.column("code").nullable
 
 
 def test_from_related_one_hop(alias: str) -> None:
-    road = on_pages(alias)
-    road.run(add(FromRelated("page__title")))
-    assert road.values("code") == road.values("page__title")
+    sandbox = on_pages(alias)
+    sandbox.run(add(FromRelated("page__title")))
+    assert sandbox.values("code") == sandbox.values("page__title")
 
 
 def test_from_related_two_hops(alias: str) -> None:
-    road = on_pages(alias)
-    road.run(add(FromRelated("page__site__name")))
-    assert road.values("code") == road.values("page__site__name")
+    sandbox = on_pages(alias)
+    sandbox.run(add(FromRelated("page__site__name")))
+    assert sandbox.values("code") == sandbox.values("page__site__name")
 
 
 @pytest.mark.parametrize("path", ["page__site", "page__site_id", "page__site__pk"])
 def test_from_related_copies_a_foreign_key(alias: str, path: str) -> None:
-    road = on_pages(alias)
+    sandbox = on_pages(alias)
     site = models.ForeignKey(f"{APP}.site", models.CASCADE)
-    road.run(AddRequiredField("question", "site", site, FromRelated(path), batch_size=BATCH))
-    assert road.values("site") == road.values("page__site")
+    sandbox.run(AddRequiredField("question", "site", site, FromRelated(path), batch_size=BATCH))
+    assert sandbox.values("site") == sandbox.values("page__site")
 
 
 @pytest.mark.parametrize("path", ["page__title", "page__site__name"])
 def test_from_related_reports_rows_whose_path_ends_in_null(alias: str, path: str) -> None:
-    road = on_pages(alias)
-    keys = road.values("pk")
-    road.rows().filter(pk__in=keys[:3]).update(page=None)
+    sandbox = on_pages(alias)
+    keys = sandbox.values("pk")
+    sandbox.rows().filter(pk__in=keys[:3]).update(page=None)
     with pytest.raises(BadRows, match="its value came out as NULL") as caught:
-        road.run(add(FromRelated(path)))
+        sandbox.run(add(FromRelated(path)))
     assert [bad.key for bad in caught.value.examples] == keys[:3]
-    road.state = road.after(*nullable())
-    assert road.values("code").count(None) == 3
+    sandbox.state = sandbox.after(*nullable())
+    assert sandbox.values("code").count(None) == 3
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_from_related_reports_rows_whose_path_ends_in_null(alias: str, path: str
         ("nowhere__title", "Question has no field named 'nowhere'"),
         ("page__nowhere", "Cannot resolve keyword 'nowhere' into field"),
         ("page__site__nowhere", "Cannot resolve keyword 'nowhere'|Unsupported lookup 'nowhere'"),
-        ("question_text__length", "question_text is not a foreign key of roads.Question"),
+        ("question_text__length", "question_text is not a foreign key of boxes.Question"),
     ],
 )
 def test_from_related_on_a_wrong_path(alias: str, path: str, words: str) -> None:
@@ -211,51 +211,51 @@ def test_from_related_on_a_wrong_path(alias: str, path: str, words: str) -> None
 
 
 def test_from_related_does_not_go_backwards(alias: str) -> None:
-    road = on_pages(alias)
+    sandbox = on_pages(alias)
     op = AddRequiredField("page", "code", CODE, FromRelated("question__question_text"))
-    with pytest.raises(InvalidPopulate, match="question is not a foreign key of roads.Page"):
-        road.run(op)
+    with pytest.raises(InvalidPopulate, match="question is not a foreign key of boxes.Page"):
+        sandbox.run(op)
 
 
 def test_from_apps(alias: str) -> None:
-    road = on_pages(alias)
-    road.run(add(FromApps(samples.page_title)))
-    assert road.values("code") == road.values("page__title")
+    sandbox = on_pages(alias)
+    sandbox.run(add(FromApps(samples.page_title)))
+    assert sandbox.values("code") == sandbox.values("page__title")
 
 
 def test_from_apps_sees_the_models_as_they_were(alias: str) -> None:
-    road = on_pages(alias)
+    sandbox = on_pages(alias)
 
     def newest(apps: Any) -> Subquery:
         others = apps.get_model(APP, "question").objects.filter(page=OuterRef("page"))
         return Subquery(others.order_by("-pk").values("question_text")[:1])
 
     operation = AddRequiredField("question", "code", CODE, FromApps(newest), batch_size=BATCH)
-    road.run(operation)
-    last = dict(road.rows().values_list("page", "question_text"))
-    assert road.values("code") == [last[page] for page in road.values("page")]
+    sandbox.run(operation)
+    last = dict(sandbox.rows().values_list("page", "question_text"))
+    assert sandbox.values("code") == [last[page] for page in sandbox.values("page")]
 
 
 def test_per_row_reads_only_what_it_names(alias: str) -> None:
-    road, statements = filled(alias), Statements()
+    sandbox, statements = filled(alias), Statements()
     with connections[alias].execute_wrapper(statements):
-        road.run(add(PerRow(samples.from_text, only=["question_text"])))
-    assert road.values("code") == texts(road)
+        sandbox.run(add(PerRow(samples.from_text, only=["question_text"])))
+    assert sandbox.values("code") == texts(sandbox)
     assert [text for text in statements.like("SELECT") if "question_text" in text]
     assert not [text for text in statements.like("SELECT") if "pub_date" in text]
 
 
 @pytest.mark.parametrize("only", [(), ("page__title", "page"), ("page__title",)])
 def test_per_row_reads_related_rows_along(alias: str, only: tuple[str, ...]) -> None:
-    road = on_pages(alias)
+    sandbox = on_pages(alias)
 
     def selects(**reading: Any) -> list[str]:
-        statements, before = Statements(), road.state
+        statements, before = Statements(), sandbox.state
         with connections[alias].execute_wrapper(statements):
-            road.run(add(PerRow(lambda row: row.page.title, **reading)))
-        assert road.values("code") == road.values("page__title")
-        road.undo(add("x"), before=before)
-        return [text for text in statements.like("SELECT") if f"FROM {quoted(alias, 'roads_page')}" in text]
+            sandbox.run(add(PerRow(lambda row: row.page.title, **reading)))
+        assert sandbox.values("code") == sandbox.values("page__title")
+        sandbox.undo(add("x"), before=before)
+        return [text for text in statements.like("SELECT") if f"FROM {quoted(alias, 'boxes_page')}" in text]
 
     assert len(selects()) == ROWS
     assert selects(select_related=["page"], only=only) == []
@@ -266,44 +266,44 @@ def quoted(alias: str, name: str) -> str:
 
 
 def test_prepare_runs_once_and_its_result_is_passed_on(alias: str) -> None:
-    road, calls = on_pages(alias), []
+    sandbox, calls = on_pages(alias), []
 
     def prepare(apps: Any, on: str) -> dict[Any, str]:
         calls.append(on)
         return samples.titles(apps, on)
 
-    road.run(add(PerRow(samples.title_in, prepare=prepare)))
+    sandbox.run(add(PerRow(samples.title_in, prepare=prepare)))
     assert calls == [alias]
-    assert road.values("code") == road.values("page__title")
+    assert sandbox.values("code") == sandbox.values("page__title")
 
 
 def test_per_batch(alias: str) -> None:
-    road, sizes = filled(alias), []
+    sandbox, sizes = filled(alias), []
 
     def batch(rows: list[Any]) -> list[str]:
         sizes.append(len(rows))
         return samples.all_from_text(rows)
 
-    road.run(add(PerBatch(batch)))
-    assert road.values("code") == texts(road)
+    sandbox.run(add(PerBatch(batch)))
+    assert sandbox.values("code") == texts(sandbox)
     assert sum(sizes) == ROWS
     assert max(sizes) == BATCH
 
 
 def test_per_batch_with_prepare_and_one_bad_value(alias: str) -> None:
-    road = on_pages(alias)
+    sandbox = on_pages(alias)
 
     def batch(rows: list[Any], prepared: dict[Any, str]) -> Any:
         return (None if row.pk == third else prepared[row.page_id] for row in rows)
 
-    third = road.values("pk")[2]
+    third = sandbox.values("pk")[2]
     with pytest.raises(BadRows) as caught:
-        road.run(add(PerBatch(batch, prepare=samples.titles)))
+        sandbox.run(add(PerBatch(batch, prepare=samples.titles)))
     assert [str(bad) for bad in caught.value.examples] == [f"{third}: the function returned None"]
 
 
 def test_per_batch_must_return_a_value_for_each_row(alias: str) -> None:
-    road = filled(alias)
+    sandbox = filled(alias)
 
     def short(rows: list[Any]) -> list[str]:
         return ["x"] * (len(rows) - 1)
@@ -311,14 +311,14 @@ def test_per_batch_must_return_a_value_for_each_row(alias: str) -> None:
     with pytest.raises(
         InvalidPopulate, match="short got 7 rows and returned 6 values. PerBatch needs one value"
     ):
-        road.run(add(PerBatch(short)))
-    road.state = road.after(*nullable())
-    assert road.values("code") == [None] * ROWS
+        sandbox.run(add(PerBatch(short)))
+    sandbox.state = sandbox.after(*nullable())
+    assert sandbox.values("code") == [None] * ROWS
 
 
 def test_per_batch_that_raises_is_split_to_the_row_at_fault(alias: str) -> None:
-    road = filled(alias)
-    third = road.values("pk")[2]
+    sandbox = filled(alias)
+    third = sandbox.values("pk")[2]
 
     def picky(rows: list[Any]) -> list[str]:
         if any(row.pk == third for row in rows):
@@ -326,7 +326,7 @@ def test_per_batch_that_raises_is_split_to_the_row_at_fault(alias: str) -> None:
         return samples.all_from_text(rows)
 
     with pytest.raises(BadRows, match=f"{third}: LookupError: no value for one of them") as caught:
-        road.run(add(PerBatch(picky)))
+        sandbox.run(add(PerBatch(picky)))
     assert caught.value.count == 1
 
 
@@ -340,49 +340,51 @@ def test_per_batch_that_raises_is_split_to_the_row_at_fault(alias: str) -> None:
     ],
 )
 def test_a_dotted_path_to_any_kind(alias: str, path: str, expected: Callable[[str], str]) -> None:
-    road = filled(alias)
-    road.run(add(path))
-    assert road.values("code") == [expected(text) for text in road.values("question_text")]
+    sandbox = filled(alias)
+    sandbox.run(add(path))
+    assert sandbox.values("code") == [expected(text) for text in sandbox.values("question_text")]
 
 
 def test_returning_an_expression_is_a_bad_row(alias: str) -> None:
-    road = filled(alias)
+    sandbox = filled(alias)
     with pytest.raises(BadRows, match="returned an expression; give the expression itself as populate"):
-        road.run(add(lambda row: F("question_text")))
+        sandbox.run(add(lambda row: F("question_text")))
 
 
 # Values made unique by a suffix
 
 
 def test_equal_values_are_numbered(alias: str) -> None:
-    road = Road(alias)
-    road.fill(300, question_text="Same")
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(300, question_text="Same")
     unique = PerRow(lambda row: row.question_text, unique=Suffix("-"))
-    road.run(AddRequiredField("question", "code", UNIQUE, unique, batch_size=41))
-    assert road.values("code") == ["Same", *(f"Same-{n}" for n in range(2, 301))]
+    sandbox.run(AddRequiredField("question", "code", UNIQUE, unique, batch_size=41))
+    assert sandbox.values("code") == ["Same", *(f"Same-{n}" for n in range(2, 301))]
 
 
 def test_numbered_values_fit_into_the_column(alias: str) -> None:
-    road = Road(alias)
-    road.fill(120, question_text="Questions")
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(120, question_text="Questions")
     field = models.SlugField(max_length=8, unique=True)
     unique = PerRow(lambda row: row.question_text, unique=Suffix("--"))
-    road.run(AddRequiredField("question", "code", field, unique, batch_size=BATCH))
-    codes = road.values("code")
+    sandbox.run(AddRequiredField("question", "code", field, unique, batch_size=BATCH))
+    codes = sandbox.values("code")
     assert codes[:2] == ["Question", "Quest--2"]
     assert codes[-1] == "Que--120"
     assert len(set(codes)) == 120
 
 
 def test_values_that_exist_already_are_not_taken(alias: str) -> None:
-    road = filled(alias, question_text=lambda n: "Same" if n % 2 else "Other")
-    road.run(AddNullableField("question", "code", UNIQUE))
-    keys = road.values("pk")
+    sandbox = filled(alias, question_text=lambda n: "Same" if n % 2 else "Other")
+    sandbox.run(AddNullableField("question", "code", UNIQUE))
+    keys = sandbox.values("pk")
     for number, own in {0: "Same-2", 20: "Same", 21: "Other-3"}.items():
-        road.rows().filter(pk=keys[number]).update(code=own)
+        sandbox.rows().filter(pk=keys[number]).update(code=own)
     unique = PerRow(lambda row: row.question_text, unique=Suffix("-"))
-    road.run(Populate("question", "code", unique, batch_size=BATCH), SetNotNull("question", "code", UNIQUE))
-    codes = road.values("code")
+    sandbox.run(
+        Populate("question", "code", unique, batch_size=BATCH), SetNotNull("question", "code", UNIQUE)
+    )
+    codes = sandbox.values("code")
     assert (codes[0], codes[20], codes[21]) == ("Same-2", "Same", "Other-3")
     assert len(set(codes)) == ROWS
     assert codes[2] == "Same-3"
@@ -400,18 +402,18 @@ def test_values_that_exist_already_are_not_taken(alias: str) -> None:
     ],
 )
 def test_values_that_only_the_database_holds_equal_are_told_apart(alias: str, alike: tuple[str, ...]) -> None:
-    road = filled(alias, question_text=lambda n: alike[n % len(alike)])
+    sandbox = filled(alias, question_text=lambda n: alike[n % len(alike)])
     unique = PerRow(lambda row: row.question_text, unique=Suffix("-"))
-    road.run(add(unique, UNIQUE))
-    assert None not in road.values("code")
-    for text, code in zip(road.values("question_text"), road.values("code"), strict=True):
+    sandbox.run(add(unique, UNIQUE))
+    assert None not in sandbox.values("code")
+    for text, code in zip(sandbox.values("question_text"), sandbox.values("code"), strict=True):
         assert code.startswith(text)
 
 
 def test_unique_needs_a_field_that_is_unique(alias: str) -> None:
-    road = filled(alias)
+    sandbox = filled(alias)
     with pytest.raises(InvalidPopulate, match="the field is not unique=True, so nothing would keep them so"):
-        road.run(add(PerRow(samples.from_text, unique=Suffix("-"))))
+        sandbox.run(add(PerRow(samples.from_text, unique=Suffix("-"))))
 
 
 # Several fields in one pass
@@ -437,24 +439,24 @@ TWO_NEW: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", TWO_NEW)
 def test_several_fields(alias: str, kind: str) -> None:
-    road = filled(alias)
-    road.run(*two_new(TWO_NEW[kind]))
-    assert road.values("code") == texts(road)
-    assert road.values("votes") == [7] * ROWS
+    sandbox = filled(alias)
+    sandbox.run(*two_new(TWO_NEW[kind]))
+    assert sandbox.values("code") == texts(sandbox)
+    assert sandbox.values("votes") == [7] * ROWS
 
 
 @pytest.mark.parametrize("kind", TWO_NEW)
 def test_several_fields_keep_what_the_application_wrote(alias: str, kind: str) -> None:
-    road = filled(alias)
-    road.run(*nullable(votes=True))
-    keys = road.values("pk")
-    road.rows().filter(pk=keys[1]).update(code="own")
-    road.rows().filter(pk=keys[2]).update(votes=1)
-    road.rows().filter(pk=keys[3]).update(code="own", votes=1)
-    road.run(Populate("question", ["code", "votes"], TWO_NEW[kind], batch_size=BATCH))
-    expected = texts(road)
-    assert road.values("code") == [expected[0], "own", expected[2], "own", *expected[4:]]
-    assert road.values("votes") == [7, 7, 1, 1, *[7] * (ROWS - 4)]
+    sandbox = filled(alias)
+    sandbox.run(*nullable(votes=True))
+    keys = sandbox.values("pk")
+    sandbox.rows().filter(pk=keys[1]).update(code="own")
+    sandbox.rows().filter(pk=keys[2]).update(votes=1)
+    sandbox.rows().filter(pk=keys[3]).update(code="own", votes=1)
+    sandbox.run(Populate("question", ["code", "votes"], TWO_NEW[kind], batch_size=BATCH))
+    expected = texts(sandbox)
+    assert sandbox.values("code") == [expected[0], "own", expected[2], "own", *expected[4:]]
+    assert sandbox.values("votes") == [7, 7, 1, 1, *[7] * (ROWS - 4)]
 
 
 REWRITING: dict[str, Any] = {
@@ -464,68 +466,68 @@ REWRITING: dict[str, Any] = {
 }
 
 
-def with_votes(alias: str) -> Road:
-    road = Road(alias, question(fields=[("votes", models.IntegerField(default=0))]))
-    road.fill(ROWS, votes=lambda n: n)
-    road.run(*nullable())
-    return road
+def with_votes(alias: str) -> MigrationSandbox:
+    sandbox = MigrationSandbox(alias, question(fields=[("votes", models.IntegerField(default=0))]))
+    sandbox.fill(ROWS, votes=lambda n: n)
+    sandbox.run(*nullable())
+    return sandbox
 
 
 @pytest.mark.parametrize("kind", REWRITING)
 def test_a_column_that_has_values_is_rewritten_once(alias: str, kind: str) -> None:
-    road = with_votes(alias)
-    own = road.values("pk")[4]
-    road.rows().filter(pk=own).update(code="own")
+    sandbox = with_votes(alias)
+    own = sandbox.values("pk")[4]
+    sandbox.rows().filter(pk=own).update(code="own")
     rewrite = Populate("question", ["code", "votes"], REWRITING[kind], batch_size=BATCH)
     for _ in range(2):
-        road.run(rewrite)
+        sandbox.run(rewrite)
         expected = [n if n == 5 else n + 100 for n in range(1, ROWS + 1)]
-        assert road.values("votes") == expected
-        assert road.rows().get(pk=own).code == "own"
+        assert sandbox.values("votes") == expected
+        assert sandbox.rows().get(pk=own).code == "own"
 
 
 @pytest.mark.parametrize("kind", REWRITING)
 def test_stopped_at_any_statement_a_column_is_still_rewritten_once(alias: str, kind: str) -> None:
-    road = with_votes(alias)
+    sandbox = with_votes(alias)
     rewrite = Populate("question", ["code", "votes"], REWRITING[kind], batch_size=BATCH)
     stop_at, stopped = 0, True
     while stopped:
         for row in range(1, ROWS + 1):
-            road.rows().filter(question_text=f"Question {row}?").update(code=None, votes=row)
-        stopped = crashes(road, rewrite, stop_at)
-        road.run(rewrite)
-        assert road.values("votes") == [n + 100 for n in range(1, ROWS + 1)]
+            sandbox.rows().filter(question_text=f"Question {row}?").update(code=None, votes=row)
+        stopped = crashes(sandbox, rewrite, stop_at)
+        sandbox.run(rewrite)
+        assert sandbox.values("votes") == [n + 100 for n in range(1, ROWS + 1)]
         stop_at += 2
     assert stop_at > 6
 
 
-def crashes(road: Road, operation: Any, stop_at: int) -> bool:
+def crashes(sandbox: MigrationSandbox, operation: Any, stop_at: int) -> bool:
     try:
-        with connections[road.alias].execute_wrapper(Statements(stop_at=stop_at)):
-            road.run(operation)
+        with connections[sandbox.alias].execute_wrapper(Statements(stop_at=stop_at)):
+            sandbox.run(operation)
     except Statements.Crash:
-        connections[road.alias].close()
+        connections[sandbox.alias].close()
         return True
     return False
 
 
 def test_a_rewritten_column_is_read_as_it_was_by_the_others(alias: str) -> None:
-    road = Road(alias, question(fields=[("votes", models.IntegerField(default=0))]))
-    road.fill(ROWS, votes=lambda n: n)
+    sandbox = MigrationSandbox(alias, question(fields=[("votes", models.IntegerField(default=0))]))
+    sandbox.fill(ROWS, votes=lambda n: n)
     score = models.IntegerField()
     both = {"votes": F("votes") + 100, "score": F("votes") * 10}
-    road.run(
+    sandbox.run(
         AddNullableField("question", "score", score),
         Populate("question", ["score", "votes"], both, batch_size=BATCH),
     )
-    assert road.values("score") == [n * 10 for n in range(1, ROWS + 1)]
-    assert road.values("votes") == [n + 100 for n in range(1, ROWS + 1)]
+    assert sandbox.values("score") == [n * 10 for n in range(1, ROWS + 1)]
+    assert sandbox.values("votes") == [n + 100 for n in range(1, ROWS + 1)]
 
 
 def test_a_row_function_that_leaves_a_field_out_is_a_bad_row(alias: str) -> None:
-    road = filled(alias)
+    sandbox = filled(alias)
     with pytest.raises(BadRows, match=r"returned \{'code': 'x'\}, not a dict of code, votes"):
-        road.run(*two_new(lambda row: {"code": "x"}))
+        sandbox.run(*two_new(lambda row: {"code": "x"}))
 
 
 # Refused when the migration is loaded
@@ -798,10 +800,10 @@ def test_a_written_migration_means_the_same(phase: str) -> None:
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_written_migration_runs(alias: str, phase: str) -> None:
-    road = on_pages(alias)
-    road.run(*written(PHASES[phase]()))
-    assert len([code for code in road.values("code") if code]) == ROWS
-    assert not road.column("code").nullable
+    sandbox = on_pages(alias)
+    sandbox.run(*written(PHASES[phase]()))
+    assert len([code for code in sandbox.values("code") if code]) == ROWS
+    assert not sandbox.column("code").nullable
 
 
 def test_defaults_are_not_written() -> None:

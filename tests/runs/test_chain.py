@@ -134,7 +134,7 @@ def test_what_fails_after_a_run_is_shown_in_it_and_not_tried_again(
     last = the_run()
     assert last.status == Status.SUCCEEDED
     assert last.error == f"The chain stopped after this run: {type(error).__name__}: {error}"
-    assert last.then is None
+    assert last.next_run is None
     assert hours_later() == []
     assert [required_on(alias) for alias in both] == [False, False]
 
@@ -154,7 +154,7 @@ def test_a_chain_ends_where_somebody_fills_the_next_database_otherwise(both: lis
     store.claim(lookup.find(FIELD, "archive").target, {"executor": "inline", "started_by": "bob"})
     Queue.deliver_all()
     first = first_of(both)
-    assert first.then is None
+    assert first.next_run is None
     assert "on archive is being filled already" in first.error
     assert "started by bob" in first.error
     assert first.error.endswith("Not begun: archive.")
@@ -184,7 +184,7 @@ def test_a_process_that_takes_over_a_run_of_a_chain_ends_the_chain(both: list[st
     begin_chain(both, "--executor", "celery", "--migrate")
     call_command("backfill", "run", FIELD, "--database", both[0], verbosity=0)
     Queue.deliver_all()
-    assert the_run().then is None
+    assert the_run().next_run is None
     assert hours_later() == []
     assert [filled_on(alias) for alias in both] == [ROWS, 0]
 

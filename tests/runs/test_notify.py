@@ -20,7 +20,7 @@ from safemigrate.models import BackfillRun
 from safemigrate.operations import AddNullableField, Populate
 from safemigrate.runs import status, store
 from tests.conftest import ROOT
-from tests.support.sandbox import MONTH, Road
+from tests.support.sandbox import MONTH, MigrationSandbox
 
 EXPIRES = models.DateTimeField("expires at")
 LATER = F("pub_date") + MONTH
@@ -28,17 +28,17 @@ NOTIFY = ["ops@example.com", "dba@example.com"]
 
 
 @pytest.fixture
-def road(alias: str, settings: Any) -> Road:
+def sandbox(alias: str, settings: Any) -> MigrationSandbox:
     settings.SAFEMIGRATE_NOTIFY = NOTIFY
     settings.SAFEMIGRATE_BATCH_SIZE = 10
-    road = Road(alias)
-    road.fill(30)
-    road.run(AddNullableField("question", "expires_date", EXPIRES))
-    return road
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(30)
+    sandbox.run(AddNullableField("question", "expires_date", EXPIRES))
+    return sandbox
 
 
-def fill(road: Road, populate: Any) -> None:
-    road.run(Populate("question", "expires_date", populate))
+def fill(sandbox: MigrationSandbox, populate: Any) -> None:
+    sandbox.run(Populate("question", "expires_date", populate))
 
 
 class Heard:
@@ -71,65 +71,65 @@ def heard() -> Iterator[Heard]:
     yield from Heard().listen()
 
 
-def test_a_run_that_ends_well_sends_a_mail_with_what_it_did(road: Road) -> None:
-    fill(road, LATER)
+def test_a_run_that_ends_well_sends_a_mail_with_what_it_did(sandbox: MigrationSandbox) -> None:
+    fill(sandbox, LATER)
     (sent,) = mail.outbox
     assert sent.to == NOTIFY
-    assert sent.subject == f"Backfill succeeded: roads.Question.expires_date on {road.alias}"
+    assert sent.subject == f"Backfill succeeded: boxes.Question.expires_date on {sandbox.alias}"
     assert "30 of 30" in sent.body
     assert f"python manage.py backfill show {store.records()[0].pk}" in sent.body
 
 
-def test_a_run_that_fails_sends_one_with_the_error_and_what_to_type(road: Road) -> None:
+def test_a_run_that_fails_sends_one_with_the_error_and_what_to_type(sandbox: MigrationSandbox) -> None:
     with pytest.raises(BadRows):
-        fill(road, lambda row: None)
+        fill(sandbox, lambda row: None)
     (sent,) = mail.outbox
     assert sent.subject.startswith("Backfill failed: ")
     assert re.search(r"bad rows: +30", sent.body)
     assert "the function returned None" in sent.body
-    line = f"python manage.py backfill run roads.Question.expires_date --database {road.alias}"
+    line = f"python manage.py backfill run boxes.Question.expires_date --database {sandbox.alias}"
     assert line in sent.body
 
 
-def test_a_run_that_was_stopped_sends_none(road: Road) -> None:
+def test_a_run_that_was_stopped_sends_none(sandbox: MigrationSandbox) -> None:
     def stop(row: Any) -> Any:
         raise Interrupted(130)
 
     with pytest.raises(Interrupted):
-        fill(road, stop)
+        fill(sandbox, stop)
     assert mail.outbox == []
     assert store.records()[0].status == status.Status.STOPPED
 
 
 def test_a_mail_server_that_fails_stops_nothing(
-    road: Road, settings: Any, caplog: pytest.LogCaptureFixture
+    sandbox: MigrationSandbox, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     smtp = "django.core.mail.backends.smtp.EmailBackend"
     if django.VERSION >= (6, 1):
         settings.MAILERS = {"default": {"BACKEND": smtp, "OPTIONS": {"host": "127.0.0.1", "port": 1}}}
     else:
         settings.EMAIL_BACKEND, settings.EMAIL_HOST, settings.EMAIL_PORT = smtp, "127.0.0.1", 1
-    fill(road, LATER)
-    assert None not in road.values("expires_date")
+    fill(sandbox, LATER)
+    assert None not in sandbox.values("expires_date")
     assert "No mail about run" in caplog.text
 
 
-def test_nobody_is_told_where_nobody_wants_it(road: Road, settings: Any) -> None:
+def test_nobody_is_told_where_nobody_wants_it(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_NOTIFY = []
-    fill(road, LATER)
+    fill(sandbox, LATER)
     assert mail.outbox == []
 
 
-def test_the_signals_of_a_run_that_ends_well(road: Road, heard: Heard) -> None:
-    fill(road, LATER)
+def test_the_signals_of_a_run_that_ends_well(sandbox: MigrationSandbox, heard: Heard) -> None:
+    fill(sandbox, LATER)
     assert heard.names == ["run_started", *["batch_done"] * 3, "run_finished"]
     assert [rows for rows, _ in heard.batches] == [10, 10, 10]
     assert all(seconds > 0 for _, seconds in heard.batches)
 
 
-def test_the_signals_of_a_run_that_fails_or_is_stopped(road: Road, heard: Heard) -> None:
+def test_the_signals_of_a_run_that_fails_or_is_stopped(sandbox: MigrationSandbox, heard: Heard) -> None:
     with pytest.raises(BadRows) as raised:
-        fill(road, lambda row: None)
+        fill(sandbox, lambda row: None)
     assert heard.names[-1] == "run_failed"
     assert heard.errors == [raised.value]
 
@@ -137,32 +137,34 @@ def test_the_signals_of_a_run_that_fails_or_is_stopped(road: Road, heard: Heard)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fill(road, stop)
+        fill(sandbox, stop)
     assert heard.names[-1] == "run_stopped"
 
 
 def test_a_receiver_that_raises_is_logged_and_stops_nothing(
-    road: Road, caplog: pytest.LogCaptureFixture
+    sandbox: MigrationSandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(**kwargs: Any) -> None:
         raise RuntimeError("a receiver of theirs")
 
     signals.batch_done.connect(broken)
     try:
-        fill(road, LATER)
+        fill(sandbox, LATER)
     finally:
         signals.batch_done.disconnect(broken)
-    assert None not in road.values("expires_date")
+    assert None not in sandbox.values("expires_date")
     assert "a receiver of theirs" in caplog.text
 
 
-def test_what_is_logged_says_which_run_it_is(road: Road, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_logged_says_which_run_it_is(
+    sandbox: MigrationSandbox, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.DEBUG, logger="safemigrate"):
-        fill(road, LATER)
+        fill(sandbox, LATER)
     run = store.records()[0]
     begun, *_, ended = [record for record in caplog.records if hasattr(record, "rows_total")]
     assert begun.run == ended.run == run.pk  # type: ignore[attr-defined]
-    assert (begun.label, begun.alias) == ("roads.Question.expires_date", road.alias)  # type: ignore[attr-defined]
+    assert (begun.label, begun.alias) == ("boxes.Question.expires_date", sandbox.alias)  # type: ignore[attr-defined]
     assert (ended.status, ended.rows) == ("succeeded", 30)  # type: ignore[attr-defined]
     batches = [record for record in caplog.records if "rows in" in record.message]
     assert [record.rows for record in batches] == [10, 10, 10]  # type: ignore[attr-defined]
@@ -195,18 +197,18 @@ def test_every_move_is_documented() -> None:
     assert set(shown) - {("from", "to")} == moves
 
 
-def test_the_metrics_of_the_page_are_written(road: Road, tmp_path: Path) -> None:
+def test_the_metrics_of_the_page_are_written(sandbox: MigrationSandbox, tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n# metrics.py.*?\n(.*?)```", page("how-to/be-told.md"), re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(code, "metrics.py", "exec"), names)
     names["FILE"] = tmp_path / "safemigrate.prom"
     receivers = [signals.batch_done, signals.run_finished, signals.run_failed]
     try:
-        fill(road, LATER)
+        fill(sandbox, LATER)
     finally:
         for signal in receivers:
             signal.disconnect(names["write_metrics"])
-    labels = f'{{field="roads.Question.expires_date",database="{road.alias}"}}'
+    labels = f'{{field="boxes.Question.expires_date",database="{sandbox.alias}"}}'
     written = (tmp_path / "safemigrate.prom").read_text().splitlines()
     assert f"safemigrate_rows_done{labels} 30" in written
     assert f"safemigrate_failed{labels} 0" in written

@@ -1,4 +1,4 @@
-"""Every fill is recorded, can be steered while it works, is worked on by one process, and never needs its record."""
+"""Every fill is recorded, can be controlled while it works, is worked on by one process, and never needs its record."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from safemigrate.runs.status import Status
 from tests.conftest import ROOT, cleaned
 from tests.support.processes import Polls
 from tests.support.projects import Project
-from tests.support.sandbox import MONTH, Road, Statements, month_later
+from tests.support.sandbox import MONTH, MigrationSandbox, Statements, month_later
 from tools.servers import PostgreSQL
 
 LABEL = "polls.Question.expires_date"
@@ -77,14 +77,14 @@ class Migration(migrations.Migration):
 
 @pytest.fixture(autouse=True)
 def _recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ledgers as the app plugs them in, and nothing said yet."""
-    monkeypatch.setattr(engine, "new_ledger", apps.new_ledger)
-    monkeypatch.setattr(store, "_said", set())
+    """The observers as the app plugs them in, and nothing said yet."""
+    monkeypatch.setattr(engine, "new_observer", apps.new_observer)
+    monkeypatch.setattr(store, "_warned", set())
 
 
 @pytest.fixture
-def road(alias: str) -> Road:
-    return Road(alias)
+def sandbox(alias: str) -> MigrationSandbox:
+    return MigrationSandbox(alias)
 
 
 def beat(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -109,7 +109,7 @@ def events(run: BackfillRun) -> list[str]:
 @contextlib.contextmanager
 def limited(**limits: Any) -> Iterator[None]:
     factory = partial(Limited, Limits(time.monotonic(), **limits))
-    with context.changed(ledgers=[factory]):
+    with context.changed(observers=[factory]):
         yield
 
 
@@ -150,33 +150,35 @@ def test_migrate_leaves_a_record_of_its_fill(place: dict[str, Any], settings: An
     assert events(run) == ["queued → running", "running → succeeded"]
 
 
-def test_a_populate_by_itself_is_recorded_with_all_its_fields(road: Road) -> None:
-    road.fill(10)
-    road.run(AddNullableField("question", "code", models.CharField(max_length=9)))
-    road.run(AddNullableField("question", "votes", models.IntegerField()))
-    road.run(Populate("question", ["code", "votes"], {"code": Value("draft"), "votes": 0}))
+def test_a_populate_by_itself_is_recorded_with_all_its_fields(sandbox: MigrationSandbox) -> None:
+    sandbox.fill(10)
+    sandbox.run(AddNullableField("question", "code", models.CharField(max_length=9)))
+    sandbox.run(AddNullableField("question", "votes", models.IntegerField()))
+    sandbox.run(Populate("question", ["code", "votes"], {"code": Value("draft"), "votes": 0}))
     run = the_run()
-    assert (run.label, run.alias, run.rows_done) == ("roads.Question.code+votes", road.alias, 10)
+    assert (run.label, run.alias, run.rows_done) == ("boxes.Question.code+votes", sandbox.alias, 10)
     assert run.status == Status.SUCCEEDED
 
 
-def test_nothing_is_recorded_where_nothing_is_to_be_filled(road: Road) -> None:
-    road.run(add_expires())
+def test_nothing_is_recorded_where_nothing_is_to_be_filled(sandbox: MigrationSandbox) -> None:
+    sandbox.run(add_expires())
     assert not store.records().exists()
-    road.fill(10, expires_date=lambda n: timezone.now())
-    road.run(AddNullableField("question", "votes", models.IntegerField()))
-    QuerySet(road.model(), using=road.alias).update(votes=1)
-    road.run(Populate("question", "votes", 0))
+    sandbox.fill(10, expires_date=lambda n: timezone.now())
+    sandbox.run(AddNullableField("question", "votes", models.IntegerField()))
+    QuerySet(sandbox.model(), using=sandbox.alias).update(votes=1)
+    sandbox.run(Populate("question", "votes", 0))
     assert not store.records().exists()
 
 
-def test_the_total_is_estimated_at_once_and_counted_then(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_total_is_estimated_at_once_and_counted_then(
+    sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     beat(monkeypatch, 0.3)
     monkeypatch.setattr(recorder, "COUNTED", 70)
     totals: list[tuple[bool, int]] = []
-    road.fill(300)
+    sandbox.fill(300)
     with heard(signals.batch_done, lambda run, **_: totals.append((run.total_is_exact, run.rows_total))):
-        road.run(add_expires(slowly(0.01), batch_size=10))
+        sandbox.run(add_expires(slowly(0.01), batch_size=10))
     assert totals[0][0] is False
     counted, total = totals[-1]
     assert counted
@@ -193,10 +195,10 @@ def slowly(seconds: float) -> Callable[[Any], Any]:
 
 
 def test_rows_without_a_value_are_recorded_with_their_reasons_and_the_run_goes_on_when_they_are_mended(
-    road: Road, settings: Any
+    sandbox: MigrationSandbox, settings: Any
 ) -> None:
-    road.fill(100)
-    keys = road.values("pk")
+    sandbox.fill(100)
+    keys = sandbox.values("pk")
     bad = {keys[3], keys[77]}
 
     def later(question: Any) -> Any:
@@ -205,7 +207,7 @@ def test_rows_without_a_value_are_recorded_with_their_reasons_and_the_run_goes_o
         return question.pub_date + MONTH
 
     with pytest.raises(BadRows):
-        road.run(add_expires(later, batch_size=10))
+        sandbox.run(add_expires(later, batch_size=10))
     run = the_run()
     assert run.status == Status.FAILED
     assert run.bad_rows == [
@@ -213,56 +215,58 @@ def test_rows_without_a_value_are_recorded_with_their_reasons_and_the_run_goes_o
         [keys[77], "LookupError: no date in Question 78?"],
     ]
     assert (run.rows_done, run.attempts, run.open_key is None) == (98, 1, False)
-    assert run.error.startswith("2 rows of roads.Question.expires_date on ")
+    assert run.error.startswith("2 rows of boxes.Question.expires_date on ")
     assert run.traceback.startswith("Traceback (most recent call last)")
     assert "BadRows" in run.traceback
     assert events(run)[:2] == ["queued → running", "running → failed"]
     assert events(run)[2] == run.error.splitlines()[0]
     bad.clear()
-    road.run(add_expires(later, batch_size=10))
+    sandbox.run(add_expires(later, batch_size=10))
     again = the_run()
     assert (again.pk, again.status, again.attempts, again.rows_done) == (run.pk, Status.SUCCEEDED, 2, 100)
     assert (again.bad_rows, again.error, again.traceback) == ([], "", "")
 
 
 def test_what_the_populate_prints_is_shown_and_kept(
-    road: Road, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    road.fill(80)
+    sandbox.fill(80)
 
     def talking(question: Any) -> Any:
         print("asked for", question.question_text, end="\n\n")
         logging.getLogger("safemigrate").warning("careful with %s", question.question_text)
         return question.pub_date + MONTH
 
-    road.run(add_expires(talking))
+    sandbox.run(add_expires(talking))
     assert capsys.readouterr().out.startswith("asked for Question 1?\n\nasked for Question 2?\n")
     lines = the_run().output.splitlines()
     assert len(lines) == engine.LINES
     assert lines[-2:] == ["asked for Question 80?", "careful with Question 80?"]
 
 
-def test_a_line_that_is_not_ended_is_kept_and_no_line_is_endless(road: Road) -> None:
-    road.fill(1)
+def test_a_line_that_is_not_ended_is_kept_and_no_line_is_endless(sandbox: MigrationSandbox) -> None:
+    sandbox.fill(1)
 
     def talking(question: Any) -> Any:
         print("x" * 5_000)
         print("no end", end="")
         return question.pub_date + MONTH
 
-    road.run(add_expires(talking))
+    sandbox.run(add_expires(talking))
     assert the_run().output.splitlines() == ["x" * 1_000, "no end"]
 
 
-def test_what_no_database_takes_is_kept_in_a_form_that_all_take(road: Road, settings: Any) -> None:
-    road.fill(1)
+def test_what_no_database_takes_is_kept_in_a_form_that_all_take(
+    sandbox: MigrationSandbox, settings: Any
+) -> None:
+    sandbox.fill(1)
 
     def odd(question: Any) -> Any:
         print("null \0 half \ud800")
         raise ValueError("null \0 half \ud800")
 
     with contextlib.redirect_stdout(io.StringIO()), pytest.raises(BadRows):
-        road.run(add_expires(odd))
+        sandbox.run(add_expires(odd))
     assert set(the_run().output.splitlines()) == {r"null \0 half \ud800"}
     assert the_run().bad_rows[0][1] == r"ValueError: null \0 half \ud800"
     assert the_run().status == Status.FAILED
@@ -270,8 +274,8 @@ def test_what_no_database_takes_is_kept_in_a_form_that_all_take(road: Road, sett
 
 @SQLITE
 @pytest.mark.parametrize("fails", [False, True])
-def test_standard_output_is_put_back(road: Road, fails: bool) -> None:
-    road.fill(3)
+def test_standard_output_is_put_back(sandbox: MigrationSandbox, fails: bool) -> None:
+    sandbox.fill(3)
 
     def later(question: Any) -> Any:
         assert sys.stdout is not before
@@ -283,7 +287,7 @@ def test_standard_output_is_put_back(road: Road, fails: bool) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as text:
         before = sys.stdout
         with pytest.raises(BadRows) if fails else contextlib.nullcontext():
-            road.run(add_expires(later))
+            sandbox.run(add_expires(later))
         assert sys.stdout is before
     assert text.getvalue() == "here\n" * 3 * (1 + fails)
     assert logging.getLogger("safemigrate").filters == logging.getLogger("safemigrate").handlers == []
@@ -298,17 +302,19 @@ def test_the_outputs_of_two_threads_may_end_in_any_order() -> None:
     assert sys.stdout is before
 
 
-def test_threads_and_connections_are_closed(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_and_connections_are_closed(
+    sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     beat(monkeypatch, 0.05)
-    before, counted = set(threading.enumerate()), open_connections(road.alias)
-    road.fill(100)
+    before, counted = set(threading.enumerate()), open_connections(sandbox.alias)
+    sandbox.fill(100)
     during: list[int] = []
     with heard(signals.batch_done, lambda **_: during.append(len(set(threading.enumerate()) - before))):
-        road.run(add_expires(slowly(0.005), batch_size=10))
-    writer = for_connection(road.connection).writes_at_once  # from the fourth batch on
+        sandbox.run(add_expires(slowly(0.005), batch_size=10))
+    writer = for_connection(sandbox.connection).writes_at_once  # from the fourth batch on
     assert during == [1] * 3 + [1 + writer] * 7
     assert set(threading.enumerate()) == before
-    wait_until(lambda: open_connections(road.alias) == counted)
+    wait_until(lambda: open_connections(sandbox.alias) == counted)
 
 
 def open_connections(alias: str) -> int:
@@ -338,13 +344,13 @@ def wait_until(fact: Callable[[], Any], process: Any = None, seconds: float = 60
 # Where runs are recorded
 
 
-def test_runs_are_recorded_in_the_database_that_is_set(road: Road, settings: Any) -> None:
+def test_runs_are_recorded_in_the_database_that_is_set(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_RUNS_DATABASE = "archive"
-    road.fill(10)
+    sandbox.fill(10)
     try:
-        road.run(add_expires())
+        sandbox.run(add_expires())
         run = BackfillRun.objects.using("archive").get()
-        assert (run.alias, run.status, run.rows_done) == (road.alias, Status.SUCCEEDED, 10)
+        assert (run.alias, run.status, run.rows_done) == (sandbox.alias, Status.SUCCEEDED, 10)
         assert [event.text for event in run.events.all()] == ["queued → running", "running → succeeded"]
         assert not BackfillRun.objects.using("default").exists()
     finally:
@@ -352,13 +358,13 @@ def test_runs_are_recorded_in_the_database_that_is_set(road: Road, settings: Any
 
 
 def test_the_runs_of_any_database_may_be_recorded_in_it(
-    road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On each database: the heart writes beside the fill, and the fill must not wait for it."""
     beat(monkeypatch, 0.05)
-    keep_runs_on(road.alias, settings)
-    road.fill(100)
-    road.run(add_expires(slowly(0.005), batch_size=10))
+    keep_runs_on(sandbox.alias, settings)
+    sandbox.fill(100)
+    sandbox.run(add_expires(slowly(0.005), batch_size=10))
     run = the_run()
     assert (run.status, run.rows_done, run.rows_total, run.attempts) == (Status.SUCCEEDED, 100, 100, 1)
 
@@ -374,7 +380,7 @@ def keep_runs_on(alias: str, settings: Any) -> None:
 
 @SQLITE
 def test_without_the_table_the_fill_works_and_says_so_once(
-    road: Road,
+    sandbox: MigrationSandbox,
     settings: Any,
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
@@ -384,12 +390,12 @@ def test_without_the_table_the_fill_works_and_says_so_once(
     archive.close()
     monkeypatch.setitem(archive.settings_dict, "NAME", str(tmp_path / "empty.sqlite3"))
     settings.SAFEMIGRATE_RUNS_DATABASE = "archive"
-    road.fill(10)
-    road.run(add_expires())
-    road.run(AddNullableField("question", "votes", models.IntegerField()))
-    road.run(Populate("question", "votes", 1))
+    sandbox.fill(10)
+    sandbox.run(add_expires())
+    sandbox.run(AddNullableField("question", "votes", models.IntegerField()))
+    sandbox.run(Populate("question", "votes", 1))
     archive.close()
-    assert month_later(road.rows())
+    assert month_later(sandbox.rows())
     (said,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
     assert said == (
         "Runs are not recorded: archive has no table for them yet. The fill goes on without. To have it: "
@@ -398,26 +404,28 @@ def test_without_the_table_the_fill_works_and_says_so_once(
 
 
 @SQLITE
-def test_a_table_that_cannot_be_written_stops_no_fill(road: Road, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_table_that_cannot_be_written_stops_no_fill(
+    sandbox: MigrationSandbox, caplog: pytest.LogCaptureFixture
+) -> None:
     def refuse(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         if sql.startswith("INSERT") and "backfillrun" in sql:
             raise OperationalError("attempt to write a readonly database")
         return execute(sql, params, many, context)
 
-    road.fill(10)
+    sandbox.fill(10)
     with connections["default"].execute_wrapper(refuse):
-        road.run(add_expires())
-    assert month_later(road.rows())
+        sandbox.run(add_expires())
+    assert month_later(sandbox.rows())
     (said,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
     assert said == (
-        "roads.Question.expires_date is not recorded: attempt to write a readonly database. "
+        "boxes.Question.expires_date is not recorded: attempt to write a readonly database. "
         "The fill goes on without."
     )
 
 
 @pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
 def test_a_connection_to_the_runs_that_is_lost_is_made_again(
-    road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The runs on PostgreSQL, the fill on SQLite; the server ends every connection in the middle."""
     beat(monkeypatch, 0.05)
@@ -435,7 +443,7 @@ def test_a_connection_to_the_runs_that_is_lost_is_made_again(
 
     backfilled: list[int] = []
     with cleaned("default"), heard(signals.batch_done, kill):
-        elsewhere = Road("default")
+        elsewhere = MigrationSandbox("default")
         elsewhere.fill(300)
         elsewhere.run(add_expires(slowly(0.005), batch_size=10))
         assert month_later(elsewhere.rows())
@@ -473,97 +481,99 @@ def test_a_runs_database_that_is_stopped_in_mid_run_stops_no_fill(polls: Polls, 
 # Where it goes on
 
 
-def stopped(road: Road, rows: int) -> int:
+def stopped(sandbox: MigrationSandbox, rows: int) -> int:
     """Fill some of the rows; return the key where it stopped."""
     with limited(rows=rows), pytest.raises(LimitReached):
-        road.run(add_expires(batch_size=10))
-    road.run(AddNullableField("question", "expires_date", models.DateTimeField("expires at")))
+        sandbox.run(add_expires(batch_size=10))
+    sandbox.run(AddNullableField("question", "expires_date", models.DateTimeField("expires at")))
     run = the_run()
     assert (run.status, run.rows_done) == (Status.STOPPED, rows)
-    assert run.cursor == road.values("pk")[rows - 1]
+    assert run.cursor == sandbox.values("pk")[rows - 1]
     return int(run.cursor)
 
 
-def go_on(road: Road) -> list[str]:
+def go_on(sandbox: MigrationSandbox) -> list[str]:
     """Fill the rest; return the statements on the filled table."""
     statements = Statements()
-    with connections[road.alias].execute_wrapper(statements):
-        road.run(Populate("question", "expires_date", LATER, batch_size=10))
+    with connections[sandbox.alias].execute_wrapper(statements):
+        sandbox.run(Populate("question", "expires_date", LATER, batch_size=10))
     return [
-        text.replace("`", '"') for text in statements.texts if '"roads_question"' in text.replace("`", '"')
+        text.replace("`", '"') for text in statements.texts if '"boxes_question"' in text.replace("`", '"')
     ]
 
 
-def test_it_goes_on_at_its_cursor_without_a_search(road: Road) -> None:
-    road.fill(100)
-    stopped(road, 70)
-    texts = go_on(road)
+def test_it_goes_on_at_its_cursor_without_a_search(sandbox: MigrationSandbox) -> None:
+    sandbox.fill(100)
+    stopped(sandbox, 70)
+    texts = go_on(sandbox)
     updates = [number for number, text in enumerate(texts) if text.startswith("UPDATE")]
     assert len(updates) == 3
     searches = [text for text in texts[: updates[0]] if "IS NULL" in text and "ORDER BY" in text]
     assert searches == []
     assert '"id" > ' in texts[updates[0]]
-    assert month_later(road.rows())
+    assert month_later(sandbox.rows())
     assert (the_run().status, the_run().rows_done, the_run().attempts) == (Status.SUCCEEDED, 100, 2)
     assert (the_run().rows_total, the_run().samples[0]) == (100, [0, 0])
 
 
-def test_without_a_record_the_first_row_to_fill_is_searched(road: Road) -> None:
+def test_without_a_record_the_first_row_to_fill_is_searched(sandbox: MigrationSandbox) -> None:
     """So that the test above can fail."""
-    road.fill(100)
-    stopped(road, 70)
+    sandbox.fill(100)
+    stopped(sandbox, 70)
     store.records().delete()
-    texts = go_on(road)
+    texts = go_on(sandbox)
     first = next(number for number, text in enumerate(texts) if text.startswith("UPDATE"))
     assert [text for text in texts[:first] if "IS NULL" in text and "ORDER BY" in text]
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_a_wrong_cursor_costs_time_only(road: Road, many: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "STRAGGLERS", 3 if many else 10_000)  # times SWEEPS is fewer
-    road.fill(100)
-    stopped(road, 10)
-    store.records().update(cursor=road.values("pk")[94])
-    go_on(road)
-    assert month_later(road.rows())
+def test_a_wrong_cursor_costs_time_only(
+    sandbox: MigrationSandbox, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "MAX_REMAINING_KEYS", 3 if many else 10_000)  # times MAX_PASSES is fewer
+    sandbox.fill(100)
+    stopped(sandbox, 10)
+    store.records().update(cursor=sandbox.values("pk")[94])
+    go_on(sandbox)
+    assert month_later(sandbox.rows())
     assert (the_run().status, the_run().rows_done) == (Status.SUCCEEDED, 100)
 
 
 @SQLITE
 @pytest.mark.parametrize("cursor", ["no number", [1, 2], 10**30, -5, {"a": 1}])
-def test_a_cursor_that_is_no_key_of_the_table_costs_time_only(road: Road, cursor: Any) -> None:
-    road.fill(30)
-    stopped(road, 10)
+def test_a_cursor_that_is_no_key_of_the_table_costs_time_only(sandbox: MigrationSandbox, cursor: Any) -> None:
+    sandbox.fill(30)
+    stopped(sandbox, 10)
     store.records().update(cursor=cursor)
-    go_on(road)
-    assert month_later(road.rows())
+    go_on(sandbox)
+    assert month_later(sandbox.rows())
 
 
 @SQLITE
 def test_a_cursor_is_not_lost_while_nothing_is_filled_yet(
-    road: Road, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beat(monkeypatch, 0.0)
-    road.fill(30)
-    cursor = stopped(road, 10)
+    sandbox.fill(30)
+    cursor = stopped(sandbox, 10)
     with pytest.raises(LimitReached), limited(seconds=0):
-        go_on(road)
+        go_on(sandbox)
     assert (the_run().cursor, the_run().attempts) == (cursor, 2)
 
 
-# Steered, in this process
+# Controlled, in this process
 
 
 @SQLITE
-def test_a_pause_outlives_the_process(road: Road) -> None:
-    road.fill(100)
+def test_a_pause_outlives_the_process(sandbox: MigrationSandbox) -> None:
+    sandbox.fill(100)
 
     def pause(run: Any, **_: Any) -> None:
         if run.rows_done == 0 and the_run().status == Status.RUNNING:
             store.pause(run.pk, "ada")
 
     with heard(signals.batch_done, pause), limited(seconds=1), pytest.raises(LimitReached):
-        road.run(add_expires(slowly(0.02), batch_size=10))
+        sandbox.run(add_expires(slowly(0.02), batch_size=10))
     run = the_run()
     assert (run.status, run.lease_until) == (Status.PAUSED, None)
     assert 0 < run.rows_done < 100
@@ -572,33 +582,33 @@ def test_a_pause_outlives_the_process(road: Road) -> None:
 
 
 @SQLITE
-def test_a_record_that_is_deleted_ends_the_fill_in_plain_words(road: Road) -> None:
-    road.fill(100)
-    gone = pytest.raises(LeaseLost, match=r"run \d+ was deleted, so nobody can see or steer this process")
+def test_a_record_that_is_deleted_ends_the_fill_in_plain_words(sandbox: MigrationSandbox) -> None:
+    sandbox.fill(100)
+    gone = pytest.raises(LeaseLost, match=r"run \d+ was deleted, so nobody can see or control this process")
     with heard(signals.batch_done, lambda **_: store.records().delete()), gone:
-        road.run(add_expires(slowly(0.01), batch_size=10))
+        sandbox.run(add_expires(slowly(0.01), batch_size=10))
     assert not store.records().exists()
 
 
 @SQLITE
-def test_a_record_that_is_deleted_in_the_last_moment_fails_no_fill(road: Road) -> None:
-    road.fill(10)
+def test_a_record_that_is_deleted_in_the_last_moment_fails_no_fill(sandbox: MigrationSandbox) -> None:
+    sandbox.fill(10)
     with heard(signals.batch_done, lambda **_: store.records().delete()):
-        road.run(add_expires())
-    assert month_later(road.rows())
+        sandbox.run(add_expires())
+    assert month_later(sandbox.rows())
     assert not store.records().exists()
 
 
-def test_a_cancel_ends_it_and_the_next_fill_is_a_new_run(road: Road) -> None:
-    road.fill(100)
+def test_a_cancel_ends_it_and_the_next_fill_is_a_new_run(sandbox: MigrationSandbox) -> None:
+    sandbox.fill(100)
     with heard(signals.batch_done, lambda run, **_: store.cancel(run.pk, "ada") if not done else None):
         done: list[int] = []
         with pytest.raises(RunCancelled, match="What was filled stays filled"):
-            road.run(add_expires(slowly(0.01), batch_size=10))
+            sandbox.run(add_expires(slowly(0.01), batch_size=10))
     first = the_run()
     assert (first.status, first.open_key) == (Status.CANCELLED, None)
     assert 0 < first.rows_done < 100
-    road.run(add_expires())
+    sandbox.run(add_expires())
     second = store.records()[0]
     assert second.pk != first.pk
     assert (second.status, second.rows_done) == (Status.SUCCEEDED, 100 - first.rows_done)
@@ -608,9 +618,9 @@ def test_a_cancel_ends_it_and_the_next_fill_is_a_new_run(road: Road) -> None:
 
 
 @SQLITE
-def test_the_signals_of_a_run(road: Road) -> None:
+def test_the_signals_of_a_run(sandbox: MigrationSandbox) -> None:
     told: list[tuple[str, Any]] = []
-    road.fill(25)
+    sandbox.fill(25)
     with contextlib.ExitStack() as stack:
         for name in signals.__all__:
             stack.enter_context(
@@ -619,7 +629,7 @@ def test_the_signals_of_a_run(road: Road) -> None:
                     lambda run, name=name, **more: told.append((name, run.status, more)),
                 )
             )
-        road.run(add_expires(batch_size=10))
+        sandbox.run(add_expires(batch_size=10))
     assert [(name, status) for name, status, _ in told] == [
         ("run_started", Status.RUNNING),
         *[("batch_done", Status.RUNNING)] * 3,
@@ -630,45 +640,45 @@ def test_the_signals_of_a_run(road: Road) -> None:
 
 
 @SQLITE
-def test_the_signal_of_a_failure_has_the_exception(road: Road) -> None:
+def test_the_signal_of_a_failure_has_the_exception(sandbox: MigrationSandbox) -> None:
     told: list[Any] = []
-    road.fill(3)
+    sandbox.fill(3)
     hears = heard(signals.run_failed, lambda run, error: told.append((run.status, error)))
     with hears, pytest.raises(BadRows) as raised:
-        road.run(add_expires(lambda question: None))
+        sandbox.run(add_expires(lambda question: None))
     assert told == [(Status.FAILED, raised.value)]
 
 
 @SQLITE
 def test_a_receiver_that_raises_is_logged_and_stops_nothing(
-    road: Road, caplog: pytest.LogCaptureFixture
+    sandbox: MigrationSandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    road.fill(3)
+    sandbox.fill(3)
 
     def receiver(**_: Any) -> None:
         raise ZeroDivisionError("in the receiver")
 
     with heard(signals.run_finished, receiver):
-        road.run(add_expires())
+        sandbox.run(add_expires())
     assert the_run().status == Status.SUCCEEDED
     traceback, line = (record for record in caplog.records if record.levelno == logging.ERROR)
     assert (traceback.name, line.name) == ("django.dispatch", "safemigrate")
     assert traceback.exc_info
-    assert "a receiver of a signal of roads.Question.expires_date on default, raised" in line.getMessage()
+    assert "a receiver of a signal of boxes.Question.expires_date on default, raised" in line.getMessage()
 
 
 # Logging
 
 
 @SQLITE
-def test_each_line_tells_its_run(road: Road, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_line_tells_its_run(sandbox: MigrationSandbox, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "safemigrate")
-    road.fill(20)
-    road.run(add_expires(batch_size=10))
+    sandbox.fill(20)
+    sandbox.run(add_expires(batch_size=10))
     key = the_run().pk
     lines = [record for record in caplog.records if hasattr(record, "run")]
     assert {(line.run, line.label, line.alias) for line in lines} == {
-        (key, "roads.Question.expires_date", "default")
+        (key, "boxes.Question.expires_date", "default")
     }
     assert [(line.levelname, line.getMessage().split(": ")[1]) for line in lines] == [
         ("INFO", f"run {key}, attempt 1"),
@@ -681,13 +691,15 @@ def test_each_line_tells_its_run(road: Road, caplog: pytest.LogCaptureFixture) -
 
 
 def line_of(line: logging.LogRecord) -> str:
-    assert re.fullmatch(r"roads.Question.expires_date: 10 rows in \d\.\d{3} s", line.getMessage())
+    assert re.fullmatch(r"boxes.Question.expires_date: 10 rows in \d\.\d{3} s", line.getMessage())
     return line.getMessage().split(": ")[1]
 
 
 @SQLITE
-def test_another_thread_s_lines_are_not_of_this_run(road: Road, caplog: pytest.LogCaptureFixture) -> None:
-    road.fill(1)
+def test_another_thread_s_lines_are_not_of_this_run(
+    sandbox: MigrationSandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox.fill(1)
 
     def later(question: Any) -> Any:
         thread = threading.Thread(target=lambda: logging.getLogger("safemigrate").warning("elsewhere"))
@@ -695,7 +707,7 @@ def test_another_thread_s_lines_are_not_of_this_run(road: Road, caplog: pytest.L
         thread.join()
         return question.pub_date + MONTH
 
-    road.run(add_expires(later))
+    sandbox.run(add_expires(later))
     (line,) = (record for record in caplog.records if record.getMessage() == "elsewhere")
     assert not hasattr(line, "run")
 
@@ -1073,10 +1085,10 @@ def test_django_s_test_runner_works_as_before(tmp_path: Path) -> None:
     assert "not recorded" not in done.stderr
 
 
-def test_on_empty_tables_a_fill_does_not_ask_for_its_record(road: Road) -> None:
+def test_on_empty_tables_a_fill_does_not_ask_for_its_record(sandbox: MigrationSandbox) -> None:
     statements = Statements()
     with contextlib.ExitStack() as stack:
-        for each in {"default", road.alias}:
+        for each in {"default", sandbox.alias}:
             stack.enter_context(connections[each].execute_wrapper(statements))
-        road.run(add_expires())
+        sandbox.run(add_expires())
     assert not [text for text in statements.texts if "backfillrun" in text]

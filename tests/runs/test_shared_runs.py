@@ -1,4 +1,4 @@
-"""A shared run comes to its end, whoever dies, wakes up late, or is away in the meantime."""
+"""A shared run comes to its end, whoever dies, enqueue_attempts up late, or is away in the meantime."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from safemigrate.exceptions import NotEnqueued
 from safemigrate.executors import background, base
 from safemigrate.models import BackfillRun
 from safemigrate.runs import leases, scheduler, store
-from safemigrate.runs import worker as shifts
+from safemigrate.runs import worker as workers
 from safemigrate.runs.status import Status
 from tests.support.deliveries import (
     FIELD,
@@ -129,8 +129,8 @@ def test_the_sweep_goes_on_after_weeks_without_a_worker(polls: Polls) -> None:
     begin(polls.alias)
     Queue.messages.clear()
     Queue.seconds.clear()
-    store.records().update(woken=timezone.now() - timedelta(hours=2), wakes=1024)
-    assert len(scheduler.sweep()) == 1
+    store.records().update(enqueued_at=timezone.now() - timedelta(hours=2), enqueue_attempts=1024)
+    assert len(scheduler.requeue()) == 1
     Queue.deliver_all()
     assert_filled(polls)
 
@@ -138,10 +138,10 @@ def test_the_sweep_goes_on_after_weeks_without_a_worker(polls: Polls) -> None:
 @SQLITE
 def test_a_sleeper_does_not_end_what_a_process_took(polls: Polls, monkeypatch: pytest.MonkeyPatch) -> None:
     """It sleeps at the end of the run, where rows come in that it has not seen."""
-    real = shifts.Filling.run_end
+    real = workers.Filling.run_end
 
-    def sleep(filling: Any, ledger: Any) -> Any:
-        found = real(filling, ledger)
+    def sleep(filling: Any, observer: Any) -> Any:
+        found = real(filling, observer)
         polls.questions().filter(pk__gt=3_000).update(expires_date=None)
         expire()
         limits = ["--max-rows", "1", "--batch-size", "10"]
@@ -150,7 +150,7 @@ def test_a_sleeper_does_not_end_what_a_process_took(polls: Polls, monkeypatch: p
 
     begin(polls.alias)
     with monkeypatch.context() as patch:
-        patch.setattr(shifts.Filling, "run_end", sleep)
+        patch.setattr(workers.Filling, "run_end", sleep)
         Queue.deliver_all()
     assert (the_run().status, the_run().executor) == (Status.STOPPED, "inline")
     assert all_ranges()[-1].ended is None
@@ -164,18 +164,18 @@ def test_a_sleeper_does_not_end_what_a_process_took(polls: Polls, monkeypatch: p
 def test_a_sweep_while_the_first_row_is_searched_for_does_no_harm(
     polls: Polls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, swept = leases.cut_first, []
+    real, requeued = leases.cut_first, []
 
     def cut_first(*arguments: Any) -> Any:
         monkeypatch.setattr(leases, "cut_first", real)
-        swept.extend(scheduler.sweep())
+        requeued.extend(scheduler.requeue())
         Queue.deliver()
         return real(*arguments)
 
     monkeypatch.setattr(leases, "cut_first", cut_first)
     begin(polls.alias)
     Queue.deliver_all()
-    assert len(swept) == 1
+    assert len(requeued) == 1
     assert_filled(polls)
 
 
@@ -299,11 +299,11 @@ def test_who_lets_a_run_go_on_is_told_that_its_workers_are_called(
         capsys.readouterr()
         call_command("backfill", action, str(run.pk))
         said = capsys.readouterr().out
-        called = "Its workers are called. If none takes it: python manage.py backfill sweep\n"
+        called = "Its workers are called. If none takes it: python manage.py backfill requeue\n"
         assert said.endswith(called) == (action != "pause")
     assert the_run().events.last().text.startswith("The broker is away. Run ")
     Queue.is_away = False
-    assert len(scheduler.sweep()) == 1
+    assert len(scheduler.requeue()) == 1
     replaced(month_later)
     Queue.deliver_all()
     assert_filled(polls)
@@ -332,7 +332,7 @@ def test_many_short_pauses_are_not_a_long_one(polls: Polls, monkeypatch: pytest.
     begin(polls.alias, "--throttle", f"{__name__}.Briefly")
     started = time.monotonic()
     while Queue.messages:
-        assert Queue.seconds[0] < shifts.LATER
+        assert Queue.seconds[0] < workers.LATER
         Queue.deliver()
     assert time.monotonic() - started > 0.3
     assert_filled(polls)
@@ -363,11 +363,11 @@ def test_a_run_that_a_throttle_holds_does_not_hang(polls: Polls, monkeypatch: py
     monkeypatch.setattr("safemigrate.runs.holding.PATIENCE", 0.1)
     begin(polls.alias, "--throttle", "tests.support.deliveries.Never")
     Queue.deliver()
-    assert Queue.seconds == [shifts.LATER] > [conf.get("SAFEMIGRATE_LEASE_SECONDS")]
+    assert Queue.seconds == [workers.LATER] > [conf.get("SAFEMIGRATE_LEASE_SECONDS")]
     run = the_run()
-    assert not run.is_hung(timezone.now() + timedelta(seconds=shifts.LATER))
-    store.records().update(woken=timezone.now() - timedelta(hours=1))
-    assert scheduler.sweep() == []
+    assert not run.is_hung(timezone.now() + timedelta(seconds=workers.LATER))
+    store.records().update(enqueued_at=timezone.now() - timedelta(hours=1))
+    assert scheduler.requeue() == []
 
 
 # Workers beside others
@@ -400,7 +400,7 @@ def test_a_worker_that_is_one_too_many_ends_while_the_others_live(
 
     def beat(seconds: float) -> None:
         until = timezone.now() + store.lease()
-        leases.mine(part).update(lease_until=until)
+        leases.owned(part).update(lease_until=until)
         store.records().update(lease_until=until)
 
     monkeypatch.setattr("safemigrate.runs.worker.time.sleep", beat)
@@ -420,8 +420,8 @@ def test_a_run_that_waits_for_the_places_of_other_runs_says_so_and_does_not_hang
     assert Queue.seconds == [leases.LOOK_AGAIN]
     assert waits.waiting_for == f"other runs have the 1 workers that may fill on {polls.alias} at once"
     assert not waits.is_hung(timezone.now() + timedelta(seconds=leases.LOOK_AGAIN))
-    store.records().filter(pk=run.pk).update(woken=timezone.now() - timedelta(hours=1))
-    assert not [text for text in scheduler.sweep() if text.startswith(f"Run {run.pk} ")]
+    store.records().filter(pk=run.pk).update(enqueued_at=timezone.now() - timedelta(hours=1))
+    assert not [text for text in scheduler.requeue() if text.startswith(f"Run {run.pk} ")]
     other.delete()
     Queue.deliver_all()
     assert_filled(polls)
@@ -527,7 +527,7 @@ def test_the_time_limits_of_a_project_do_not_cut_a_task_of_ours() -> None:
     app = celery.Celery("tests", set_as_current=False)
     app.conf.update(task_time_limit=60, task_soft_time_limit=50)
     limits = {name: (task.time_limit, task.soft_time_limit) for name, task in app.tasks.items()}
-    for task in (tasks.work, tasks.sweep):
+    for task in (tasks.work, tasks.requeue):
         assert min(limits[f"{tasks.__name__}.{task.__name__}"]) > 10**6
     assert limits[f"{__name__}.report"] == (60, 50)
 
@@ -544,7 +544,7 @@ def test_ranges_grow_with_the_time_that_they_take_however_many_are_under_way(
     for _ in range(4):
         first, second = take(the_run()), take(the_run())
         sizes.append(second.size)
-        leases.mine(first).update(seconds=1.0, rows_done=first.size)
+        leases.owned(first).update(seconds=1.0, rows_done=first.size)
         assert leases.end(first)
         leases.records().filter(pk=second.pk).update(lease_until=timezone.now() + timedelta(hours=1))
         store.records().update(options=the_run().options | {"workers": the_run().options["workers"] + 1})

@@ -1,4 +1,4 @@
-"""The runs as they are recorded: taken by one process at a time, steered by people, their keys kept as JSON."""
+"""The runs as they are recorded: taken by one process at a time, controlled by people, their keys kept as JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from safemigrate.runs import store
 from safemigrate.runs.processes import machine
 from safemigrate.runs.status import Status
 from tests.conftest import cleaned
-from tests.support.sandbox import Road
+from tests.support.sandbox import MigrationSandbox
 
 ONE_MINUTE = timedelta(minutes=1)
 
@@ -41,8 +41,8 @@ def alias(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator
 
 @pytest.fixture
 def target(alias: str) -> Target:
-    road = Road(alias)
-    return Target(road.model(), ["slug"], ["slug"], alias, road.state.apps)
+    sandbox = MigrationSandbox(alias)
+    return Target(sandbox.model(), ["slug"], ["slug"], alias, sandbox.state.apps)
 
 
 def details(process: int = 1, host: str = "elsewhere", who: str = "ada") -> dict[str, Any]:
@@ -73,9 +73,9 @@ def now(record: BackfillRun) -> BackfillRun:
 def test_a_run_is_made_and_taken(target: Target) -> None:
     record = claim(target)
     assert (record.label, record.alias, str(record)) == (
-        "roads.Question.slug",
+        "boxes.Question.slug",
         "default",
-        "roads.Question.slug on default",
+        "boxes.Question.slug on default",
     )
     assert (record.status, record.attempts, record.token) == (Status.RUNNING, 1, 1)
     assert (record.host, record.process, record.started_by) == ("elsewhere", 1, "ada")
@@ -89,7 +89,7 @@ def test_while_it_is_held_nobody_else_takes_it_and_is_told_who_has_it(target: Ta
     with pytest.raises(AlreadyRunning) as told:
         claim(target, process=2, who="bob")
     assert str(told.value) == (
-        f"roads.Question.slug on default is being filled already: run {record.pk}, by process 4711 on web3, "
+        f"boxes.Question.slug on default is being filled already: run {record.pk}, by process 4711 on web3, "
         "started by ada; 0 rows so far."
     )
     assert (now(record).process, now(record).attempts, now(record).token) == (4711, 1, 1)
@@ -161,7 +161,7 @@ def test_there_is_one_open_run_of_a_field_on_an_alias(target: Target) -> None:
     record = claim(target)
     with pytest.raises(IntegrityError):
         store.records().create(
-            app_label="roads",
+            app_label="boxes",
             model_name="question",
             field_names="slug",
             alias="default",
@@ -179,7 +179,7 @@ def test_a_key_that_is_too_long_for_its_column_is_unique_all_the_same() -> None:
     assert all(len(key) <= 255 for key in keys)
 
 
-# Steering
+# Action
 
 WHAT_BECOMES = {
     # action: state: (held, not held); None where it is refused
@@ -224,7 +224,7 @@ def test_steered(target: Target, action: str, status: str, held: bool) -> None:
     put(record, status, held=held)
     expected = WHAT_BECOMES[action].get(status, (None, None))[0 if held else 1]
     if expected is None:
-        with pytest.raises(IllegalMove, match=rf"Run {record.pk} \(roads.Question.slug on default\) is "):
+        with pytest.raises(IllegalMove, match=rf"Run {record.pk} \(boxes.Question.slug on default\) is "):
             getattr(store, action)(record.pk, "bob")
         assert now(record).status == status
         assert not now(record).events.filter(who="bob").exists()
@@ -246,8 +246,8 @@ def test_a_process_that_wakes_up_after_its_run_was_taken_away_has_no_token_for_i
 ) -> None:
     record = claim(target)
     expire(record)
-    steered = getattr(store, action)(record.pk, "bob")
-    assert steered.token == record.token + 1
+    controlled = getattr(store, action)(record.pk, "bob")
+    assert controlled.token == record.token + 1
 
 
 def test_a_paused_run_is_still_that_of_the_process_that_waits(target: Target) -> None:
@@ -283,19 +283,19 @@ def applied(target: Target, settings: Any) -> Iterator[str]:
 def test_what_is_left_open_by_an_applied_migration_has_succeeded(applied: str, status: str) -> None:
     record = store.records().get()
     put(record, status, held=False)
-    store.settle("default", {applied})
+    store.finalize("default", {applied})
     assert (now(record).status, now(record).open_key, now(record).error) == (Status.SUCCEEDED, None, "")
     assert now(record).finished is not None
 
 
 def test_what_is_held_elsewhere_or_not_applied_stays_open(applied: str) -> None:
     record = store.records().get()
-    store.settle("default", {applied})  # a process holds it
+    store.finalize("default", {applied})  # a process holds it
     put(record, Status.FAILED, held=False)
-    store.settle("archive", {applied})
-    store.settle("default", {"polls.0099_later"})
+    store.finalize("archive", {applied})
+    store.finalize("default", {"polls.0099_later"})
     store.records().update(migration="polls.0099_later")
-    store.settle("default", {applied, "polls.0099_later"})
+    store.finalize("default", {applied, "polls.0099_later"})
     assert now(record).status == Status.FAILED
 
 

@@ -25,7 +25,7 @@ from safemigrate.engine.keys import key_to_json
 from safemigrate.exceptions import AlreadyRunning
 from safemigrate.models import BackfillRun
 from safemigrate.runs import leases, lookup, scheduler, store
-from safemigrate.runs import worker as shifts
+from safemigrate.runs import worker as workers
 from safemigrate.runs.status import Status
 from tests.support.deliveries import (
     FIELD,
@@ -46,7 +46,7 @@ from tests.support.deliveries import (
 )
 from tests.support.processes import MONTH, Polls
 from tests.support.replaceable import month_later
-from tests.support.sandbox import START, Road, question
+from tests.support.sandbox import START, MigrationSandbox, question
 
 # From the command to the end
 
@@ -138,7 +138,7 @@ def test_what_a_dead_worker_held_is_taken_when_its_lease_ends(polls: Polls) -> N
     assert_filled(polls)
     again = leases.records().get(pk=dead.pk)
     assert (again.attempts, again.token) == (1, 2)
-    assert again.worker == shifts.name()
+    assert again.worker == workers.name()
 
 
 @SQLITE
@@ -160,9 +160,9 @@ def test_a_worker_that_wakes_up_after_its_lease_writes_nothing_more(polls: Polls
         if question.pk == 3 * 15:  # Half-way through the first range, it sleeps; another one ends the run.
             replaced(month_later)
             expire()
-            woken = threading.Thread(target=worker, args=(run.pk,))
-            woken.start()
-            woken.join()
+            enqueued_at = threading.Thread(target=worker, args=(run.pk,))
+            enqueued_at.start()
+            enqueued_at.join()
         return month_later(question)
 
     replaced(value)
@@ -202,7 +202,7 @@ def test_whoever_begins_a_run_may_die_at_any_moment(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(f"safemigrate.{function}", dies)
         begin(polls.alias)
-    assert len(scheduler.sweep()) == 1
+    assert len(scheduler.requeue()) == 1
     Queue.deliver_all()
     assert_filled(polls)
 
@@ -221,8 +221,8 @@ def test_a_worker_may_die_at_any_moment(polls: Polls, function: str, monkeypatch
                 Queue.deliver_all()
             Queue.messages.clear()
             Queue.seconds.clear()
-            expire(woken=None)
-            scheduler.sweep()
+            expire(enqueued_at=None)
+            scheduler.requeue()
             Queue.deliver_all()
             unsaid = polls.rows - the_run().rows_done
             assert unsaid in (0, 100, 200, 300)
@@ -267,10 +267,10 @@ def test_a_database_that_fails_puts_the_range_off(
     begin(polls.alias)
     with polls.connection.execute_wrapper(fails):
         Queue.deliver()
-    put_off = [part for part in all_ranges() if part.ended is None]
-    assert [part.number for part in put_off] == [1, 2]
-    assert {"database is locked" in part.error for part in put_off} == {True}
-    assert min(part.not_before for part in put_off) > timezone.now()
+    postpone = [part for part in all_ranges() if part.ended is None]
+    assert [part.number for part in postpone] == [1, 2]
+    assert {"database is locked" in part.error for part in postpone} == {True}
+    assert min(part.not_before for part in postpone) > timezone.now()
     leases.of(the_run()).update(not_before=None)
     Queue.deliver_all()
     assert_filled(polls)
@@ -293,8 +293,8 @@ def test_while_the_record_is_out_of_reach_the_task_is_put_off_a_bounded_number_o
     assert Queue.messages == []
     run = the_run()
     assert run.status == Status.QUEUED
-    store.records().update(woken=timezone.now() - timedelta(hours=2))
-    scheduler.sweep()
+    store.records().update(enqueued_at=timezone.now() - timedelta(hours=2))
+    scheduler.requeue()
     Queue.deliver_all()
     assert_filled(polls)
 
@@ -340,7 +340,7 @@ def test_an_error_of_the_populate_fails_the_run_and_is_shown(
         lambda **kwargs: heard.append(kwargs["error"]), weak=False, dispatch_uid="test"
     )
     begin(polls.alias)
-    monkeypatch.setattr(shifts.Filling, "run_range", broken)
+    monkeypatch.setattr(workers.Filling, "run_range", broken)
     Queue.deliver_all()
     signals.run_failed.disconnect(dispatch_uid="test")
     assert (the_run().status, the_run().error) == (Status.FAILED, "by zero")
@@ -366,32 +366,32 @@ def test_while_the_broker_is_away_the_worker_goes_on_itself(
 @SQLITE
 def test_a_broker_that_is_away_at_the_start_loses_nothing(polls: Polls) -> None:
     Queue.is_away = True
-    with pytest.raises(CommandError, match=r"The broker is away. Run \d+ .* backfill sweep"):
+    with pytest.raises(CommandError, match=r"The broker is away. Run \d+ .* backfill requeue"):
         begin(polls.alias)
     assert the_run().status == Status.QUEUED
-    assert scheduler.sweep() == ["The broker is away. " + sweep_later(the_run())]
+    assert scheduler.requeue() == ["The broker is away. " + requeue_later(the_run())]
     Queue.is_away = False
-    call_command("backfill", "sweep")
+    call_command("backfill", "requeue")
     Queue.deliver_all()
     assert_filled(polls)
 
 
-def sweep_later(run: BackfillRun) -> str:
+def requeue_later(run: BackfillRun) -> str:
     kept = f"Run {run.pk} ({run}) is kept, and waits."
-    return f"{kept} When the cause is gone: python manage.py backfill sweep"
+    return f"{kept} When the cause is gone: python manage.py backfill requeue"
 
 
 def test_the_sweep_enqueues_what_nobody_works_on_at_growing_intervals(polls: Polls) -> None:
     run = begin(polls.alias)
     Queue.messages.clear()  # As a broker does that forgets.
-    assert scheduler.sweep() == []  # It may be on its way.
+    assert scheduler.requeue() == []  # It may be on its way.
     waits = []
     for _ in range(4):
         seconds = 1
         while True:
-            woken = timezone.now() - timedelta(seconds=seconds)
-            store.records().update(woken=woken)
-            if scheduler.sweep():
+            enqueued_at = timezone.now() - timedelta(seconds=seconds)
+            store.records().update(enqueued_at=enqueued_at)
+            if scheduler.requeue():
                 break
             seconds += 1
         waits.append(seconds)
@@ -399,21 +399,21 @@ def test_the_sweep_enqueues_what_nobody_works_on_at_growing_intervals(polls: Pol
     assert len(Queue.messages) == 4 * run.options["workers"]
     Queue.deliver_all()
     assert_filled(polls)
-    assert scheduler.sweep() == []
+    assert scheduler.requeue() == []
 
 
 @SQLITE
 def test_the_sweep_leaves_a_run_alone_that_somebody_works_on(polls: Polls) -> None:
     run = begin(polls.alias)
     take(run)
-    store.records().update(woken=timezone.now() - timedelta(hours=2))
-    assert scheduler.sweep() == []
+    store.records().update(enqueued_at=timezone.now() - timedelta(hours=2))
+    assert scheduler.requeue() == []
 
 
-# Steering
+# Action
 
 
-def steered(polls: Polls, replaced: Any, action: str) -> list[int]:
+def controlled(polls: Polls, replaced: Any, action: str) -> list[int]:
     """Have a person ask for something in mid range; return the keys that were computed until it ended."""
     seen: list[int] = []
     run = begin(polls.alias, "--batch-size", "10")
@@ -434,13 +434,13 @@ def test_a_pause_ends_all_work_within_a_batch_and_a_resume_begins_it_again(
     polls: Polls, replaced: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("safemigrate.runs.holding.LOOK", 0.0)
-    seen = steered(polls, replaced, "pause")
+    seen = controlled(polls, replaced, "pause")
     assert len(seen) <= 120
     assert the_run().status == Status.PAUSED
     assert not the_run().is_held()
     with pytest.raises(CommandError, match="is paused"):
         begin(polls.alias)
-    assert scheduler.sweep() == []
+    assert scheduler.requeue() == []
     call_command("backfill", "resume", str(the_run().pk))
     assert len(Queue.messages) == the_run().options["workers"]
     Queue.deliver_all()
@@ -452,7 +452,7 @@ def test_a_pause_ends_all_work_within_a_batch_and_a_resume_begins_it_again(
 @SQLITE
 def test_a_cancel_ends_it_for_good(polls: Polls, replaced: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("safemigrate.runs.holding.LOOK", 0.0)
-    seen = steered(polls, replaced, "cancel")
+    seen = controlled(polls, replaced, "cancel")
     assert len(seen) <= 120
     cancelled = the_run()
     assert cancelled.status == Status.CANCELLED
@@ -471,9 +471,9 @@ def test_what_is_asked_of_workers_that_are_dead_is_done_by_the_sweep(
     run = begin(polls.alias)
     take(run)
     getattr(store, asked)(run.pk, "ada")
-    assert scheduler.sweep() == []
+    assert scheduler.requeue() == []
     expire()
-    assert scheduler.sweep() == [f"Run {run.pk} ({run}) is {becomes}."]
+    assert scheduler.requeue() == [f"Run {run.pk} ({run}) is {becomes}."]
     assert the_run().status == becomes
 
 
@@ -512,7 +512,7 @@ def test_no_more_workers_at_once_than_are_allowed_on_a_database(polls: Polls) ->
     )  # fmt: skip
     batches = Batches(polls.questions().model, polls.alias, ["expires_date"])
     assert leases.take(other, batches, "x") == leases.Wait(leases.LOOK_AGAIN)
-    leases.give_back(leases.of(run)[0])
+    leases.release(leases.of(run)[0])
     other.delete()
     assert take(run).number == 1
 
@@ -522,7 +522,7 @@ def test_it_starts_later(polls: Polls, capsys: pytest.CaptureFixture[str]) -> No
     run = begin(polls.alias, "--countdown", "10m")
     assert Queue.seconds == [scheduler.HOP]  # No message waits for as long as a broker would take for lost.
     assert " from 20" in capsys.readouterr().out
-    assert scheduler.sweep() == []
+    assert scheduler.requeue() == []
     Queue.deliver()
     assert the_run().status == Status.QUEUED
     assert Queue.seconds == [scheduler.HOP]
@@ -542,7 +542,7 @@ def test_a_throttle_that_holds_for_long_gives_the_worker_back(
     monkeypatch.setattr("safemigrate.runs.holding.PATIENCE", 0.2)
     begin(polls.alias, "--throttle", "tests.support.deliveries.Never")
     Queue.deliver()
-    assert Queue.seconds == [shifts.LATER]
+    assert Queue.seconds == [workers.LATER]
     assert the_run().waiting_for == "not now"
     store.records().update(options=the_run().options | {"throttles": []})
     Queue.deliver_all()
@@ -600,7 +600,7 @@ def test_a_worker_with_other_code_gives_the_task_back(
         store.records().update(migration="polls.0009_fill_otherwise")
     Queue.deliver()
     assert "The task is put back, nothing is lost" in caplog.text
-    assert Queue.seconds == [shifts.LATER]
+    assert Queue.seconds == [workers.LATER]
     assert "restart it with the code of this run" in the_run().waiting_for
     settings.MIGRATION_MODULES = {"polls": "tests.support.split_migrations"}
     store.records().update(migration="polls.0004_fill")
@@ -669,7 +669,7 @@ def test_its_ranges_and_workers_are_shown(polls: Polls, capsys: pytest.CaptureFi
     shown = capsys.readouterr().out
     assert "hung" in shown
     assert "See whether one listens to the queue safemigrate" in shown
-    assert "    python manage.py backfill sweep" in shown
+    assert "    python manage.py backfill requeue" in shown
 
 
 @SQLITE
@@ -682,17 +682,17 @@ def test_they_are_shown_in_the_admin(polls: Polls, settings: Any) -> None:
     assert pages.advice(the_run()) == ""
     expire()
     assert "listens to the queue safemigrate of celery" in pages.advice(the_run())
-    assert the_run().next_command == "python manage.py backfill sweep"
+    assert the_run().next_command == "python manage.py backfill requeue"
 
 
 # Keys of every kind
 
 
-def cut(road: Road) -> tuple[list[Any], int]:
+def cut(sandbox: MigrationSandbox) -> tuple[list[Any], int]:
     """Cut the table into ranges of 300 rows; return the keys in them, and how many there are, with the end."""
-    batches = Batches(road.model(), road.alias, ["question_text"])
+    batches = Batches(sandbox.model(), sandbox.alias, ["question_text"])
     run = BackfillRun.objects.create(
-        app_label="roads", model_name="Question", field_names="x", alias=road.alias, status=Status.RUNNING,
+        app_label="boxes", model_name="Question", field_names="x", alias=sandbox.alias, status=Status.RUNNING,
         executor="celery", options={"workers": 8}, last_key=key_to_json(batches.last()),
     )  # fmt: skip
     run = store.find(run.pk)
@@ -700,7 +700,7 @@ def cut(road: Road) -> tuple[list[Any], int]:
     leases._create(run, 1, batches.next(first, batches.last(), 300, inclusive=True))
     seen: list[Any] = []
     while not (taken := leases.take(run, batches, "w")).is_the_end:
-        seen += keys_of(batches.rows.filter(shifts._range(taken, batches).condition))
+        seen += keys_of(batches.rows.filter(workers._range(taken, batches).condition))
         assert leases.end(taken)
         assert taken.number < 10
     return seen, leases.of(run).count()
@@ -722,20 +722,20 @@ def test_tables_with_any_key_are_cut_without_a_gap(alias: str, key: Any, setting
         "CharField": lambda n: f"Ключ {n * 7919 % 1000}",
         "DateTimeField": lambda n: START + timedelta(minutes=n * 7919 % 1000, microseconds=n),
     }
-    road = Road(alias, question(key=key))
-    road.fill(950, id=keys[type(key[1]).__name__])
-    seen, parts = cut(road)
-    assert sorted(seen, key=str) == sorted(road.values("pk"), key=str)
+    sandbox = MigrationSandbox(alias, question(key=key))
+    sandbox.fill(950, id=keys[type(key[1]).__name__])
+    seen, parts = cut(sandbox)
+    assert sorted(seen, key=str) == sorted(sandbox.values("pk"), key=str)
     assert len(seen) == 950
     assert parts == 5
 
 
 @pytest.mark.parametrize("alias", ["sqlite", "postgresql"], indirect=True)
 def test_keys_of_bytes_are_cut_without_a_gap(alias: str) -> None:
-    road = Road(alias, question(key=("id", models.BinaryField(primary_key=True))))
-    road.fill(950, id=lambda n: hashlib.sha256(str(n).encode()).digest())
-    seen, parts = cut(road)
-    assert sorted(map(bytes, seen)) == sorted(map(bytes, road.values("pk")))
+    sandbox = MigrationSandbox(alias, question(key=("id", models.BinaryField(primary_key=True))))
+    sandbox.fill(950, id=lambda n: hashlib.sha256(str(n).encode()).digest())
+    seen, parts = cut(sandbox)
+    assert sorted(map(bytes, seen)) == sorted(map(bytes, sandbox.values("pk")))
     assert parts == 5
 
 

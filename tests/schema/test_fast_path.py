@@ -1,4 +1,4 @@
-"""The short road: one step on an empty table, and on SQLite one copy that computes the values of a full one."""
+"""The short sandbox: one step on an empty table, and on SQLite one copy that computes the values of a full one."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from safemigrate.schema import fast_path
 from safemigrate.signals import batch_done
 from tests.conftest import cleaned
 from tests.support.processes import Polls
-from tests.support.sandbox import APP, MONTH, START, Road, Statements, question
-from tests.support.sessions import another, in_the_way, run
+from tests.support.sandbox import APP, MONTH, START, MigrationSandbox, Statements, question
+from tests.support.sessions import another, blocking, run
 
 LATER = F("pub_date") + timedelta(days=30)
 LITE = pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
@@ -82,28 +82,28 @@ def add(request: pytest.FixtureRequest) -> AddRequiredField:
     return AddRequiredField("question", "new", make(), populate)
 
 
-def made(alias: str, rows: int = 0, *, site: int = 1, **options: Any) -> Road:
-    road = Road(alias, SITE, question(**options))
-    Site = road.model("Site")  # noqa: N806
-    road.rows("Site").bulk_create([Site(name=f"Site {n}") for n in range(site)])
-    road.fill(rows)
-    return road
+def made(alias: str, rows: int = 0, *, site: int = 1, **options: Any) -> MigrationSandbox:
+    sandbox = MigrationSandbox(alias, SITE, question(**options))
+    Site = sandbox.model("Site")  # noqa: N806
+    sandbox.rows("Site").bulk_create([Site(name=f"Site {n}") for n in range(site)])
+    sandbox.fill(rows)
+    return sandbox
 
 
 @contextmanager
 def long_road() -> Iterator[None]:
-    """Run with the short road shut."""
+    """Run with the short sandbox shut."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast_path.Shortcut, "take", lambda self: False)
         yield
 
 
-def dump(road: Road) -> Any:
+def dump(sandbox: MigrationSandbox) -> Any:
     """All that the database says of the table."""
-    database, table = for_connection(road.connection), road.model()._meta.db_table
-    if road.connection.vendor == "mysql":
+    database, table = for_connection(sandbox.connection), sandbox.model()._meta.db_table
+    if sandbox.connection.vendor == "mysql":
         return database.fetch(f"SHOW CREATE TABLE {table}"), database.fetch("SHOW TRIGGERS")
-    if road.connection.vendor == "sqlite":
+    if sandbox.connection.vendor == "sqlite":
         return sorted(
             database.fetch("SELECT type, name, sql FROM sqlite_master WHERE tbl_name = %s", [table]), key=str
         )
@@ -122,10 +122,10 @@ CATALOGS = [
 ]
 
 
-def statements(road: Road, *operations: Any) -> list[str]:
+def statements(sandbox: MigrationSandbox, *operations: Any) -> list[str]:
     seen = Statements()
-    with road.connection.execute_wrapper(seen):
-        road.run(*operations)
+    with sandbox.connection.execute_wrapper(seen):
+        sandbox.run(*operations)
     return seen.texts
 
 
@@ -134,9 +134,9 @@ def updates(texts: Sequence[str]) -> list[str]:
     return [text for text in texts if text.startswith("UPDATE") and "safemigrate" not in text]
 
 
-def raw(road: Road, column: str = "new") -> list[Any]:
-    with road.connection.cursor() as cursor:
-        cursor.execute(f"SELECT {column}, typeof({column}) FROM roads_question ORDER BY id")
+def raw(sandbox: MigrationSandbox, column: str = "new") -> list[Any]:
+    with sandbox.connection.cursor() as cursor:
+        cursor.execute(f"SELECT {column}, typeof({column}) FROM boxes_question ORDER BY id")
         return list(cursor.fetchall())
 
 
@@ -153,112 +153,113 @@ class Before:
         return execute(sql, params, many, context)
 
 
-INSERT = "INSERT INTO roads_question (question_text, pub_date) VALUES ('Late?', '2026-01-01 12:00:00')"
+INSERT = "INSERT INTO boxes_question (question_text, pub_date) VALUES ('Late?', '2026-01-01 12:00:00')"
 
 
 # A table without rows
 
 
 def test_without_rows_the_table_is_in_the_end_as_by_the_long_road(alias: str, add: AddRequiredField) -> None:
-    road = made(alias)
-    before = road.state
-    short = statements(road, add)
-    one, state = dump(road), road.state
-    assert not road.column(road.model()._meta.get_field("new").column).nullable
-    road.undo(add, before=before)
+    sandbox = made(alias)
+    before = sandbox.state
+    short = statements(sandbox, add)
+    one, state = dump(sandbox), sandbox.state
+    assert not sandbox.column(sandbox.model()._meta.get_field("new").column).nullable
+    sandbox.undo(add, before=before)
     with long_road():
-        long = statements(road, add)
-    assert (dump(road), road.state) == (one, state)
+        long = statements(sandbox, add)
+    assert (dump(sandbox), sandbox.state) == (one, state)
     assert len(short) < len(long)
 
 
 def test_without_rows_it_goes_backwards_and_forwards_again(alias: str, add: AddRequiredField) -> None:
-    road = made(alias)
-    before, start = road.state, road.schema()
-    road.run(add)
-    one = road.schema()
-    road.undo(add, before=before)
-    assert road.schema() == start
-    road.run(add)
-    assert road.schema() == one
-    road.state = before
-    road.run(add)
-    assert road.schema() == one
+    sandbox = made(alias)
+    before, start = sandbox.state, sandbox.schema()
+    sandbox.run(add)
+    one = sandbox.schema()
+    sandbox.undo(add, before=before)
+    assert sandbox.schema() == start
+    sandbox.run(add)
+    assert sandbox.schema() == one
+    sandbox.state = before
+    sandbox.run(add)
+    assert sandbox.schema() == one
 
 
 def test_without_rows_it_takes_a_few_statements_and_no_guard(alias: str) -> None:
-    road = made(alias)
-    texts = statements(road, AddRequiredField("question", "new", models.DateTimeField(), LATER))
+    sandbox = made(alias)
+    texts = statements(sandbox, AddRequiredField("question", "new", models.DateTimeField(), LATER))
     assert len(texts) <= 20
     assert not [text for text in texts if "TRIGGER" in text.split(" ON ")[0] or "VALID" in text]
 
 
 @pytest.mark.parametrize("kind", ["plain", "unique", "db_default", "referring elsewhere"])
 def test_without_rows_stopped_at_any_statement_the_next_run_ends_the_same(alias: str, kind: str) -> None:
-    road, (make, populate) = made(alias), FIELDS[kind]
-    add, before = AddRequiredField("question", "new", make(), populate), road.state
-    number = len(statements(road, add))
-    clean = dump(road)
+    sandbox, (make, populate) = made(alias), FIELDS[kind]
+    add, before = AddRequiredField("question", "new", make(), populate), sandbox.state
+    number = len(statements(sandbox, add))
+    clean = dump(sandbox)
     for at in range(number):
-        road.undo(add, before=before)
-        with pytest.raises(Statements.Crash), road.connection.execute_wrapper(Statements(stop_at=at)):
-            road.run(add)
+        sandbox.undo(add, before=before)
+        with pytest.raises(Statements.Crash), sandbox.connection.execute_wrapper(Statements(stop_at=at)):
+            sandbox.run(add)
             raise AssertionError(f"not stopped at statement {at}")
-        road.connection.close()  # What the process held is gone with it.
-        road.run(add)
-        assert dump(road) == clean
+        sandbox.connection.close()  # What the process held is gone with it.
+        sandbox.run(add)
+        assert dump(sandbox) == clean
 
 
 @pytest.mark.parametrize("kind", ["plain", "db_default", "a text"])
 def test_a_row_that_comes_in_after_the_look_gets_the_value_of_old_rows(alias: str, kind: str) -> None:
-    road, (make, populate) = made(alias), FIELDS[kind]
+    sandbox, (make, populate) = made(alias), FIELDS[kind]
     late = Before(
-        "BEGIN IMMEDIATE" if road.connection.vendor == "sqlite" else "ALTER TABLE", lambda: run(other, INSERT)
+        "BEGIN IMMEDIATE" if sandbox.connection.vendor == "sqlite" else "ALTER TABLE",
+        lambda: run(other, INSERT),
     )
-    with another(alias) as other, road.connection.execute_wrapper(late):
-        road.run(AddRequiredField("question", "new", make(), populate))
+    with another(alias) as other, sandbox.connection.execute_wrapper(late):
+        sandbox.run(AddRequiredField("question", "new", make(), populate))
     assert late.done
-    (row,) = road.rows()
+    (row,) = sandbox.rows()
     assert row.new == {"plain": START + MONTH, "db_default": 0, "a text": "Late?%'"}[kind]
-    assert not road.column("new").nullable
+    assert not sandbox.column("new").nullable
 
 
 def test_without_rows_a_guard_that_is_to_be_kept_is_put_up(alias: str) -> None:
-    road = made(alias)
-    road.run(AddRequiredField("question", "new", models.DateTimeField(), LATER, keep_guard=True))
-    if road.connection.vendor == "sqlite":
+    sandbox = made(alias)
+    sandbox.run(AddRequiredField("question", "new", models.DateTimeField(), LATER, keep_guard=True))
+    if sandbox.connection.vendor == "sqlite":
         return  # It cannot be kept there, and a warning says so.
-    with road.connection.cursor() as cursor:
+    with sandbox.connection.cursor() as cursor:
         cursor.execute(INSERT)
-    assert road.values("new") == [START + MONTH]
+    assert sandbox.values("new") == [START + MONTH]
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
 def test_a_table_in_another_schema(alias: str) -> None:
     with connections[alias].cursor() as cursor:
         cursor.execute("CREATE SCHEMA elsewhere")
-    road = Road(alias, question(db_table='elsewhere"."question'))
-    before = road.state
+    sandbox = MigrationSandbox(alias, question(db_table='elsewhere"."question'))
+    before = sandbox.state
     add = AddRequiredField("question", "new", models.SlugField(unique=True), "x")
-    road.run(add)
-    one = dump(road)
-    road.undo(add, before=before)
+    sandbox.run(add)
+    one = dump(sandbox)
+    sandbox.undo(add, before=before)
     with long_road():
-        road.run(add)
-    assert dump(road) == one
+        sandbox.run(add)
+    assert dump(sandbox) == one
 
 
 def test_who_is_in_the_way_is_named_and_nothing_is_changed(alias: str, settings: Any) -> None:
     settings.SAFEMIGRATE_LOCK_TRIES, settings.SAFEMIGRATE_LOCK_PAUSE = 2, 0.01
-    road = made(alias)
-    with in_the_way(alias), pytest.raises(LockNotAcquired):
-        road.run(AddRequiredField("question", "new", models.DateTimeField(), LATER))
-    assert "new" not in road.schema()["columns"]
+    sandbox = made(alias)
+    with blocking(alias), pytest.raises(LockNotAcquired):
+        sandbox.run(AddRequiredField("question", "new", models.DateTimeField(), LATER))
+    assert "new" not in sandbox.schema()["columns"]
 
 
 def test_sqlmigrate_prints_the_long_road(alias: str) -> None:
-    road = made(alias)
-    printed = road.sql(AddRequiredField("question", "new", models.DateTimeField(), LATER))
+    sandbox = made(alias)
+    printed = sandbox.sql(AddRequiredField("question", "new", models.DateTimeField(), LATER))
     assert "-- fill new by" in printed
 
 
@@ -267,20 +268,20 @@ def test_sqlmigrate_prints_the_long_road(alias: str) -> None:
 
 @LITE
 def test_one_copy_ends_as_the_long_road(alias: str, add: AddRequiredField) -> None:
-    road = made(alias, 40)
-    before = road.state
-    texts = statements(road, add)
+    sandbox = made(alias, 40)
+    before = sandbox.state
+    texts = statements(sandbox, add)
     assert not updates(texts)
     assert len([text for text in texts if text.startswith('INSERT INTO "new__')]) == 1
-    one, values, state = dump(road), raw(road, column_of(add)), road.state
-    road.undo(add, before=before)
+    one, values, state = dump(sandbox), raw(sandbox, column_of(add)), sandbox.state
+    sandbox.undo(add, before=before)
     with long_road():
-        assert updates(statements(road, add))
-    assert (dump(road), road.state) == (one, state)
+        assert updates(statements(sandbox, add))
+    assert (dump(sandbox), sandbox.state) == (one, state)
     if add.populate is uuid.uuid4:
-        assert {value.version for value in road.values("new")} == {4}
+        assert {value.version for value in sandbox.values("new")} == {4}
     else:
-        assert raw(road, column_of(add)) == values
+        assert raw(sandbox, column_of(add)) == values
 
 
 def column_of(add: AddRequiredField) -> str:
@@ -312,26 +313,26 @@ SOURCES: dict[str, Any] = {
 @pytest.mark.parametrize("source", SOURCES)
 def test_one_copy_computes_what_an_update_computes(alias: str, source: str) -> None:
     site = ("site", models.ForeignKey(f"{APP}.site", models.CASCADE))
-    road = Road(alias, SITE, question(fields=[site]))
-    Site = road.model("Site")  # noqa: N806
-    road.rows("Site").bulk_create([Site(name=f"Site {n}") for n in range(1, 4)])
-    road.fill(30, site_id=lambda n: n % 3 + 1)
-    add, before = AddRequiredField("question", "new", models.TextField(), SOURCES[source]), road.state
-    assert not updates(statements(road, add))
-    values = raw(road)
-    road.undo(add, before=before)
+    sandbox = MigrationSandbox(alias, SITE, question(fields=[site]))
+    Site = sandbox.model("Site")  # noqa: N806
+    sandbox.rows("Site").bulk_create([Site(name=f"Site {n}") for n in range(1, 4)])
+    sandbox.fill(30, site_id=lambda n: n % 3 + 1)
+    add, before = AddRequiredField("question", "new", models.TextField(), SOURCES[source]), sandbox.state
+    assert not updates(statements(sandbox, add))
+    values = raw(sandbox)
+    sandbox.undo(add, before=before)
     with long_road():
-        road.run(add)
-    assert raw(road) == values
+        sandbox.run(add)
+    assert raw(sandbox) == values
 
 
 @LITE
 def test_a_foreign_key_is_taken_from_raw_sql_as_it_is_meant(alias: str) -> None:
-    road = made(alias, 5, site=9)
+    sandbox = made(alias, 5, site=9)
     field = models.ForeignKey(f"{APP}.site", models.CASCADE)
-    texts = statements(road, AddRequiredField("question", "site", field, RawSQL("id + 1", [])))
+    texts = statements(sandbox, AddRequiredField("question", "site", field, RawSQL("id + 1", [])))
     assert not updates(texts)
-    assert road.values("site_id") == [2, 3, 4, 5, 6]
+    assert sandbox.values("site_id") == [2, 3, 4, 5, 6]
 
 
 @LITE
@@ -341,20 +342,20 @@ def test_foreign_keys_from_other_tables_and_from_its_own_survive(alias: str) -> 
         ("question", models.ForeignKey(f"{APP}.question", models.CASCADE)),
     ]
     own = ("first", models.ForeignKey(f"{APP}.question", models.CASCADE, null=True))
-    road = Road(alias, question(fields=[own]), migrations.CreateModel("Choice", choice))
-    road.fill(20, first_id=lambda n: None if n == 1 else 1)
-    Choice = road.model("Choice")  # noqa: N806
-    road.rows("Choice").bulk_create([Choice(question_id=n) for n in range(1, 21)])
-    fetch = for_connection(road.connection).fetch
-    before = fetch("PRAGMA foreign_key_list(roads_choice)"), fetch("PRAGMA foreign_key_list(roads_question)")
-    road.run(AddRequiredField("question", "new", models.DateTimeField(), LATER))
-    after = fetch("PRAGMA foreign_key_list(roads_choice)"), fetch("PRAGMA foreign_key_list(roads_question)")
+    sandbox = MigrationSandbox(alias, question(fields=[own]), migrations.CreateModel("Choice", choice))
+    sandbox.fill(20, first_id=lambda n: None if n == 1 else 1)
+    Choice = sandbox.model("Choice")  # noqa: N806
+    sandbox.rows("Choice").bulk_create([Choice(question_id=n) for n in range(1, 21)])
+    fetch = for_connection(sandbox.connection).fetch
+    before = fetch("PRAGMA foreign_key_list(boxes_choice)"), fetch("PRAGMA foreign_key_list(boxes_question)")
+    sandbox.run(AddRequiredField("question", "new", models.DateTimeField(), LATER))
+    after = fetch("PRAGMA foreign_key_list(boxes_choice)"), fetch("PRAGMA foreign_key_list(boxes_question)")
     assert after == before
     assert fetch("PRAGMA foreign_key_check") == []
     assert fetch("PRAGMA foreign_keys") == [(1,)]
-    assert road.values("question_id", "Choice") == list(range(1, 21))
+    assert sandbox.values("question_id", "Choice") == list(range(1, 21))
     with pytest.raises(Exception, match="FOREIGN KEY"):
-        road.rows("Choice").update(question=99)
+        sandbox.rows("Choice").update(question=99)
 
 
 @LITE
@@ -362,46 +363,46 @@ def test_a_generated_column_and_a_table_with_an_awkward_name(alias: str) -> None
     length = models.GeneratedField(
         expression=Length("question_text"), output_field=models.IntegerField(), db_persist=True
     )
-    road = Road(alias, question(fields=[("length", length)], db_table="odd 'name'"))
-    road.fill(3)
-    texts = statements(road, AddRequiredField("question", "new", models.IntegerField(), F("length") + 1))
+    sandbox = MigrationSandbox(alias, question(fields=[("length", length)], db_table="odd 'name'"))
+    sandbox.fill(3)
+    texts = statements(sandbox, AddRequiredField("question", "new", models.IntegerField(), F("length") + 1))
     assert not updates(texts)
-    assert road.values("new") == [12, 12, 12]
+    assert sandbox.values("new") == [12, 12, 12]
 
 
-# Where the copy is refused, the long road tells why
+# Where the copy is refused, the long sandbox tells why
 
 
 @LITE
 def test_a_null_is_a_bad_row_as_ever_and_the_run_is_one(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "new_ledger", apps.new_ledger)
-    road = made(alias, 1_500)  # The last row is not among those that are looked at before.
+    monkeypatch.setattr(engine, "new_observer", apps.new_observer)
+    sandbox = made(alias, 1_500)  # The last row is not among those that are looked at before.
     add = AddRequiredField(
         "question", "new", models.CharField(max_length=99), NullIf("question_text", Value("Question 1500?"))
     )
-    before = road.state
+    before = sandbox.state
     seen = Statements()
     with (
         pytest.raises(BadRows, match="1500: its value came out as NULL"),
-        road.connection.execute_wrapper(seen),
+        sandbox.connection.execute_wrapper(seen),
     ):
-        road.run(add)
+        sandbox.run(add)
     assert seen.like('INSERT INTO "new__')
     record = store.records().get()
     assert (record.status, record.attempts) == (Status.FAILED, 2)
-    road.state = before
-    road.rows().filter(pk=1_500).update(question_text="Changed")
-    road.run(add)
-    assert None not in road.values("new")
-    assert road.rows().count() == 1_500
+    sandbox.state = before
+    sandbox.rows().filter(pk=1_500).update(question_text="Changed")
+    sandbox.run(add)
+    assert None not in sandbox.values("new")
+    assert sandbox.rows().count() == 1_500
 
 
 @LITE
 def test_a_null_among_the_first_rows_is_not_even_tried(alias: str) -> None:
-    road = made(alias, 3)
+    sandbox = made(alias, 3)
     seen = Statements()
-    with pytest.raises(BadRows), road.connection.execute_wrapper(seen):
-        road.run(
+    with pytest.raises(BadRows), sandbox.connection.execute_wrapper(seen):
+        sandbox.run(
             AddRequiredField(
                 "question", "new", models.TextField(), NullIf("question_text", F("question_text"))
             )
@@ -411,30 +412,30 @@ def test_a_null_among_the_first_rows_is_not_even_tried(alias: str) -> None:
 
 @LITE
 def test_duplicates_and_rows_that_point_nowhere_are_told_as_ever(alias: str) -> None:
-    road = made(alias, 4)
+    sandbox = made(alias, 4)
     with pytest.raises(DuplicateValues, match="'same' in 4 rows"):
-        road.run(AddRequiredField("question", "code", models.CharField(max_length=9, unique=True), "same"))
-    with pytest.raises(OrphanRows, match="3 rows of roads.Question"):
-        road.run(
+        sandbox.run(AddRequiredField("question", "code", models.CharField(max_length=9, unique=True), "same"))
+    with pytest.raises(OrphanRows, match="3 rows of boxes.Question"):
+        sandbox.run(
             AddRequiredField("question", "site", models.ForeignKey(f"{APP}.site", models.CASCADE), F("pk"))
         )
 
 
 @LITE
 def test_values_that_take_long_are_computed_in_batches(alias: str) -> None:
-    road = made(alias)
-    with road.connection.cursor() as cursor:
+    sandbox = made(alias)
+    with sandbox.connection.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO roads_question (question_text, pub_date) WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL "
+            "INSERT INTO boxes_question (question_text, pub_date) WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL "
             "SELECT n + 1 FROM s WHERE n < 100000) SELECT 'Question?', '2026-01-01 12:00:00' FROM s"
         )
-    before = road.state
+    before = sandbox.state
     add = AddRequiredField("question", "new", models.DateTimeField(), LATER)
-    texts = statements(road, add)
+    texts = statements(sandbox, add)
     assert len(updates(texts)) > 3
-    road.undo(add, before=before)
+    sandbox.undo(add, before=before)
     quick = AddRequiredField("question", "new", models.TextField(), F("question_text"))
-    assert not updates(statements(road, quick))
+    assert not updates(statements(sandbox, quick))
 
 
 @LITE
@@ -447,52 +448,52 @@ def test_who_asks_for_batches_gets_them(alias: str, settings: Any, why: str) -> 
     values = {"SAFEMIGRATE_BATCH_SIZE": 5, "SAFEMIGRATE_THROTTLES": ["safemigrate.throttles.Nice"]}
     if why in values:
         setattr(settings, why, values[why])
-    road = made(alias, 10)
-    texts = statements(road, AddRequiredField("question", "new", models.DateTimeField(), LATER, **options))
+    sandbox = made(alias, 10)
+    texts = statements(sandbox, AddRequiredField("question", "new", models.DateTimeField(), LATER, **options))
     assert updates(texts)
-    assert month_later_new(road)
+    assert month_later_new(sandbox)
 
 
-def month_later_new(road: Road) -> bool:
-    return all(row.new == row.pub_date + MONTH for row in road.rows())
+def month_later_new(sandbox: MigrationSandbox) -> bool:
+    return all(row.new == row.pub_date + MONTH for row in sandbox.rows())
 
 
 @LITE
 def test_more_rows_than_migrate_may_fill_are_refused_as_ever(alias: str, settings: Any) -> None:
     settings.SAFEMIGRATE_MAX_ROWS_IN_MIGRATE = 9
-    road = made(alias, 10)
-    before = road.state
+    sandbox = made(alias, 10)
+    before = sandbox.state
     add = AddRequiredField("question", "new", models.DateTimeField(), LATER)
     with pytest.raises(TooManyRows, match="10 rows"):
-        road.run(add)
-    road.state = before
-    assert raw(road)  # The column is there, to be filled outside.
+        sandbox.run(add)
+    sandbox.state = before
+    assert raw(sandbox)  # The column is there, to be filled outside.
 
 
 @LITE
 def test_a_column_that_another_process_adds_meanwhile_keeps_its_values(alias: str) -> None:
-    road = made(alias, 3)
+    sandbox = made(alias, 3)
 
     def add() -> None:
-        run(other, "ALTER TABLE roads_question ADD COLUMN new datetime NULL")
-        run(other, "UPDATE roads_question SET new = '2000-01-01 00:00:00' WHERE id = 2")
+        run(other, "ALTER TABLE boxes_question ADD COLUMN new datetime NULL")
+        run(other, "UPDATE boxes_question SET new = '2000-01-01 00:00:00' WHERE id = 2")
 
     late = Before("BEGIN IMMEDIATE", add)
-    with another(alias) as other, road.connection.execute_wrapper(late):
-        road.run(AddRequiredField("question", "new", models.DateTimeField(), LATER))
+    with another(alias) as other, sandbox.connection.execute_wrapper(late):
+        sandbox.run(AddRequiredField("question", "new", models.DateTimeField(), LATER))
     assert late.done
-    assert [row.new.year for row in road.rows()] == [2026, 2000, 2026]
-    assert not road.column("new").nullable
+    assert [row.new.year for row in sandbox.rows()] == [2026, 2000, 2026]
+    assert not sandbox.column("new").nullable
 
 
 @LITE
 def test_an_open_column_of_an_earlier_run_is_filled_by_the_long_road(alias: str) -> None:
-    road = made(alias, 3)
-    with road.connection.cursor() as cursor:
-        cursor.execute("ALTER TABLE roads_question ADD COLUMN new datetime NULL")
-    texts = statements(road, AddRequiredField("question", "new", models.DateTimeField(), LATER))
+    sandbox = made(alias, 3)
+    with sandbox.connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE boxes_question ADD COLUMN new datetime NULL")
+    texts = statements(sandbox, AddRequiredField("question", "new", models.DateTimeField(), LATER))
     assert updates(texts)
-    assert month_later_new(road)
+    assert month_later_new(sandbox)
 
 
 # Its record
@@ -500,49 +501,49 @@ def test_an_open_column_of_an_earlier_run_is_filled_by_the_long_road(alias: str)
 
 @pytest.fixture
 def _recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "new_ledger", apps.new_ledger)
+    monkeypatch.setattr(engine, "new_observer", apps.new_observer)
 
 
 @LITE
 @pytest.mark.usefixtures("_recorded")
 def test_the_copy_is_a_run_like_any_other(alias: str) -> None:
-    road, told = made(alias, 25), []
+    sandbox, told = made(alias, 25), []
 
     def tell(sender: Any, run: Any, rows: int, **kwargs: Any) -> None:
         told.append((run.label, rows))
 
     batch_done.connect(tell)
     try:
-        road.run(AddRequiredField("question", "new", models.DateTimeField(), LATER))
+        sandbox.run(AddRequiredField("question", "new", models.DateTimeField(), LATER))
     finally:
         batch_done.disconnect(tell)
     record = store.records().get()
     assert (record.status, record.attempts, record.alias) == (Status.SUCCEEDED, 1, alias)
     assert (record.rows_done, record.rows_total, record.total_is_exact) == (25, 25, True)
     assert record.populate.startswith("F(pub_date) + ")
-    assert told == [("roads.Question.new", 25)]
+    assert told == [("boxes.Question.new", 25)]
 
 
 @LITE
 @pytest.mark.usefixtures("_recorded")
 def test_a_paused_or_taken_run_is_refused_and_the_table_stays(alias: str) -> None:
-    road = made(alias, 5)
-    before, schema = road.state, road.schema()
+    sandbox = made(alias, 5)
+    before, schema = sandbox.state, sandbox.schema()
     add = AddRequiredField("question", "new", models.DateTimeField(), LATER)
     record = store.records().create(
         app_label=APP, model_name="Question", field_names="new", alias=alias, open_key=key(alias)
     )
     store.pause(record.pk, "Ada")
     with pytest.raises(RunPaused):
-        road.run(add)
+        sandbox.run(add)
     store.resume(record.pk, "Ada")
     taken = {"status": Status.RUNNING, "lease_until": timezone.now() + timedelta(minutes=5), "machine": "x"}
     store.records().filter(pk=record.pk).update(**taken)
     with pytest.raises(AlreadyRunning):
-        road.run(add)
-    assert (road.schema(), road.state) == (schema, before)
+        sandbox.run(add)
+    assert (sandbox.schema(), sandbox.state) == (schema, before)
     store.records().filter(pk=record.pk).update(lease_until=None)
-    road.run(add)
+    sandbox.run(add)
     assert store.records().get().status == Status.SUCCEEDED
 
 
@@ -555,12 +556,12 @@ def key(alias: str) -> str:
 def test_a_lock_that_is_not_given_ends_the_run_as_failed(alias: str, settings: Any) -> None:
     settings.SAFEMIGRATE_LOCK_TRIES, settings.SAFEMIGRATE_LOCK_PAUSE = 2, 0.01
     settings.SAFEMIGRATE_RUNS_DATABASE = "archive"
-    road = made(alias, 5)
+    sandbox = made(alias, 5)
     with cleaned("archive"):
-        with in_the_way(alias), pytest.raises(LockNotAcquired):
-            road.run(AddRequiredField("question", "new", models.DateTimeField(), LATER))
+        with blocking(alias), pytest.raises(LockNotAcquired):
+            sandbox.run(AddRequiredField("question", "new", models.DateTimeField(), LATER))
         assert store.records().get().status == Status.FAILED
-        road.run(AddRequiredField("question", "new", models.DateTimeField(), LATER))
+        sandbox.run(AddRequiredField("question", "new", models.DateTimeField(), LATER))
         assert store.records().get().status == Status.SUCCEEDED
 
 

@@ -1,4 +1,4 @@
-"""Which lock each statement of the road takes, as the server itself tells a second connection meanwhile."""
+"""Which lock each statement of the sandbox takes, as the server itself tells a second connection meanwhile."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from safemigrate.engine import engine
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from safemigrate.schema import runner
 from safemigrate.schema.steps import Step
-from tests.support.sandbox import MONTH, Road
+from tests.support.sandbox import MONTH, MigrationSandbox
 from tests.support.sessions import another, lock_plugin, run
 
-TABLE, PARENT = "roads_question", "roads_site"
+TABLE, PARENT = "boxes_question", "boxes_site"
 # What readers and writers hold themselves.
 WEAK = {
     "postgresql": {"AccessShareLock", "RowShareLock", "RowExclusiveLock"},
@@ -57,8 +57,8 @@ FIELDS: dict[str, tuple[str, Callable[[], Any], Any]] = {
     "checked": ("votes", models.PositiveIntegerField, F("pk")),
     "with a default": ("votes", lambda: models.IntegerField(db_default=7), F("pk")),
     "constant": ("votes", models.IntegerField, 0),
-    "referring": ("site", lambda: models.ForeignKey("roads.site", models.CASCADE), 1),
-    "referring once": ("site", lambda: models.OneToOneField("roads.site", models.CASCADE), F("pk")),
+    "referring": ("site", lambda: models.ForeignKey("boxes.site", models.CASCADE), 1),
+    "referring once": ("site", lambda: models.OneToOneField("boxes.site", models.CASCADE), F("pk")),
 }
 
 
@@ -69,13 +69,13 @@ def operation(request: pytest.FixtureRequest) -> AddRequiredField:
 
 
 @pytest.fixture
-def road(alias: str) -> Road:
-    road = Road(alias)
-    road.run(migrations.CreateModel("Site", [("id", models.BigAutoField(primary_key=True))]))
-    road.fill(20)
-    with road.connection.cursor() as cursor:
+def sandbox(alias: str) -> MigrationSandbox:
+    sandbox = MigrationSandbox(alias)
+    sandbox.run(migrations.CreateModel("Site", [("id", models.BigAutoField(primary_key=True))]))
+    sandbox.fill(20)
+    with sandbox.connection.cursor() as cursor:
         cursor.executemany(f"INSERT INTO {PARENT} (id) VALUES (%s)", [(n,) for n in range(1, 21)])
-    return road
+    return sandbox
 
 
 Held = dict[str, set[str]]
@@ -109,8 +109,8 @@ class Look:
 class Recorder:
     """Looks at the locks in each statement of each step, in each of the fill, and between two batches."""
 
-    def __init__(self, road: Road, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.road, self.look = road, look
+    def __init__(self, sandbox: MigrationSandbox, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sandbox, self.look = sandbox, look
         self.step: Step | None = None
         self.steps: list[tuple[Step, Held]] = []
         self.fill: list[tuple[str, Held]] = []
@@ -124,14 +124,14 @@ class Recorder:
             self.step = None
 
         monkeypatch.setattr(runner, "_run", in_step)
-        monkeypatch.setattr(engine, "new_ledger", lambda: Between(self))
+        monkeypatch.setattr(engine, "new_observer", lambda: Between(self))
 
     def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         if sql.split(maxsplit=1)[0] in ("SAVEPOINT", "RELEASE", "ROLLBACK", "SET", "SHOW"):
             return execute(sql, params, many, context)
         if "CONCURRENTLY" in sql:
             return self._during(lambda: execute(sql, params, many, context))
-        with atomic(self.road.alias):
+        with atomic(self.sandbox.alias):
             # Locks are held until the transaction ends, which is here or, for a step, later.
             result = execute(sql, params, many, context)
             self._note(sql, self.look())
@@ -139,7 +139,7 @@ class Recorder:
 
     def _during(self, execute: Callable[[], Any]) -> Any:
         """Look at a statement that can be in no transaction while it waits for somebody who writes."""
-        with another(self.road.alias) as writer:
+        with another(self.sandbox.alias) as writer:
             writer.set_autocommit(False)
             run(writer, f"UPDATE {TABLE} SET question_text = 'new' WHERE id = 1")
 
@@ -165,7 +165,7 @@ class Recorder:
                 self.steps[-1][1][table].update(modes)
 
 
-class Between(engine.NoLedger):
+class Between(engine.NullObserver):
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
 
@@ -180,10 +180,12 @@ def plugin(alias: str) -> Iterator[None]:
 
 
 @contextmanager
-def recorded(road: Road, monkeypatch: pytest.MonkeyPatch, kind: Any = Recorder) -> Iterator[Any]:
-    with another(road.alias) as watcher:
-        recorder = kind(road, Look(road.connection, watcher), monkeypatch)
-        with road.connection.execute_wrapper(recorder):
+def recorded(
+    sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch, kind: Any = Recorder
+) -> Iterator[Any]:
+    with another(sandbox.alias) as watcher:
+        recorder = kind(sandbox, Look(sandbox.connection, watcher), monkeypatch)
+        with sandbox.connection.execute_wrapper(recorder):
             yield recorder
 
 
@@ -207,40 +209,40 @@ def assert_as_told(steps: list[tuple[Step, Held]]) -> None:
 
 @POSTGRESQL
 def test_each_step_takes_the_lock_that_it_tells_of(
-    road: Road, operation: AddRequiredField, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, operation: AddRequiredField, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with recorded(road, monkeypatch) as recorder:
-        road.run(operation)
+    with recorded(sandbox, monkeypatch) as recorder:
+        sandbox.run(operation)
     assert_as_told(recorder.steps)
-    assert not road.column(road.model()._meta.get_field(operation.name).column).nullable
+    assert not sandbox.column(sandbox.model()._meta.get_field(operation.name).column).nullable
 
 
 @POSTGRESQL
 def test_backwards_step_by_step_too(
-    road: Road, operation: AddRequiredField, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, operation: AddRequiredField, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add, require = (
         kind("question", operation.name, operation.field) for kind in (AddNullableField, SetNotNull)
     )
-    bare = road.after(add)
-    before = road.state
-    road.run(add, Populate("question", operation.name, operation.populate))
-    road.run(require)
-    with recorded(road, monkeypatch) as recorder:
-        road.undo(require, before=bare)
-        road.undo(add, before=before)
+    bare = sandbox.after(add)
+    before = sandbox.state
+    sandbox.run(add, Populate("question", operation.name, operation.populate))
+    sandbox.run(require)
+    with recorded(sandbox, monkeypatch) as recorder:
+        sandbox.undo(require, before=bare)
+        sandbox.undo(add, before=before)
     assert len(recorder.steps) >= 2
     assert_as_told(recorder.steps)
 
 
 @POSTGRESQL
 def test_backwards_in_one_too(
-    road: Road, operation: AddRequiredField, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, operation: AddRequiredField, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = road.state
-    road.run(operation)
-    with recorded(road, monkeypatch) as recorder:
-        road.undo(operation, before=before)
+    before = sandbox.state
+    sandbox.run(operation)
+    with recorded(sandbox, monkeypatch) as recorder:
+        sandbox.undo(operation, before=before)
     assert_as_told(recorder.steps)
     dropped = recorder.steps[-1][1]
     # A foreign key has its triggers on the other table too.
@@ -249,11 +251,11 @@ def test_backwards_in_one_too(
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
 def test_the_fill_holds_nothing_between_batches_and_little_in_them(
-    road: Road, operation: AddRequiredField, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, operation: AddRequiredField, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writing, weak = WRITING[road.connection.vendor], WEAK[road.connection.vendor]
-    with recorded(road, monkeypatch) as recorder:
-        road.run(operation)
+    writing, weak = WRITING[sandbox.connection.vendor], WEAK[sandbox.connection.vendor]
+    with recorded(sandbox, monkeypatch) as recorder:
+        sandbox.run(operation)
     assert recorder.between
     assert all(held == {TABLE: set(), PARENT: set()} for held in recorder.between)
     writes = [held for sql, held in recorder.fill if sql.startswith("UPDATE")]
@@ -265,8 +267,8 @@ def test_the_fill_holds_nothing_between_batches_and_little_in_them(
 class Sampler(Recorder):
     """Looks again and again while an ALTER of a step runs; counts in how many looks each mode was held."""
 
-    def __init__(self, road: Road, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__(road, look, monkeypatch)
+    def __init__(self, sandbox: MigrationSandbox, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(sandbox, look, monkeypatch)
         self.sampled: list[tuple[Step, Counter[str]]] = []
 
     def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
@@ -291,16 +293,16 @@ class Sampler(Recorder):
 
 @pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
 def test_while_mariadb_reads_or_copies_the_table_it_holds_a_shared_lock(
-    road: Road, operation: AddRequiredField, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, operation: AddRequiredField, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = (
         f"INSERT INTO {TABLE} (question_text, pub_date) SELECT 'Question?', '2026-01-01' FROM seq_1_to_30000"
     )
-    run(road.connection, rows)
-    run(road.connection, f"INSERT IGNORE INTO {PARENT} SELECT id FROM {TABLE}")
+    run(sandbox.connection, rows)
+    run(sandbox.connection, f"INSERT IGNORE INTO {PARENT} SELECT id FROM {TABLE}")
     operation.batch_size = None
-    with recorded(road, monkeypatch, Sampler) as sampler:
-        road.run(operation)
+    with recorded(sandbox, monkeypatch, Sampler) as sampler:
+        sandbox.run(operation)
     copied = [counts for step, counts in sampler.sampled if step.lock.lasts == "while it is copied"]
     assert len(copied) == 1
     assert "MDL_SHARED_UPGRADABLE" in copied[0]

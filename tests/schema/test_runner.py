@@ -21,12 +21,12 @@ from safemigrate.exceptions import LockNotAcquired
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from safemigrate.schema import runner
 from safemigrate.schema.steps import Lock, Step
-from tests.support.sandbox import MONTH, Road, month_later
+from tests.support.sandbox import MONTH, MigrationSandbox, month_later
 from tests.support.sessions import (
     Traffic,
     another,
     between_tries,
-    in_the_way,
+    blocking,
     later,
     lock_plugin,
     release,
@@ -54,23 +54,23 @@ def _short_tries(settings: Any) -> None:
 
 
 @pytest.fixture
-def road(alias: str) -> Road:
-    road = Road(alias)
-    road.fill(20)
-    if road.connection.vendor == "sqlite":
-        run(road.connection, "PRAGMA busy_timeout = 50")
-    return road
+def sandbox(alias: str) -> MigrationSandbox:
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(20)
+    if sandbox.connection.vendor == "sqlite":
+        run(sandbox.connection, "PRAGMA busy_timeout = 50")
+    return sandbox
 
 
-def test_who_is_in_the_way_is_named_and_the_table_is_as_it_was(road: Road) -> None:
-    schema = road.schema()
-    with in_the_way(road.alias) as other:
+def test_who_is_in_the_way_is_named_and_the_table_is_as_it_was(sandbox: MigrationSandbox) -> None:
+    schema = sandbox.schema()
+    with blocking(sandbox.alias) as other:
         holder = identity(other)
         with pytest.raises(LockNotAcquired) as caught:
-            road.run(add_expires())
+            sandbox.run(add_expires())
     text = " ".join(str(caught.value).split())
     assert text.startswith("To add the column expires_date, ")
-    assert 'a lock on "roads_question" was' in text.replace("`", '"')
+    assert 'a lock on "boxes_question" was' in text.replace("`", '"')
     assert "was asked for 2 times in" in text
     waited = re.search(r"the last time for (\d+) ms, and never given", text)
     assert waited is not None
@@ -78,16 +78,16 @@ def test_who_is_in_the_way_is_named_and_the_table_is_as_it_was(road: Road) -> No
     assert "Nothing was changed by this step" in text
     for word in holder:
         assert word in text
-    assert road.schema() == schema
+    assert sandbox.schema() == schema
 
 
 def identity(other: Any) -> list[str]:
     """What the message is to say of a connection that is in the way."""
     if other.vendor == "postgresql":
         ((pid, user),) = run(other, "SELECT pg_backend_pid(), current_user")
-        run(other, "SELECT COUNT(*) FROM roads_question")
+        run(other, "SELECT COUNT(*) FROM boxes_question")
         state = "idle in transaction, in a transaction for"
-        query = "SELECT COUNT(*) FROM roads_question"
+        query = "SELECT COUNT(*) FROM boxes_question"
         return [f"pid {pid}, user {user}, application nightly report, {state}", query]
     if other.vendor == "mysql":
         ((pid, user),) = run(other, "SELECT CONNECTION_ID(), SUBSTRING_INDEX(USER(), '@', 1)")
@@ -95,38 +95,38 @@ def identity(other: Any) -> list[str]:
     return ["In the way: another connection that reads or writes the file"]
 
 
-def test_released_between_two_tries_it_is_taken(road: Road) -> None:
-    with in_the_way(road.alias) as other, between_tries(lambda: release(other)) as tries:
-        road.run(add_expires())
+def test_released_between_two_tries_it_is_taken(sandbox: MigrationSandbox) -> None:
+    with blocking(sandbox.alias) as other, between_tries(lambda: release(other)) as tries:
+        sandbox.run(add_expires())
     assert tries.calls == 1
-    assert month_later(road.rows())
-    assert not road.column("expires_date").nullable
+    assert month_later(sandbox.rows())
+    assert not sandbox.column("expires_date").nullable
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
-def test_others_read_and_write_between_two_tries(road: Road) -> None:
+def test_others_read_and_write_between_two_tries(sandbox: MigrationSandbox) -> None:
     read: list[Any] = []
 
     def work() -> None:
-        read.extend(run(third, "SELECT COUNT(*) FROM roads_question"))
-        run(third, "UPDATE roads_question SET question_text = 'changed'")
+        read.extend(run(third, "SELECT COUNT(*) FROM boxes_question"))
+        run(third, "UPDATE boxes_question SET question_text = 'changed'")
 
-    with in_the_way(road.alias), another(road.alias) as third:
+    with blocking(sandbox.alias), another(sandbox.alias) as third:
         limit = "lock_timeout = 50" if third.vendor == "postgresql" else "lock_wait_timeout = 1"
         run(third, f"SET {limit}")
         with between_tries(work), pytest.raises(LockNotAcquired):
-            road.run(add_expires())
+            sandbox.run(add_expires())
     assert read == [(20,)]
-    assert set(road.values("question_text")) == {"changed"}
+    assert set(sandbox.values("question_text")) == {"changed"}
 
 
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
-def test_others_read_while_the_one_writer_is_waited_for(road: Road) -> None:
+def test_others_read_while_the_one_writer_is_waited_for(sandbox: MigrationSandbox) -> None:
     read: list[Any] = []
-    with in_the_way(road.alias), another(road.alias) as third:
-        look = lambda: read.extend(run(third, "SELECT COUNT(*) FROM roads_question"))  # noqa: E731
+    with blocking(sandbox.alias), another(sandbox.alias) as third:
+        look = lambda: read.extend(run(third, "SELECT COUNT(*) FROM boxes_question"))  # noqa: E731
         with between_tries(look), pytest.raises(LockNotAcquired):
-            road.run(add_expires())
+            sandbox.run(add_expires())
     assert read == [(20,)]
 
 
@@ -149,39 +149,41 @@ SESSIONS = {
 }
 
 
-def test_the_session_s_settings_are_as_they_were(road: Road) -> None:
-    orders, question, answer = SESSIONS[road.connection.vendor]
+def test_the_session_s_settings_are_as_they_were(sandbox: MigrationSandbox) -> None:
+    orders, question, answer = SESSIONS[sandbox.connection.vendor]
     for order in orders:
-        run(road.connection, order)
-    mode = getattr(road.connection, "transaction_mode", None)
-    with in_the_way(road.alias), pytest.raises(LockNotAcquired):
-        road.run(add_expires())
-    assert run(road.connection, question) == [answer]
-    road.run(add_expires())
-    parent = models.ForeignKey("roads.question", models.CASCADE, related_name="+")
-    road.run(AddRequiredField("question", "parent", parent, F("pk")))
-    assert run(road.connection, question) == [answer]
-    assert getattr(road.connection, "transaction_mode", None) == mode
-    assert road.connection.get_autocommit()
+        run(sandbox.connection, order)
+    mode = getattr(sandbox.connection, "transaction_mode", None)
+    with blocking(sandbox.alias), pytest.raises(LockNotAcquired):
+        sandbox.run(add_expires())
+    assert run(sandbox.connection, question) == [answer]
+    sandbox.run(add_expires())
+    parent = models.ForeignKey("boxes.question", models.CASCADE, related_name="+")
+    sandbox.run(AddRequiredField("question", "parent", parent, F("pk")))
+    assert run(sandbox.connection, question) == [answer]
+    assert getattr(sandbox.connection, "transaction_mode", None) == mode
+    assert sandbox.connection.get_autocommit()
 
 
 @POSTGRESQL
-def test_what_vacuum_holds_is_named_and_given_way_to(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
-    quickly(road, monkeypatch)
-    with another(road.alias) as other:
+def test_what_vacuum_holds_is_named_and_given_way_to(
+    sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quickly(sandbox, monkeypatch)
+    with another(sandbox.alias) as other:
         other.set_autocommit(False)
-        hold = 'LOCK TABLE "roads_question" IN SHARE UPDATE EXCLUSIVE MODE'
+        hold = 'LOCK TABLE "boxes_question" IN SHARE UPDATE EXCLUSIVE MODE'
         run(other, hold)
         with pytest.raises(LockNotAcquired, match="LOCK TABLE") as caught:
-            road.run(add_expires())
+            sandbox.run(add_expires())
         assert f"pid {other.connection.info.backend_pid}" in str(caught.value)
         with between_tries(lambda: release(other)) as tries:
-            road.run(add_expires())
+            sandbox.run(add_expires())
     assert tries.calls == 1
-    assert month_later(road.rows())
+    assert month_later(sandbox.rows())
 
 
-class Watching(engine.NoLedger):
+class Watching(engine.NullObserver):
     """Notes the locks on the table after each batch, as another connection sees them."""
 
     def __init__(self, look: Callable[[], set[str]]) -> None:
@@ -193,14 +195,14 @@ class Watching(engine.NoLedger):
 
 @POSTGRESQL
 def test_the_fill_holds_nothing_between_batches_and_little_in_them(
-    road: Road, monkeypatch: pytest.MonkeyPatch, settings: Any
+    sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
     settings.SAFEMIGRATE_WRITER_THREAD = False  # This connection is the one that is looked at.
     inside: list[set[str]] = []
-    with another(road.alias) as other:
+    with another(sandbox.alias) as other:
 
         def look() -> set[str]:
-            held = "SELECT mode FROM pg_locks WHERE relation = 'roads_question'::regclass AND pid <> pg_backend_pid()"
+            held = "SELECT mode FROM pg_locks WHERE relation = 'boxes_question'::regclass AND pid <> pg_backend_pid()"
             return {mode for (mode,) in run(other, held)}
 
         class Inside:
@@ -211,9 +213,9 @@ def test_the_fill_holds_nothing_between_batches_and_little_in_them(
                 return result
 
         watching = Watching(look)
-        monkeypatch.setattr(engine, "new_ledger", lambda: watching)
-        with road.connection.execute_wrapper(Inside()):
-            road.run(add_expires(lambda question: question.pub_date + MONTH, batch_size=5))
+        monkeypatch.setattr(engine, "new_observer", lambda: watching)
+        with sandbox.connection.execute_wrapper(Inside()):
+            sandbox.run(add_expires(lambda question: question.pub_date + MONTH, batch_size=5))
     assert watching.seen == [set()] * 4
     assert len(inside) == 4
     assert all("RowExclusiveLock" in modes and modes <= WEAK for modes in inside)
@@ -221,70 +223,72 @@ def test_the_fill_holds_nothing_between_batches_and_little_in_them(
 
 @POSTGRESQL
 def test_who_is_named_is_who_is_there_by_then(
-    road: Road, caplog: pytest.LogCaptureFixture, settings: Any
+    sandbox: MigrationSandbox, caplog: pytest.LogCaptureFixture, settings: Any
 ) -> None:
     # What pg_stat_activity says stays the same within a transaction, and so does now().
     settings.SAFEMIGRATE_LOCK_PAUSE = 1.0
     caplog.set_level(logging.INFO, "safemigrate")
-    with in_the_way(road.alias) as first, another(road.alias) as second:
+    with blocking(sandbox.alias) as first, another(sandbox.alias) as second:
 
         def change_over() -> None:
             run(first, "ROLLBACK")
             run(second, "SET application_name = 'second report'")
             second.set_autocommit(False)
-            run(second, "SELECT 2 FROM roads_question")
+            run(second, "SELECT 2 FROM boxes_question")
 
         with between_tries(change_over), pytest.raises(LockNotAcquired) as caught:
-            road.run(add_expires())
+            sandbox.run(add_expires())
         who = f"pid {second.connection.info.backend_pid}, user postgres, application second report, idle"
     assert "nightly report" in caplog.text
     text = str(caught.value)
     assert who in text
-    assert re.search(r"in a transaction for 00:00:0[1-9]: SELECT 2 FROM roads_question", text)
+    assert re.search(r"in a transaction for 00:00:0[1-9]: SELECT 2 FROM boxes_question", text)
     assert "nightly report" not in text
 
 
 @POSTGRESQL
 def test_who_only_reads_is_not_in_the_way_of_a_lock_that_lets_readers_pass(
-    road: Road, monkeypatch: pytest.MonkeyPatch, settings: Any
+    sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
     settings.SAFEMIGRATE_LOCK_TRIES = 1
-    quickly(road, monkeypatch)
-    with in_the_way(road.alias), another(road.alias) as vacuum:
+    quickly(sandbox, monkeypatch)
+    with blocking(sandbox.alias), another(sandbox.alias) as vacuum:
         vacuum.set_autocommit(False)
-        run(vacuum, 'LOCK TABLE "roads_question" IN SHARE UPDATE EXCLUSIVE MODE')
+        run(vacuum, 'LOCK TABLE "boxes_question" IN SHARE UPDATE EXCLUSIVE MODE')
         with pytest.raises(LockNotAcquired) as caught:
-            road.run(add_expires())
+            sandbox.run(add_expires())
     assert "LOCK TABLE" in str(caught.value)
     assert "nightly report" not in str(caught.value)
 
 
-def quickly(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+def quickly(sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the lock to which autovacuum gives way wait for a tenth of a second, where it waits for 3 s."""
     monkeypatch.setattr(postgresql, "YIELD_SECONDS", 0.05)
-    run(road.connection, "SET deadlock_timeout = 50")
+    run(sandbox.connection, "SET deadlock_timeout = 50")
 
 
 @POSTGRESQL
-def test_autovacuum_is_given_the_time_after_which_this_server_makes_it_give_way(road: Road) -> None:
-    run(road.connection, "SET deadlock_timeout = '20s'")
-    with for_connection(road.connection).prepared(['"roads_question"']):
-        assert run(road.connection, "SHOW lock_timeout") == [("22s",)]
+def test_autovacuum_is_given_the_time_after_which_this_server_makes_it_give_way(
+    sandbox: MigrationSandbox,
+) -> None:
+    run(sandbox.connection, "SET deadlock_timeout = '20s'")
+    with for_connection(sandbox.connection).prepared(['"boxes_question"']):
+        assert run(sandbox.connection, "SHOW lock_timeout") == [("22s",)]
 
 
 @POSTGRESQL
 def test_all_tries_are_counted_whichever_lock_was_not_to_be_had(
-    road: Road, monkeypatch: pytest.MonkeyPatch, settings: Any
+    sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
     settings.SAFEMIGRATE_LOCK_TRIES = 4
     settings.SAFEMIGRATE_LOCK_PAUSE = 0.05
-    quickly(road, monkeypatch)
-    with another(road.alias) as vacuum, in_the_way(road.alias):
+    quickly(sandbox, monkeypatch)
+    with another(sandbox.alias) as vacuum, blocking(sandbox.alias):
         vacuum.set_autocommit(False)
-        run(vacuum, 'LOCK TABLE "roads_question" IN SHARE UPDATE EXCLUSIVE MODE')
+        run(vacuum, 'LOCK TABLE "boxes_question" IN SHARE UPDATE EXCLUSIVE MODE')
         began = time.monotonic()
         with between_tries(lambda: release(vacuum)) as tries, pytest.raises(LockNotAcquired) as caught:
-            road.run(add_expires())
+            sandbox.run(add_expires())
         lasted = time.monotonic() - began
     assert tries.calls == 3
     assert "nightly report" in str(caught.value)
@@ -296,115 +300,121 @@ LIMITS = ["idle_in_transaction_session_timeout", "statement_timeout", "transacti
 
 
 @contextmanager
-def limited(road: Road, value: str) -> Iterator[None]:
+def limited(sandbox: MigrationSandbox, value: str) -> Iterator[None]:
     """A session with all the limits that this server has; they are to be there afterwards."""
     known = f"SELECT name FROM pg_settings WHERE name = ANY(ARRAY{LIMITS})"
-    names = [name for (name,) in run(road.connection, known)]
-    assert len(names) == (3 if road.connection.pg_version >= 170000 else 2)
+    names = [name for (name,) in run(sandbox.connection, known)]
+    assert len(names) == (3 if sandbox.connection.pg_version >= 170000 else 2)
     for name in names:
-        run(road.connection, f"SET {name} = '{value}'")
+        run(sandbox.connection, f"SET {name} = '{value}'")
     yield
-    assert [run(road.connection, f"SHOW {name}") for name in names] == [[(value,)]] * len(names)
+    assert [run(sandbox.connection, f"SHOW {name}") for name in names] == [[(value,)]] * len(names)
 
 
 @POSTGRESQL
 def test_limits_made_for_requests_end_no_pause_and_no_wait(
-    road: Road, settings: Any, monkeypatch: pytest.MonkeyPatch
+    sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Between two tries the transaction, which keeps the weaker lock, is idle.
     settings.SAFEMIGRATE_LOCK_PAUSE = 0.6
     monkeypatch.setattr(postgresql, "YIELD_SECONDS", 5.0)
-    with in_the_way(road.alias) as other, limited(road, "500ms"):
+    with blocking(sandbox.alias) as other, limited(sandbox, "500ms"):
         with between_tries(lambda: release(other)) as tries:
-            road.run(add_expires())
+            sandbox.run(add_expires())
         assert tries.calls == 1
         run(other, "BEGIN")
-        run(other, 'LOCK TABLE "roads_question" IN SHARE UPDATE EXCLUSIVE MODE')
+        run(other, 'LOCK TABLE "boxes_question" IN SHARE UPDATE EXCLUSIVE MODE')
         with later(0.8, lambda: release(other)):
-            road.run(
+            sandbox.run(
                 AddRequiredField("question", "votes", models.IntegerField(default=0, db_index=True), F("pk"))
             )
-    assert road.values("votes") == road.values("pk")
+    assert sandbox.values("votes") == sandbox.values("pk")
 
 
 @POSTGRESQL
-def test_an_index_is_built_for_as_long_as_it_takes(road: Road) -> None:
+def test_an_index_is_built_for_as_long_as_it_takes(sandbox: MigrationSandbox) -> None:
     field = models.DateTimeField("expires at", db_index=True)
-    with another(road.alias) as writer, limited(road, "500ms"):
-        run(road.connection, "SET lock_timeout = 50")
-        road.run(
+    with another(sandbox.alias) as writer, limited(sandbox, "500ms"):
+        run(sandbox.connection, "SET lock_timeout = 50")
+        sandbox.run(
             AddNullableField("question", "expires_date", field), Populate("question", "expires_date", LATER)
         )
         writer.set_autocommit(False)
-        run(writer, "UPDATE roads_question SET question_text = 'new' WHERE id = 1")
-        indexed = road.after(SetNotNull("question", "expires_date", field)).apps.get_model("roads.Question")
-        database = for_connection(road.connection)
+        run(writer, "UPDATE boxes_question SET question_text = 'new' WHERE id = 1")
+        indexed = sandbox.after(SetNotNull("question", "expires_date", field)).apps.get_model(
+            "boxes.Question"
+        )
+        database = for_connection(sandbox.connection)
         with later(0.8, writer.commit):
             runner.run(database, database.index_early(indexed, indexed._meta.get_field("expires_date")))
-        assert run(road.connection, "SHOW lock_timeout") == [("50ms",)]
-    with road.connection.cursor() as cursor:
-        constraints = road.connection.introspection.get_constraints(cursor, "roads_question")
+        assert run(sandbox.connection, "SHOW lock_timeout") == [("50ms",)]
+    with sandbox.connection.cursor() as cursor:
+        constraints = sandbox.connection.introspection.get_constraints(cursor, "boxes_question")
     assert [c["columns"] for c in constraints.values() if c["index"]] == [["expires_date"]]
 
 
-def test_an_error_in_the_statement_leaves_the_session_as_it_was(road: Road) -> None:
-    orders, question, answer = SESSIONS[road.connection.vendor]
+def test_an_error_in_the_statement_leaves_the_session_as_it_was(sandbox: MigrationSandbox) -> None:
+    orders, question, answer = SESSIONS[sandbox.connection.vendor]
     for order in orders:
-        run(road.connection, order)
-    wrong = ("ALTER TABLE roads_question ADD COLUMN question_text integer",)
-    lock, tables = Lock("all", "everyone"), (road.connection.ops.quote_name("roads_question"),)
+        run(sandbox.connection, order)
+    wrong = ("ALTER TABLE boxes_question ADD COLUMN question_text integer",)
+    lock, tables = Lock("all", "everyone"), (sandbox.connection.ops.quote_name("boxes_question"),)
     for online in (False, True):
         with pytest.raises(DatabaseError, match="(?i)question_text"):
             runner.run(
-                for_connection(road.connection),
+                for_connection(sandbox.connection),
                 [Step("add it twice", wrong, lock, online=online, tables=tables)],
             )
-    assert run(road.connection, question) == [answer]
-    assert road.connection.get_autocommit()
+    assert run(sandbox.connection, question) == [answer]
+    assert sandbox.connection.get_autocommit()
 
 
 @POSTGRESQL
-def test_a_deadlock_is_one_more_try(road: Road, settings: Any) -> None:
+def test_a_deadlock_is_one_more_try(sandbox: MigrationSandbox, settings: Any) -> None:
     # Only where the limit of a try was set above deadlock_timeout, which is 1 s.
     settings.SAFEMIGRATE_LOCK_TIMEOUT = 10
-    road.run(migrations.CreateModel("Site", [("id", models.BigAutoField(primary_key=True))]))
-    run(road.connection, "INSERT INTO roads_site DEFAULT VALUES")
-    site = models.ForeignKey("roads.site", models.CASCADE)
-    road.run(AddNullableField("question", "site", site), Populate("question", "site", 1))
+    sandbox.run(migrations.CreateModel("Site", [("id", models.BigAutoField(primary_key=True))]))
+    run(sandbox.connection, "INSERT INTO boxes_site DEFAULT VALUES")
+    site = models.ForeignKey("boxes.site", models.CASCADE)
+    sandbox.run(AddNullableField("question", "site", site), Populate("question", "site", 1))
     done = []
-    with another(road.alias) as other:
+    with another(sandbox.alias) as other:
         run(other, "SET deadlock_timeout = '30s'")  # Who looks first is the one that fails.
         other.set_autocommit(False)
-        run(other, "UPDATE roads_site SET id = 1")
+        run(other, "UPDATE boxes_site SET id = 1")
 
         def write() -> None:
-            until_waiting(road.alias)
-            run(other, "UPDATE roads_question SET question_text = 'new'")
+            until_waiting(sandbox.alias)
+            run(other, "UPDATE boxes_question SET question_text = 'new'")
             done.append(other.commit())
 
         thread = threading.Thread(target=write)
         thread.start()
         with between_tries(lambda: None) as tries:
-            road.run(SetNotNull("question", "site", site))
+            sandbox.run(SetNotNull("question", "site", site))
         thread.join()
     assert done == [None]
     assert tries.calls == 1
-    assert set(road.values("question_text")) == {"new"}
+    assert set(sandbox.values("question_text")) == {"new"}
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
-def test_behind_a_long_report_nobody_waits_for_its_end(road: Road, settings: Any) -> None:
+def test_behind_a_long_report_nobody_waits_for_its_end(sandbox: MigrationSandbox, settings: Any) -> None:
     for name in ("TRIES", "TIMEOUT", "PAUSE"):
         delattr(settings, f"SAFEMIGRATE_LOCK_{name}")
-    with in_the_way(road.alias) as report, Traffic(road.alias) as traffic, later(5, lambda: release(report)):
+    with (
+        blocking(sandbox.alias) as report,
+        Traffic(sandbox.alias) as traffic,
+        later(5, lambda: release(report)),
+    ):
         began = time.monotonic()
-        road.run(add_expires())
+        sandbox.run(add_expires())
         lasted = time.monotonic() - began
-    assert month_later(road.rows())
+    assert month_later(sandbox.rows())
     assert 5 <= lasted + 0.1 < 10
     assert traffic.statements > 100
     # 0.1 s for a try, or the whole second in which MariaDB counts, and as much again for a slow machine.
-    assert traffic.worst < (2 if road.alias == "mariadb" else 0.9)
+    assert traffic.worst < (2 if sandbox.alias == "mariadb" else 0.9)
 
 
 @pytest.fixture
@@ -425,13 +435,13 @@ MARIADB = pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
 
 
 @MARIADB
-def test_without_the_plugin_all_open_transactions_are_named(road: Road) -> None:
+def test_without_the_plugin_all_open_transactions_are_named(sandbox: MigrationSandbox) -> None:
     with (
-        lock_plugin(road.alias, there=False),
-        bystander(road.alias) as other,
-        in_the_way(road.alias) as holder,
+        lock_plugin(sandbox.alias, there=False),
+        bystander(sandbox.alias) as other,
+        blocking(sandbox.alias) as holder,
     ):
-        named = for_connection(road.connection).blockers(["`roads_question`"])
+        named = for_connection(sandbox.connection).blockers(["`boxes_question`"])
         both = {f"connection {thread(connection)}" for connection in (other, holder)}
     # Those of other databases on the same server are open too.
     assert {text.partition(",")[0] for text in named} >= both
@@ -443,9 +453,9 @@ def thread(connection: Any) -> int:
 
 
 @MARIADB
-def test_with_the_plugin_it_is_the_holder_that_is_named(road: Road, plugin: None) -> None:
-    with bystander(road.alias), in_the_way(road.alias) as holder:
-        (named,) = for_connection(road.connection).blockers(["`roads_question`"])
+def test_with_the_plugin_it_is_the_holder_that_is_named(sandbox: MigrationSandbox, plugin: None) -> None:
+    with bystander(sandbox.alias), blocking(sandbox.alias) as holder:
+        (named,) = for_connection(sandbox.connection).blockers(["`boxes_question`"])
         who = f"connection {thread(holder)}, user root@"
     # The server may still be busy with the end of the holder's statement.
     now = "(sleep, {0} no statement running|query, {0} SELECT .*)".format(r"in a transaction since \S+ \S+:")
@@ -453,10 +463,12 @@ def test_with_the_plugin_it_is_the_holder_that_is_named(road: Road, plugin: None
 
 
 @MARIADB
-def test_with_the_plugin_a_lock_without_a_transaction_is_named(road: Road, plugin: None) -> None:
-    with another(road.alias) as other:
-        run(other, "LOCK TABLES roads_question READ")
-        (named,) = for_connection(road.connection).blockers(["`roads_question`"])
+def test_with_the_plugin_a_lock_without_a_transaction_is_named(
+    sandbox: MigrationSandbox, plugin: None
+) -> None:
+    with another(sandbox.alias) as other:
+        run(other, "LOCK TABLES boxes_question READ")
+        (named,) = for_connection(sandbox.connection).blockers(["`boxes_question`"])
         assert re.fullmatch(
             rf"connection {thread(other)}, user root@\S+, (sleep, for \d+ s: no statement running|query, .*)",
             named,
@@ -480,21 +492,25 @@ def plain(alias: str) -> Iterator[str]:
 
 
 @MARIADB
-def test_a_user_who_may_not_see_the_others_gets_its_tries_all_the_same(road: Road, plain: str) -> None:
-    road.alias = plain
-    with in_the_way("mariadb") as other:
+def test_a_user_who_may_not_see_the_others_gets_its_tries_all_the_same(
+    sandbox: MigrationSandbox, plain: str
+) -> None:
+    sandbox.alias = plain
+    with blocking("mariadb") as other:
         with pytest.raises(LockNotAcquired, match="which this user may not see: .* PROCESS"):
-            road.run(add_expires())
+            sandbox.run(add_expires())
         with between_tries(lambda: release(other)) as tries:
-            road.run(add_expires())
+            sandbox.run(add_expires())
     assert tries.calls == 1
-    assert month_later(road.rows())
+    assert month_later(sandbox.rows())
 
 
 @MARIADB
-def test_a_user_who_may_not_see_the_others_is_told_their_number(road: Road, plain: str, plugin: None) -> None:
-    with in_the_way("mariadb") as other, in_the_way(plain) as own:
-        strange, known = for_connection(connections[plain]).blockers(["`roads_question`"])
+def test_a_user_who_may_not_see_the_others_is_told_their_number(
+    sandbox: MigrationSandbox, plain: str, plugin: None
+) -> None:
+    with blocking("mariadb") as other, blocking(plain) as own:
+        strange, known = for_connection(connections[plain]).blockers(["`boxes_question`"])
         assert (
             strange
             == f"connection {thread(other)}, which this user may not see: with the privilege PROCESS it may"
@@ -503,12 +519,12 @@ def test_a_user_who_may_not_see_the_others_is_told_their_number(road: Road, plai
 
 
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
-def test_a_reader_in_the_way_of_the_copy_s_commit_is_waited_for(road: Road) -> None:
+def test_a_reader_in_the_way_of_the_copy_s_commit_is_waited_for(sandbox: MigrationSandbox) -> None:
     # Without a write-ahead log, who reads keeps others from committing.
-    with another(road.alias) as reader:
+    with another(sandbox.alias) as reader:
         run(reader, "BEGIN")
-        run(reader, "SELECT COUNT(*) FROM roads_question")
+        run(reader, "SELECT COUNT(*) FROM boxes_question")
         with between_tries(lambda: release(reader)) as tries:
-            road.run(add_expires())
+            sandbox.run(add_expires())
     assert tries.calls == 1
-    assert month_later(road.rows())
+    assert month_later(sandbox.rows())

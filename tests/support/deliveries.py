@@ -21,7 +21,7 @@ from safemigrate.exceptions import NotEnqueued
 from safemigrate.executors import base
 from safemigrate.models import BackfillRange, BackfillRun
 from safemigrate.runs import leases, lookup, scheduler, store
-from safemigrate.runs import worker as shifts
+from safemigrate.runs import worker as workers
 from safemigrate.runs.status import Status
 from tests.support import replaceable
 from tests.support.processes import MONTH, Polls
@@ -75,7 +75,7 @@ def kept_messages(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
     monkeypatch.setattr(Queue, "is_away", False)
     monkeypatch.setattr(leases, "PACE", leases.Pace(seconds=10, start=300, smallest=300, largest=300))
     monkeypatch.setattr(leases, "LOOK_AGAIN", 0.05)
-    monkeypatch.setattr(shifts, "BEAT", 0.02)  # How long it looks whether the others live.
+    monkeypatch.setattr(workers, "BEAT", 0.02)  # How long it looks whether the others live.
     settings.SAFEMIGRATE_BATCH_SIZE = 100
     settings.SAFEMIGRATE_LEASE_SECONDS = 3
 
@@ -127,17 +127,17 @@ def replaced_function(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[An
 
 def worker(key: int) -> None:
     try:
-        shifts.work(key)
+        workers.work(key)
     finally:
         connections.close_all()
 
 
 def take(run: BackfillRun, worker: str = "another:1") -> Any:
     """Take a range as a worker does that dies then."""
-    shifts._started(run)
+    workers._started(run)
     run = the_run()
     target = lookup.find(FIELD, run.alias).target
-    return leases.take(run, Batches(target.model, run.alias, target.marks), worker)
+    return leases.take(run, Batches(target.model, run.alias, target.null_fields), worker)
 
 
 def expire(**changes: Any) -> None:
@@ -151,8 +151,8 @@ def hours_later(times: int = 1) -> list[str]:
     """Let hours pass, in which all leases end; then sweep and deliver, and return what the sweep said."""
     said = []
     for _ in range(times):
-        expire(woken=timezone.now() - timedelta(hours=5))
-        said += scheduler.sweep()
+        expire(enqueued_at=timezone.now() - timedelta(hours=5))
+        said += scheduler.requeue()
         Queue.deliver_all()
     return said
 

@@ -25,7 +25,7 @@ from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy
 from hypothesis import strategies as st
 
-APP = "roads"
+APP = "boxes"
 PAGES = 12
 
 

@@ -152,13 +152,13 @@ def minutes(text):
     return int(md5(text.encode()).hexdigest()[:4], 16)
 """
 #: What beat or cron would do.
-SWEEPING = """\
+REQUEUEING = """\
 import time
 
 from django.core.management import call_command
 
 while True:
-    call_command("backfill", "sweep")
+    call_command("backfill", "requeue")
     time.sleep(2)
 """
 
@@ -339,7 +339,7 @@ class QueueProject(Project):
         self.sql(alias, SEED, rows)
         self.sql(alias, "ANALYZE polls_question")
 
-    # Steering
+    # Action
 
     def backfill(self, *arguments: str) -> str:
         return self.at_prompt("backfill", *arguments) if self.prompt else self.must("backfill", *arguments)
@@ -432,7 +432,7 @@ class QueueProject(Project):
         command = partial(self.kind.worker.format, queue=self.queue)
         begun = [Process(self, name, command(name=name).split(), folder) for name in names]
         self.workers += begun
-        self.clock = self.clock or Process(self, "sweep", ["manage.py", "shell", "-c", SWEEPING])
+        self.clock = self.clock or Process(self, "requeue", ["manage.py", "shell", "-c", REQUEUEING])
         return begun
 
     def keep(self) -> None:
@@ -460,7 +460,8 @@ class QueueProject(Project):
     def report(self) -> str:
         """Return what a person would look at."""
         tables = {
-            "run": "SELECT id, status, rows_done, waiting_for, error, lease_until, wakes FROM safemigrate_backfillrun",
+            "run": "SELECT id, status, rows_done, waiting_for, error, lease_until, enqueue_attempts "
+            "FROM safemigrate_backfillrun",
             "range": "SELECT id, number, cursor, rows_done, attempts, worker, lease_until, error, ended "
             "FROM safemigrate_backfillrange WHERE ended IS NULL",
             "event": "SELECT at, text FROM safemigrate_backfillevent",

@@ -23,18 +23,18 @@ def from_text(row: Any) -> str:
 
 
 def fill_codes(apps: Any, schema_editor: Any) -> None:
-    questions = apps.get_model("roads", "question").objects.using(schema_editor.connection.alias)
+    questions = apps.get_model("boxes", "question").objects.using(schema_editor.connection.alias)
     for question in questions.filter(code=None):
         questions.filter(pk=question.pk).update(code=from_text(question))
 
 
 def page_title(apps: Any) -> Subquery:
-    pages = apps.get_model("roads", "page").objects.filter(pk=OuterRef("page"))
+    pages = apps.get_model("boxes", "page").objects.filter(pk=OuterRef("page"))
     return Subquery(pages.values("title")[:1])
 
 
 def titles(apps: Any, alias: str) -> dict[Any, str]:
-    return dict(apps.get_model("roads", "page").objects.using(alias).values_list("pk", "title"))
+    return dict(apps.get_model("boxes", "page").objects.using(alias).values_list("pk", "title"))
 
 
 def title_in(row: Any, prepared: dict[Any, str]) -> str:

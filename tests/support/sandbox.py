@@ -13,7 +13,7 @@ from django.db.models import QuerySet
 
 from safemigrate.backends import for_connection
 
-APP = "roads"
+APP = "boxes"
 START = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 MONTH = timedelta(days=30)
 
@@ -27,7 +27,7 @@ def question(
     return migrations.CreateModel("Question", [key, *plain, *fields], options)
 
 
-class Road:
+class MigrationSandbox:
     """An app on one database, with its state; `run` does what `migrate` does with one non-atomic migration."""
 
     def __init__(self, alias: str, *models_: Operation) -> None:

@@ -49,7 +49,7 @@ def run(connection: Any, sql: str) -> list[Any]:
 
 
 @contextmanager
-def in_the_way(alias: str) -> Iterator[Any]:
+def blocking(alias: str) -> Iterator[Any]:
     """Another connection with an open transaction, whose lock an ALTER TABLE has to wait for."""
     with another(alias) as other:
         if other.vendor == "sqlite":
@@ -58,7 +58,7 @@ def in_the_way(alias: str) -> Iterator[Any]:
             if other.vendor == "postgresql":
                 run(other, "SET application_name = 'nightly report'")
             other.set_autocommit(False)
-            run(other, "SELECT COUNT(*) FROM roads_question")
+            run(other, "SELECT COUNT(*) FROM boxes_question")
         yield other
 
 
@@ -130,8 +130,8 @@ class Traffic:
         with another(self.alias) as connection:
             while not self._stop.wait(0.005):
                 for sql in (
-                    "SELECT question_text FROM roads_question WHERE id = 7",
-                    "UPDATE roads_question SET question_text = 'new' WHERE id = 7",
+                    "SELECT question_text FROM boxes_question WHERE id = 7",
+                    "UPDATE boxes_question SET question_text = 'new' WHERE id = 7",
                 ):
                     began = time.monotonic()
                     run(connection, sql)

@@ -11,7 +11,7 @@ from safemigrate.conf import get
 from safemigrate.exceptions import InvalidSetting, NotVisible
 
 
-class Vitals:
+class Monitoring:
     """What one connection's server tells of its load. Subclasses know theirs; this one, what Django knows.
 
     A method raises NotVisible where the server has an answer and does not give it to this user.

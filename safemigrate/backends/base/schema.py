@@ -186,7 +186,7 @@ class Database:
             tables=self.tables(model, field),
             needed=lambda: self._is_nullable(model, field),
         )
-        return Requirement(settle=[alter])
+        return Requirement(enforce=[alter])
 
     def release(self, from_model: Any, model: Any, field: Any) -> list[Step]:
         """Return the steps that take `require` back; `from_model` has the field as it was required."""

@@ -24,7 +24,7 @@ WHOLE_NUMBERS = {
 
 
 class Write:
-    """Writes (keys, columns of values) where one of the target's marks is still NULL.
+    """Writes (keys, columns of values) where one of the target's null_fields is still NULL.
 
     Values are as `get_db_prep_save` gave them; keys are in the order in which the database has them, and not
     adapted. A field that is in `target.kept` keeps what it has where it is not NULL. Returns how many rows
@@ -93,8 +93,8 @@ class Write:
         return f"{table}{self.quote(field.column)}"
 
     def _todo(self, table: str = "") -> str:
-        marks = (self._column(self.meta.get_field(name), table) for name in self.target.marks)
-        return " OR ".join(f"{column} IS NULL" for column in marks)
+        null_fields = (self._column(self.meta.get_field(name), table) for name in self.target.null_fields)
+        return " OR ".join(f"{column} IS NULL" for column in null_fields)
 
     def _assigned(self, column: str, value: str, field: Any) -> str:
         # A single field is written only where it is NULL; of several, one may have its value already.

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.db import DatabaseError
 
-from safemigrate.backends.base.monitoring import Vitals, one_line
+from safemigrate.backends.base.monitoring import Monitoring, one_line
 from safemigrate.exceptions import NotVisible
 
 # 1044 to a database, 1045 at login, 1142 to a table, 1227 for want of a privilege.
@@ -15,7 +15,7 @@ DENIED = {1044, 1045, 1142, 1227}
 METADATA_WAIT = "Waiting for table metadata lock"
 
 
-class MySQLVitals(Vitals):
+class MySQLMonitoring(Monitoring):
     def replication_lag(self) -> float | None:
         lag = super().replication_lag()
         if lag is None and self._connected_replicas():

@@ -115,26 +115,26 @@ class MySQL(Database):
     def require(self, from_model: Any, model: Any, field: Any) -> Requirement:
         table, column = self.quote(model._meta.db_table), self.quote(field.column)
         modify = f"ALTER TABLE {table} MODIFY {column} {self._definition(model, field)}"
-        settle = Step(
+        enforce = Step(
             f"set {field.column} NOT NULL",
             self._with((modify,), f", {ONLINE}"),
             self._lock("while it is copied"),
             tables=(table,),
             needed=lambda: self._is_nullable(model, field),
         )
-        reopen = self._open_door(model, field)
+        accept_nulls = self._open_door(model, field)
         return Requirement(
             before=self._index_steps(model, field),
-            close=self._close_door(model, field),
-            reopen=reopen,
-            settle=[settle, *reopen],
+            reject_nulls=self._close_door(model, field),
+            accept_nulls=accept_nulls,
+            enforce=[enforce, *accept_nulls],
             after=self._foreign_key_steps(model, field),
         )
 
     def add_required(self, from_model: Any, model: Any, field: Any, value: str = "NULL") -> Step:
         # Nullable first: the server would give a row that has come in a zero or an empty text.
         require = self.require(model, model, field)
-        steps = [*self.add_column(model, field), *require.before, require.settle[0], *require.after]
+        steps = [*self.add_column(model, field), *require.before, require.enforce[0], *require.after]
         return Step(
             f"add the column {field.column}, required, to the table without rows",
             tuple(statement for step in steps for statement in step.statements),

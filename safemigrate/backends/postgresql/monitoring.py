@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from safemigrate.backends.base.monitoring import Vitals, one_line, slowest
+from safemigrate.backends.base.monitoring import Monitoring, one_line, slowest
 from safemigrate.backends.postgresql.schema import PostgreSQL
 from safemigrate.exceptions import NotVisible
 
@@ -13,7 +13,7 @@ VACUUM_LOCK = "ShareUpdateExclusiveLock"
 FIRES_ON_UPDATE = 16
 
 
-class PostgreSQLVitals(Vitals):
+class PostgreSQLMonitoring(Monitoring):
     keeps_dead_rows = True
 
     def _own_lag(self) -> float | None:

@@ -158,10 +158,12 @@ class PostgreSQL(Database):
             *self._foreign_key_steps(model, field),
         ]
         if self.connection.pg_version >= 180000:
-            close, reopen, settle = self._not_null_constraint(model, field)
+            reject_nulls, accept_nulls, enforce = self._not_null_constraint(model, field)
         else:
-            close, reopen, settle = self._not_null_by_check(model, field)
-        return Requirement(before=before, close=[close], reopen=[reopen], settle=settle)
+            reject_nulls, accept_nulls, enforce = self._not_null_by_check(model, field)
+        return Requirement(
+            before=before, reject_nulls=[reject_nulls], accept_nulls=[accept_nulls], enforce=enforce
+        )
 
     def _not_null_constraint(self, model: Any, field: Any) -> tuple[Step, Step, list[Step]]:
         alter, column = f"ALTER TABLE {self._table(model)}", self.quote(field.column)
@@ -172,13 +174,13 @@ class PostgreSQL(Database):
         def unvalidated() -> bool:
             return bool(self._constraints(model, field.column, kind="n", valid=False))
 
-        close = self._short(
+        reject_nulls = self._short(
             model,
             f"let no new NULL into {field.column}",
             f"{alter} ADD CONSTRAINT {name} NOT NULL {column} NOT VALID",
             needed=lambda: not self._constraints(model, field.column, kind="n"),
         )
-        reopen = self._short(
+        accept_nulls = self._short(
             model,
             f"let NULL into {field.column} again",
             f"{alter} ALTER COLUMN {column} DROP NOT NULL",
@@ -190,7 +192,7 @@ class PostgreSQL(Database):
             f"{alter} VALIDATE CONSTRAINT {name}",
             needed=unvalidated,
         )
-        return close, reopen, [validate]
+        return reject_nulls, accept_nulls, [validate]
 
     def _not_null_by_check(self, model: Any, field: Any) -> tuple[Step, Step, list[Step]]:
         alter, column = f"ALTER TABLE {self._table(model)}", self.quote(field.column)
@@ -201,13 +203,13 @@ class PostgreSQL(Database):
         def there() -> bool:
             return plain in self._constraints(model, field.column, kind="c")
 
-        close = self._short(
+        reject_nulls = self._short(
             model,
             f"let no new NULL into {field.column}",
             f"{alter} ADD CONSTRAINT {name} CHECK ({column} IS NOT NULL) NOT VALID",
             needed=lambda: self._is_nullable(model, field) and not there(),
         )
-        reopen = self._short(model, f"let NULL into {field.column} again", drop, needed=there)
+        accept_nulls = self._short(model, f"let NULL into {field.column} again", drop, needed=there)
         validate = self._online(
             model,
             f"prove that no {field.column} is NULL",
@@ -215,14 +217,14 @@ class PostgreSQL(Database):
             needed=lambda: plain in self._constraints(model, field.column, kind="c", valid=False),
         )
         # With the proof at hand SET NOT NULL reads nothing, so both share one instant.
-        settle = self._short(
+        enforce = self._short(
             model,
             f"set {field.column} NOT NULL, and drop the helper",
             f"{alter} ALTER COLUMN {column} SET NOT NULL",
             f"{drop}",
             needed=there,
         )
-        return close, reopen, [validate, settle]
+        return reject_nulls, accept_nulls, [validate, enforce]
 
     def _index_steps(self, model: Any, field: Any) -> list[Step]:
         editor, steps = self.editor(), []

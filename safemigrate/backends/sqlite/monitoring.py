@@ -7,12 +7,12 @@ from typing import Any
 
 from django.db import OperationalError
 
-from safemigrate.backends.base.monitoring import Vitals
+from safemigrate.backends.base.monitoring import Monitoring
 
 UPDATE_TRIGGER = re.compile(r"\bUPDATE\s+ON\b", re.IGNORECASE)
 
 
-class SQLiteVitals(Vitals):
+class SQLiteMonitoring(Monitoring):
     def size(self, model: Any) -> tuple[int | None, int | None]:
         table = model._meta.db_table
         indexes = "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = %s"

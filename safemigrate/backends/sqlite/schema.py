@@ -65,11 +65,11 @@ class SQLite(Database):
         ]
 
     def require(self, from_model: Any, model: Any, field: Any) -> Requirement:
-        steps = super().require(from_model, model, field).settle
-        return Requirement(settle=[self._keeping_extras(step, model) for step in steps])
+        steps = super().require(from_model, model, field).enforce
+        return Requirement(enforce=[self._keeping_extras(step, model) for step in steps])
 
     def add_required(self, from_model: Any, model: Any, field: Any, value: str = "NULL") -> Step:
-        (step,) = self.require(model, model, field).settle
+        (step,) = self.require(model, model, field).enforce
         # Where another process has added the column meanwhile, this fails, and its values stay.
         add = self.sql(lambda editor: editor.add_field(model, self.bare(field)))
         copy = self._copying(from_model, field, value)

@@ -16,10 +16,9 @@ from django.db import models
 from safemigrate.exceptions import InvalidExpression, OtherChanges, SafemigrateError
 from safemigrate.generator import applying, rollout, writer
 from safemigrate.generator.autodetector import Migrations
-from safemigrate.generator.planner import Phase, from_default, plan
+from safemigrate.generator.planner import Phase, from_default, phases_for
 from safemigrate.generator.targets import Target, find_all
-from safemigrate.plan import plan as forecast
-from safemigrate.plan import render
+from safemigrate.plan import plan, render
 from safemigrate.populate.expressions import Source, read
 
 DESCRIPTION = """\
@@ -152,7 +151,7 @@ class Command(BaseCommand):
 
     def _handle(self, targets: Sequence[Target], options: Mapping[str, Any]) -> None:
         if options["plan"]:
-            self._foretell(targets, options)
+            self._show_plan(targets, options)
             return
         aliases = []
         if options["migrate"]:
@@ -163,7 +162,7 @@ class Command(BaseCommand):
         written = [target for target in targets if options["migrate"] and migrations.written(target)]
         for target in written:
             migrations.check_unchanged(target)
-            self._say(f"{target.app_label}.{migrations.written(target)} adds {target.label} already.")
+            self._log(f"{target.app_label}.{migrations.written(target)} adds {target.label} already.")
         new = [target for target in targets if target not in written]
         if new:
             self._write(new, migrations, options)
@@ -180,40 +179,39 @@ class Command(BaseCommand):
         if options["dry_run"]:
             for file in files:
                 self.stdout.write(f"Would write {writer.shown(file.path)}:\n\n{file.text}")
-            self._say(remark)
+            self._log(remark)
             return
         writer.write(files)
         for file in files:
-            self._say(self.style.SUCCESS(f"Wrote {writer.shown(file.path)}"))
+            self._log(self.style.SUCCESS(f"Wrote {writer.shown(file.path)}"))
         if not options["migrate"]:
-            self._say(_next_step(phases))
-        self._say(remark)
+            self._log(_next_step(phases))
+        self._log(remark)
 
-    def _foretell(self, targets: Sequence[Target], options: Mapping[str, Any]) -> None:
+    def _show_plan(self, targets: Sequence[Target], options: Mapping[str, Any]) -> None:
         if options["format"] != "text":
             self.verbosity = 0
         aliases = applying.chosen_aliases(options["database"], every=not options["database"], targets=targets)
-        courses = self._courses(targets, options)
-        forecasts = [
-            forecast.make(target, courses[target], alias)
-            for target, alias in forecast.allowed(targets, aliases)
+        entries = self._courses(targets, options)
+        plans = [
+            plan.make(target, entries[target], alias) for target, alias in plan.allowed(targets, aliases)
         ]
-        self.stdout.write(render.FORMATS[options["format"]](forecasts))
-        hurt = [f"{each.label} on {each.alias}" for each in forecasts if each.hurts]
+        self.stdout.write(render.FORMATS[options["format"]](plans))
+        hurt = [f"{each.label} on {each.alias}" for each in plans if each.hurts]
         if hurt:
             raise CommandError(f"A step would hurt: {', '.join(hurt)}. The plan says why, and what to do.")
 
     def _courses(
         self, targets: Sequence[Target], options: Mapping[str, Any]
-    ) -> dict[Target, list[forecast.Course]]:
+    ) -> dict[Target, list[plan.PlannedMigration]]:
         migrations = Migrations()
         new = [target for target in targets if not migrations.written(target)]
-        courses = {target: forecast.written(target, migrations) for target in targets if target not in new}
-        for target in courses:
+        entries = {target: plan.written(target, migrations) for target in targets if target not in new}
+        for target in entries:
             migrations.check_unchanged(target)
         phases = self._phases(new, migrations, options)[0] if new else []
-        planned = forecast.planned([writer.load(phase) for phase in phases], migrations.state)
-        return courses | {target: forecast.concerning(target, planned) for target in new}
+        planned = plan.planned([writer.load(phase) for phase in phases], migrations.state)
+        return entries | {target: plan.concerning(target, planned) for target in new}
 
     def _phases(
         self, targets: Sequence[Target], migrations: Migrations, options: Mapping[str, Any]
@@ -255,7 +253,7 @@ class Command(BaseCommand):
         found = from_default(target.field)
         if found:
             source, meaning = found
-            self._say(f"{target.label}: without --populate, {meaning}.")
+            self._log(f"{target.label}: without --populate, {meaning}.")
             return source
         if not _may_ask(options):
             raise CommandError(
@@ -310,7 +308,7 @@ class Command(BaseCommand):
     def _migrate(self, targets: Sequence[Target], aliases: Sequence[str], options: Mapping[str, Any]) -> None:
         migrate = partial(self._migrate_alias, list(dict.fromkeys(t.app_label for t in targets)), options)
         outcomes = applying.apply(targets, aliases, migrate)
-        self._say("\n" + applying.summary(outcomes))
+        self._log("\n" + applying.summary(outcomes))
         failed = [outcome for outcome in outcomes if outcome.error]
         if failed:
             reasons = "\n".join(f"{outcome.alias}: {outcome.error}" for outcome in failed)
@@ -320,7 +318,7 @@ class Command(BaseCommand):
             )
 
     def _migrate_alias(self, app_labels: Sequence[str], options: Mapping[str, Any], alias: str) -> None:
-        self._say(self.style.MIGRATE_HEADING(f"Database {alias}:"))
+        self._log(self.style.MIGRATE_HEADING(f"Database {alias}:"))
         for app_label in app_labels:
             call_command(
                 "migrate",
@@ -333,7 +331,7 @@ class Command(BaseCommand):
                 no_color=options["no_color"],
             )
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         if self.verbosity and text:
             self.stdout.write(text)
 
@@ -379,7 +377,7 @@ def _planners(
         by_app[target.app_label][target] = source
     return [
         partial(
-            plan,
+            phases_for,
             group,
             migrations.addition(list(group)),
             migrations.leaf(app_label),

@@ -26,7 +26,7 @@ from safemigrate.runs.limits import Limited, Limits, next_time, seconds
 from safemigrate.runs.status import Status
 
 DESCRIPTION = """\
-Fill required fields outside `migrate`, and see and steer the runs.
+Fill required fields outside `migrate`, and see and control the runs.
 
 Exit codes: 0 done, or stopped by a limit, or another process is at work on it already; 1 an error, or rows
 without a value are left; 2 the command cannot be understood; 130 or 143 stopped by Ctrl-C or SIGTERM."""
@@ -44,8 +44,8 @@ class Command(BaseCommand):
         self._add_list(actions.add_parser("list", help="the runs, newest first"))
         self._add_show(actions.add_parser("show", help="all that is known of a run"))
         self._add_run(actions.add_parser("run", help="fill a field now, in this process"))
-        actions.add_parser("sweep", help="enqueue the runs that no worker works on; for cron or beat")
-        for name, meaning in STEERING.items():
+        actions.add_parser("requeue", help="enqueue the runs that no worker works on; for cron or beat")
+        for name, meaning in CONTROLS.items():
             actions.add_parser(name, help=meaning).add_argument("id", type=int, help="the run's number")
         verify = actions.add_parser("verify", help="count the rows that have no value; exit code 1 if any")
         self._add_label(verify)
@@ -120,7 +120,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        act = getattr(self, f"_{options['action']}", partial(self._steer, options["action"]))
+        act = getattr(self, f"_{options['action']}", partial(self._control, options["action"]))
         try:
             act(options)
         except SafemigrateError as error:
@@ -160,9 +160,9 @@ class Command(BaseCommand):
         if any(left.values()):
             raise CommandError("Not every row has a value.", returncode=1)
 
-    # Steering
+    # Action
 
-    def _steer(self, action: str, options: Mapping[str, Any]) -> None:
+    def _control(self, action: str, options: Mapping[str, Any]) -> None:
         run = getattr(store, action)(options["id"], store.person())
         self.stdout.write(f"Run {run.pk} ({run}) is {run.get_status_display()}.")
         if run.is_shared and run.status == Status.QUEUED:
@@ -170,8 +170,8 @@ class Command(BaseCommand):
         elif run.status == Status.QUEUED:
             self.stdout.write(f"The next process takes it: {run.command}")
 
-    def _sweep(self, options: Mapping[str, Any]) -> None:
-        for line in scheduler.sweep():
+    def _requeue(self, options: Mapping[str, Any]) -> None:
+        for line in scheduler.requeue():
             self.stdout.write(line)
 
     # Filling
@@ -216,7 +216,7 @@ class Command(BaseCommand):
     ) -> bool:
         job = self._job(options["label"], alias)
         at = _start(options)
-        run = scheduler.begin(job, executor, wanted, not_before=at, then=links)
+        run = scheduler.begin(job, executor, wanted, not_before=at, next_run=links)
         if run is None:
             self.stdout.write(f"{job.label} on {alias}: every row has a value; nothing was enqueued.")
             return False
@@ -241,7 +241,7 @@ class Command(BaseCommand):
 
     def _finish(self, aliases: Sequence[str], options: Mapping[str, Any]) -> None:
         if options["chain"] and not options["dry_run"]:
-            chain.finish(options["label"], aliases, migrate=options["migrate"], tell=self.stdout.write)
+            chain.finish(options["label"], aliases, migrate=options["migrate"], report=self.stdout.write)
 
     def _fill_each(self, options: Mapping[str, Any]) -> None:
         limit = _limits(options)
@@ -262,7 +262,7 @@ class Command(BaseCommand):
             rows = f"{job.rows_left():,} rows of {job.label} on {alias}"
             self.stdout.write(f"Would fill {rows} by {job.title} ({job.migration}).")
             return
-        with conf.changed(**_settings(options)), context.changed(ledgers=[partial(Limited, limit)]):
+        with conf.changed(**_settings(options)), context.changed(observers=[partial(Limited, limit)]):
             job.run(batch_size=options["batch_size"])
         with suppress(Error):  # The runs' database may be away: the rows are filled.
             store.close(job.target)
@@ -280,7 +280,7 @@ class Command(BaseCommand):
         return chosen_aliases(options["database"], every=options["all_databases"], targets=targets)
 
 
-STEERING = {
+CONTROLS = {
     "pause": "let a run pause after its batch, until it is resumed",
     "resume": "let a paused run go on",
     "cancel": "end a run for good after its batch; what is filled stays filled",

@@ -1,6 +1,6 @@
 """What it costs to record a run: a fill with and without its record, in turns.
 
-python -m benchmarks.ledger [ROWS]
+python -m benchmarks.recording [ROWS]
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def measured(alias: str, rows: int) -> str:
     state = table(alias, rows)
     ratios = []
     for _ in range(PAIRS):
-        without = filled(alias, state, engine.NoLedger)
-        ratios.append(filled(alias, state, apps.new_ledger) / without)
+        without = filled(alias, state, engine.NullObserver)
+        ratios.append(filled(alias, state, apps.new_observer) / without)
     return f"{statistics.median(ratios):.3f} times the time without ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
@@ -78,9 +78,9 @@ def table(alias: str, rows: int) -> ProjectState:
     return state
 
 
-def filled(alias: str, state: ProjectState, ledger: Callable[[], Any]) -> float:
+def filled(alias: str, state: ProjectState, observer: Callable[[], Any]) -> float:
     """Empty the column, fill it, and return the seconds that the fill took."""
-    engine.use_ledger(ledger)
+    engine.use_observer(observer)
     QuerySet(state.apps.get_model("bench", "Question"), using=alias).update(title=None)
     with connections[alias].cursor() as cursor:
         cursor.execute("VACUUM")
