@@ -2,7 +2,7 @@
 #
 #   make demo     watch a required field being added to three full databases
 #   make test     all tests                          make test ARGS="-k operations"
-#   make lint     ruff and mypy
+#   make lint     ruff, mypy and import-linter
 #   make docs     the documentation, in docs/_build
 #   make matrix   the tests on every Python, Django, driver and PostgreSQL that is reachable
 #   make bench    how fast each way to fill a column is, on each database; ROWS=20000 RUNS=1 for a quick one
@@ -37,6 +37,7 @@ lint: $(VENV)/.test $(VENV)/.lint
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
+	$(VENV)/bin/lint-imports
 
 docs: $(VENV)/.docs
 	$(python) -m sphinx -W --keep-going -q docs docs/_build

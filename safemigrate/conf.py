@@ -10,7 +10,6 @@ from typing import Any
 
 from django.conf import settings
 
-from safemigrate.engine.batch_size import Pace
 from safemigrate.exceptions import InvalidSetting
 
 EXECUTORS = {
@@ -235,17 +234,3 @@ def changed(**values: Any) -> Iterator[None]:
     finally:
         _changed.clear()
         _changed.update(before)
-
-
-def pace(batch_size: int | None = None) -> Pace:
-    """Return the pace that the settings ask for; `batch_size`, in rows, overrides them."""
-    fixed = batch_size or get("SAFEMIGRATE_BATCH_SIZE")
-    if fixed:
-        return Pace.fixed(fixed)
-    smallest, largest = get("SAFEMIGRATE_BATCH_SIZE_MIN"), get("SAFEMIGRATE_BATCH_SIZE_MAX")
-    if smallest > largest:
-        raise InvalidSetting(
-            f"SAFEMIGRATE_BATCH_SIZE_MIN ({smallest}) is larger than SAFEMIGRATE_BATCH_SIZE_MAX ({largest})."
-        )
-    start = min(max(1_000, smallest), largest)
-    return Pace(get("SAFEMIGRATE_BATCH_SECONDS"), start, smallest, largest)

@@ -65,7 +65,7 @@ class BackfillRunAdmin(ModelAdmin):
     fieldsets = [(None, {"fields": []})]  # the page of a run has a form of its own
 
     class Media:
-        css = {"all": ["safemigrate/store.css"]}
+        css = {"all": ["safemigrate/runs.css"]}
         js = ["safemigrate/live.js"]
 
     # Who may do what

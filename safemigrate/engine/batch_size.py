@@ -1,8 +1,11 @@
-"""The size of the next batch, from the time the last one took. Pure: the time is passed in."""
+"""The size of the next batch, from the time the last one took. The time is passed in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from safemigrate import conf
+from safemigrate.exceptions import InvalidSetting
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,17 @@ class Pace:
         if self.seconds / 2 <= took <= self.seconds:
             return 1.0
         return min(aim / max(took, 1e-6), 4.0)
+
+
+def configured(batch_size: int | None = None) -> Pace:
+    """Return the pace that the settings ask for; `batch_size`, in rows, overrides them."""
+    fixed = batch_size or conf.get("SAFEMIGRATE_BATCH_SIZE")
+    if fixed:
+        return Pace.fixed(fixed)
+    smallest, largest = conf.get("SAFEMIGRATE_BATCH_SIZE_MIN"), conf.get("SAFEMIGRATE_BATCH_SIZE_MAX")
+    if smallest > largest:
+        raise InvalidSetting(
+            f"SAFEMIGRATE_BATCH_SIZE_MIN ({smallest}) is larger than SAFEMIGRATE_BATCH_SIZE_MAX ({largest})."
+        )
+    start = min(max(1_000, smallest), largest)
+    return Pace(conf.get("SAFEMIGRATE_BATCH_SECONDS"), start, smallest, largest)

@@ -23,6 +23,7 @@ from safemigrate import conf
 from safemigrate.backends import for_connection
 from safemigrate.engine import context
 from safemigrate.engine.batch_runner import BatchFailed, Work, reason, work_for
+from safemigrate.engine.batch_size import configured
 from safemigrate.engine.batches import Batches, Range, Target
 from safemigrate.engine.pipeline import Done, Sequential, Workers, chosen
 from safemigrate.exceptions import BadRow, BadRows, TooManyRetries
@@ -141,7 +142,7 @@ class Filling:
         self.connection = connections[target.alias]
         self.database = for_connection(self.connection)
         self.batches = Batches(target.model, target.alias, target.null_fields)
-        self.pace = conf.pace(batch_size)
+        self.pace = configured(batch_size)
         self.max_bad = conf.get("SAFEMIGRATE_MAX_BAD_ROWS")
         self.state = Run(
             target.label, target.alias, 0, batch_size=self.pace.start, target=target, title=source.title

@@ -16,7 +16,7 @@ from django.db.models import QuerySet
 
 from safemigrate import conf
 from safemigrate.backends import Database, for_connection, monitoring
-from safemigrate.engine.batch_size import Pace
+from safemigrate.engine.batch_size import Pace, configured
 from safemigrate.generator.autodetector import Migrations
 from safemigrate.generator.targets import Target
 from safemigrate.plan import sampling
@@ -249,7 +249,7 @@ class _Look:
         )
         if done:
             return action
-        pace = conf.pace(batch_size)
+        pace = configured(batch_size)
         sample = self._sample(fill, pace)
         rows = self.rows if self.nulls is None else self.nulls
         if isinstance(fill.source, AsWritten):

@@ -15,8 +15,8 @@ from django.db.models.functions.datetime import TimezoneMixin
 
 from safemigrate.exceptions import InvalidExpression, InvalidPopulate, SafemigrateError
 from safemigrate.formatting import nearest
-from safemigrate.generator.columns import column_problem, related_problem
 from safemigrate.populate import FromRelated, sources
+from safemigrate.populate.columns import column_problem, related_problem
 from safemigrate.populate.names import CLOCKS, FUNCTION_KINDS, KNOWN, MODULES, OTHER_MODELS, PER_ROW
 
 

@@ -641,5 +641,5 @@ def test_what_cannot_be_checked_is_left_to_migrate(project: Project) -> None:
 def test_every_check_is_documented_and_no_other() -> None:
     source = Path(rules.__file__).read_text(encoding="utf-8")
     codes = sorted(f"W{int(number):03}" for number in re.findall(r"_caution\(\s*(\d+),", source))
-    page = (ROOT / "docs/reference/rules.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/reference/checks.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(W\d+)` \|", page, re.MULTILINE) == codes == sorted(TRAPS)

@@ -303,7 +303,7 @@ class Rival(threading.Thread):
         self, sandbox: MigrationSandbox, other: Any, keys: list[Any], then: str = "SELECT 1"
     ) -> None:
         super().__init__(daemon=True)
-        self.other, self.next_run = other, then
+        self.other, self.then = other, then
         connection = sandbox.connection
         connection.ensure_connection()
         postgresql = connection.vendor == "postgresql"
@@ -319,7 +319,7 @@ class Rival(threading.Thread):
     def run(self) -> None:
         try:
             wait_until(self._engine_waits)
-            run(self.other, self.next_run)
+            run(self.other, self.then)
         finally:
             self.other.commit()
 

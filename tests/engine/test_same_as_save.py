@@ -413,9 +413,7 @@ def ways_of_several(sandbox: MigrationSandbox, values: dict[Any, Any]) -> dict[s
 
     def case(name: str) -> Any:
         field = sandbox.model("Row")._meta.get_field(name)
-        return Case(
-            *(When(pk=key, next_run=Value(row[name], output_field=field)) for key, row in values.items())
-        )
+        return Case(*(When(pk=key, then=Value(row[name], output_field=field)) for key, row in values.items()))
 
     return {
         "a function of one row": lambda row: values[row.pk],
@@ -457,7 +455,7 @@ EXPRESSIONS: dict[str, tuple[Callable[..., Any], Any, Callable[[Any], Any]]] = {
     "a sum": (models.BigIntegerField, F("number") * 2 + 1, lambda row: row.number * 2 + 1),
     "a choice": (
         models.BooleanField,
-        Case(When(number__gt=5, next_run=True), default=False),
+        Case(When(number__gt=5, then=True), default=False),
         lambda row: row.number > 5,
     ),
     "a related row": (short_text, FromRelated("page__title"), lambda row: row.page.title),

@@ -296,6 +296,6 @@ class TestDatabaseUrls:
 
 def test_the_pages_need_no_other_host(client: Client) -> None:
     html = client.get(reverse("polls:index")).content.decode()
-    style = Path(__file__).parent.parent / "example_polls/polls/static/polls/style.css"
+    style = Path(__file__).parents[2] / "example_polls/polls/static/polls/style.css"
     assert "//" not in html.replace("<!doctype html>", "")
     assert "url(" not in style.read_text()

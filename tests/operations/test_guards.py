@@ -46,7 +46,7 @@ def page_title(apps: Any) -> Subquery:
 
 def has_page(apps: Any) -> Case:
     pages = apps.get_model(APP, "page").objects.filter(pk=OuterRef("page"))
-    return Case(When(Exists(pages), next_run=Value("it's 100 %")), default=Lower("question_text"))
+    return Case(When(Exists(pages), then=Value("it's 100 %")), default=Lower("question_text"))
 
 
 def full_road(alias: str) -> MigrationSandbox:
@@ -94,7 +94,7 @@ EXPRESSIONS: dict[str, tuple[Any, Any, bool]] = {
     "cast": (CODE, Concat(Cast("votes", models.CharField(max_length=20)), Value("/"), "question_text"), True),
     "case": (
         CODE,
-        Case(When(Q(votes__gt=3) | Q(votes=None), next_run=Value("many")), default="question_text"),
+        Case(When(Q(votes__gt=3) | Q(votes=None), then=Value("many")), default="question_text"),
         True,
     ),
     "coalesce": (models.IntegerField(), Coalesce("votes", 7), True),

@@ -44,11 +44,11 @@ def error(typed: str, model: Any = Question, field: Any = None) -> str:
         ),
         (
             (
-                "models.Case(models.When(models.Q(pk__gt=3) & ~models.Q(pub_date__year=2026), next_run=1), "
+                "models.Case(models.When(models.Q(pk__gt=3) & ~models.Q(pub_date__year=2026), then=1), "
                 "default=2)"
             ),
             (
-                "models.Case(models.When(models.Q(pk__gt=3) & ~models.Q(pub_date__year=2026), next_run=1), "
+                "models.Case(models.When(models.Q(pk__gt=3) & ~models.Q(pub_date__year=2026), then=1), "
                 "default=2)"
             ),
             {"from django.db import models"},
@@ -164,10 +164,10 @@ def test_a_dotted_path_inside_an_expression_is_imported(
             ),
         ),
         (
-            "Case(When(F('pk') > 3, next_run=1))",
+            "Case(When(F('pk') > 3, then=1))",
             (
                 "A comparison is computed by Python, not by the database: write Q(votes__gt=3).\n"
-                "    Case(When(F('pk') > 3, next_run=1))\n              ^"
+                "    Case(When(F('pk') > 3, then=1))\n              ^"
             ),
         ),
         (
@@ -185,10 +185,10 @@ def test_a_dotted_path_inside_an_expression_is_imported(
             ),
         ),
         (
-            "Case(When(pub_dat__year=1, next_run=1))",
+            "Case(When(pub_dat__year=1, then=1))",
             (
                 "polls.Question has no field pub_dat. Did you mean pub_date?\n"
-                "    Case(When(pub_dat__year=1, next_run=1))\n              ^"
+                "    Case(When(pub_dat__year=1, then=1))\n              ^"
             ),
         ),
         (

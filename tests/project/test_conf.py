@@ -8,6 +8,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from safemigrate import conf
+from safemigrate.engine import batch_size
 from safemigrate.engine.batch_size import Pace
 from safemigrate.exceptions import InvalidSetting
 
@@ -103,23 +104,23 @@ def test_a_right_value_is_taken(name: str, value: Any, settings: Any) -> None:
 
 
 def test_the_pace_by_default() -> None:
-    assert conf.pace() == Pace(seconds=0.1, start=1_000, smallest=200, largest=20_000)
+    assert batch_size.configured() == Pace(seconds=0.1, start=1_000, smallest=200, largest=20_000)
 
 
 def test_the_pace_follows_the_settings(settings: Any) -> None:
     settings.SAFEMIGRATE_BATCH_SECONDS = 2
     settings.SAFEMIGRATE_BATCH_SIZE_MIN = 5
     settings.SAFEMIGRATE_BATCH_SIZE_MAX = 50
-    assert conf.pace() == Pace(seconds=2, start=50, smallest=5, largest=50)
+    assert batch_size.configured() == Pace(seconds=2, start=50, smallest=5, largest=50)
 
 
 def test_an_operation_s_batch_size_goes_before_the_setting(settings: Any) -> None:
     settings.SAFEMIGRATE_BATCH_SIZE = 30
-    assert conf.pace() == Pace.fixed(30)
-    assert conf.pace(7) == Pace.fixed(7)
+    assert batch_size.configured() == Pace.fixed(30)
+    assert batch_size.configured(7) == Pace.fixed(7)
 
 
 def test_bounds_that_contradict_each_other_are_refused(settings: Any) -> None:
     settings.SAFEMIGRATE_BATCH_SIZE_MIN = 30_000
     with pytest.raises(InvalidSetting, match=r"SIZE_MIN \(30000\) is larger than SAFEMIGRATE_BATCH_SIZE_MAX"):
-        conf.pace()
+        batch_size.configured()

@@ -54,7 +54,7 @@ def test_a_chain_fills_one_database_after_another_and_then_migrates(
         assert [run.alias for run in store.records()] == both[:1]
         Queue.deliver_all()
         last, first = store.records()
-        assert [event.text for event in first.events.all()][-1] == f"then: archive, run {last.pk}"
+        assert [event.text for event in first.events.all()][-1] == f"next: archive, run {last.pk}"
         assert f"verified: every row has a value on {both[0]}, archive" in [e.text for e in last.events.all()]
     assert [filled_on(alias) for alias in both] == [ROWS, 100]
     assert [required_on(alias) for alias in both] == [migrate, migrate]
@@ -174,7 +174,7 @@ def test_a_broker_that_is_away_between_two_links_does_not_break_the_chain(both: 
     signals.run_failed.disconnect(dispatch_uid="test")
     assert failed == []
     assert first_of(both).error == ""
-    assert first.events.last().text.startswith("then: archive: The broker is away. Run ")
+    assert first.events.last().text.startswith("next: archive: The broker is away. Run ")
     hours_later()
     assert [required_on(alias) for alias in both] == [True, True]
 

@@ -192,7 +192,7 @@ def test_every_signal_is_documented() -> None:
 
 
 def test_every_move_is_documented() -> None:
-    shown = re.findall(r"^\| (\w+) \| (\w+) \| \S", page("explanation/store.md"), re.MULTILINE)
+    shown = re.findall(r"^\| (\w+) \| (\w+) \| \S", page("explanation/runs.md"), re.MULTILINE)
     moves = {(source.value, str(target)) for source, targets in status.MOVES.items() for target in targets}  # type: ignore[attr-defined]
     assert set(shown) - {("from", "to")} == moves
 

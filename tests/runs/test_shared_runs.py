@@ -1,4 +1,4 @@
-"""A shared run comes to its end, whoever dies, enqueue_attempts up late, or is away in the meantime."""
+"""A shared run comes to its end, whichever worker dies, goes on late, or is away in the meantime."""
 
 from __future__ import annotations
 

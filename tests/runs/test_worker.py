@@ -146,7 +146,7 @@ def test_a_task_is_enqueued_in_place_of_the_one_that_died(polls: Polls) -> None:
     run = begin(polls.alias)
     take(run)
     expire()
-    store.records().update(options=the_run().options | {"seconds": 0.000_001})
+    store.records().update(options=the_run().options | {"seconds": 0.002})
     Queue.deliver()
     assert len(Queue.messages) == 2  # Its own, and the dead one's.
 
@@ -160,9 +160,9 @@ def test_a_worker_that_wakes_up_after_its_lease_writes_nothing_more(polls: Polls
         if question.pk == 3 * 15:  # Half-way through the first range, it sleeps; another one ends the run.
             replaced(month_later)
             expire()
-            enqueued_at = threading.Thread(target=worker, args=(run.pk,))
-            enqueued_at.start()
-            enqueued_at.join()
+            late = threading.Thread(target=worker, args=(run.pk,))
+            late.start()
+            late.join()
         return month_later(question)
 
     replaced(value)
@@ -195,12 +195,12 @@ def dies(*arguments: Any, **values: Any) -> Any:
 
 
 @SQLITE
-@pytest.mark.parametrize("function", ["ranges.cut_first", "dispatch.wake"])
+@pytest.mark.parametrize("function", ["leases.cut_first", "scheduler.enqueue_workers"])
 def test_whoever_begins_a_run_may_die_at_any_moment(
     polls: Polls, function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(f"safemigrate.{function}", dies)
+        patch.setattr(f"safemigrate.runs.{function}", dies)
         begin(polls.alias)
     assert len(scheduler.requeue()) == 1
     Queue.deliver_all()
@@ -208,7 +208,7 @@ def test_whoever_begins_a_run_may_die_at_any_moment(
 
 
 @SQLITE
-@pytest.mark.parametrize("function", ["ranges.end", "runs.move", "runs.tell", "ranges._create"])
+@pytest.mark.parametrize("function", ["leases.end", "store.move", "store.send_signal", "leases._create"])
 def test_a_worker_may_die_at_any_moment(polls: Polls, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At each call of what changes the record, and right after it."""
     for number in (0, 1, 3, 7):
@@ -217,7 +217,7 @@ def test_a_worker_may_die_at_any_moment(polls: Polls, function: str, monkeypatch
             store.records().all().delete()
             begin(polls.alias)
             with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-                patch.setattr(f"safemigrate.{function}", Dying(function, number, after=after))
+                patch.setattr(f"safemigrate.runs.{function}", Dying(function, number, after=after))
                 Queue.deliver_all()
             Queue.messages.clear()
             Queue.seconds.clear()
@@ -233,7 +233,7 @@ class Dying:
     """Ends a worker at the n-th call of a function, before or after it."""
 
     def __init__(self, function: str, number: int, *, after: bool) -> None:
-        self.real = import_string(f"safemigrate.{function}")
+        self.real = import_string(f"safemigrate.runs.{function}")
         self.left, self.after = number, after
 
     def __call__(self, *arguments: Any, **values: Any) -> Any:
