@@ -216,6 +216,7 @@ class _Reader(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         called = self.find(node.func)[0] if _chain(node.func) else None
+        self.check_own(node, called)
         self.check_call(node, called)
         if not (isinstance(called, type) and issubclass(called, OTHER_MODELS)):
             self.check_names(node, called)
@@ -255,6 +256,17 @@ class _Reader(ast.NodeTransformer):
         if not rest:
             self.refuse(node, f"{first} is a module, not a value: write {first}.something.")
         self.refuse(node, f"{first} has no {'.'.join(rest)}.{nearest(rest[0], dir(owner))}")
+
+    def check_own(self, node: ast.Call, called: Any) -> None:
+        """Refuse a call of the project's own function: it would run here, and whenever the migration is loaded."""
+        first, *rest = _chain(node.func) or [""]
+        if first and first not in KNOWN and not isinstance(called, type):
+            path = ".".join([first, *rest])
+            self.refuse(
+                node,
+                f"{path}() is called once, when the migration is loaded, and every row would get the same value. "
+                f"Name the function without parentheses: {path}",
+            )
 
     def check_call(self, node: ast.Call, called: Any) -> None:
         if called in FUNCTION_KINDS and node.args and isinstance(node.args[0], ast.Constant):

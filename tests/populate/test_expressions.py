@@ -95,11 +95,12 @@ def test_nothing_in_the_text_is_called(tmp_path: Any, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(tmp_path)
     for typed in ("trap.value", '"trap.value"'):
         assert read(typed, Question, text()).code == '"trap.value"'
-    source = read("Value(trap.value())", Question, text())
+    for typed in ("trap.value()", "Value(trap.value())", "Concat(Value('a'), trap.value())"):
+        with pytest.raises(InvalidExpression, match=r"Name the function without parentheses: trap\.value\n"):
+            read(typed, Question, text())
 
     import trap  # type: ignore[import-not-found]
 
-    assert source.imports == {"import trap", "from django.db.models import Value"}
     assert trap.calls == []
 
 
