@@ -1,4 +1,4 @@
-"""The migration operations: the road from a full table to one more required column.
+"""The migration operations: the steps from a full table to one more required column.
 
 All of them look at the database before they act, so that a migration that was stopped at any statement
 carries on when it is run again. They need `atomic = False` on the migration.
@@ -69,7 +69,7 @@ class AddNullableField(_FieldStep, AddField):
     """Add the column of a field that is to be required later: nullable, and nothing but a column.
 
     `field` is the final field as models.py has it; in the migration state it is null=True until SetNotNull.
-    Takes the table's exclusive lock for an instant, at any size of table (SQLite: the one writer's); waits
+    Takes the table's exclusive lock briefly, at any size of table (SQLite: the one writer's); waits
     for it only briefly at a time. Run again, it does nothing where the column is there. A `db_default` is
     set for the rows that come in from now on (on SQLite only by SetNotNull); old rows stay NULL. Backwards
     it drops the column.
@@ -293,8 +293,8 @@ class Populate(_FieldStep, Operation):
 class SetNotNull(_FieldStep, AlterField):
     """Make a filled column required, with the index, uniqueness and foreign key of the final field.
 
-    Fills what came in as NULL meanwhile, where a Populate of the field stands before it; proves that
-    nothing is NULL; sets NOT NULL. On PostgreSQL every exclusive lock is held for an instant and the table
+    Fills what came in as NULL since, where a Populate of the field stands before it; proves that
+    nothing is NULL; sets NOT NULL. On PostgreSQL every exclusive lock is held briefly and the table
     is read while writers pass; on MySQL and MariaDB the table is rebuilt online; SQLite copies it in one
     transaction. Raises NullsRemain (or BadRows) and DuplicateValues before anything was made required.
     Run again, it carries on. Backwards the column is nullable and bare again.
@@ -482,7 +482,7 @@ class GuardWrites(_FieldStep, Operation):
 class UnguardWrites(_FieldStep, Operation):
     """Take the write guard of a field away: its triggers, and its DEFAULT unless that is a db_default.
 
-    Takes the table's exclusive lock for an instant. Does nothing where there is no guard. Backwards the
+    Takes the table's exclusive lock briefly. Does nothing where there is no guard. Backwards the
     guard is put up again.
     """
 
@@ -538,7 +538,7 @@ class AddRequiredField(_FieldStep, AddField):
     """Add a required field to a table that may be full: AddNullableField, Populate, SetNotNull in one.
 
     While it runs the field is guarded, where the populate can be said in SQL (GuardWrites): rows that old
-    code inserts meanwhile have their value. With `keep_guard` they go on having it afterwards, until an
+    code inserts in that time have their value. With `keep_guard` they go on having it afterwards, until an
     UnguardWrites in a later migration; on SQLite, whose triggers run too late for that, it cannot be kept.
     On an empty table it is all one step; on SQLite it is so too where the copy that NOT NULL needs can compute
     the values in about the time of the copying. Run again after it was stopped at any statement, it carries

@@ -18,7 +18,7 @@ run_failed = Signal()
 #: Stopped by Ctrl-C, SIGTERM or a limit, or cancelled; the rest may be filled later.
 run_stopped = Signal()
 
-#: Somebody asked for a run to go on that no process holds: whoever runs it may start.
+#: A run that no process holds was asked to go on: its workers may start.
 run_queued = Signal()
 
 __all__ = ["batch_done", "run_failed", "run_finished", "run_queued", "run_started", "run_stopped"]

@@ -1,4 +1,4 @@
-"""The runs in the admin: seen by who may view them, controlled by who may do that, changed by nobody."""
+"""The runs in the admin: seen by who may view them, controlled by who may control them, changed by no one."""
 
 from __future__ import annotations
 

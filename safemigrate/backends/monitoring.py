@@ -1,4 +1,4 @@
-"""What a server tells of its load and of a table. Ask `for_connection`; nothing is changed by asking."""
+"""What a server reports of its load and of a table. Ask `for_connection`; nothing is changed by asking."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ logger = logging.getLogger("safemigrate")
 
 OURS: tuple[type, ...] = tuple(getattr(operations, name) for name in operations.__all__)
 DOCS = "docs: reference/checks"
-#: Folders of packages that were installed: nobody edits the migrations in them.
+#: Folders of packages that were installed: the project does not edit the migrations in them.
 INSTALLED = {"site-packages", "dist-packages"}
 
 #: A field: its app, its model in small letters, its name.

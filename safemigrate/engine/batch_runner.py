@@ -222,7 +222,7 @@ def written(write: Write, made: Made) -> int:
         raise BatchFailed(reason(error)) from error
 
 
-#: Values that are what they are, told at a glance.
+#: Values that are what they are, recognized by their type.
 PLAIN = {bool, int, float, str, bytes, date, datetime, time, timedelta, Decimal, UUID}
 
 

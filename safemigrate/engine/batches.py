@@ -13,7 +13,7 @@ from django.db.models import Q, QuerySet
 class Range:
     """The rows with first <= key <= last, or first < key where `after` is set.
 
-    `size` is how many keys were asked for; 0 where the range was made otherwise, and tells nothing of the pace.
+    `size` is how many keys were asked for; 0 where the range was made otherwise, and says nothing of the pace.
     """
 
     first: Any

@@ -33,7 +33,7 @@ def keep(label: str, alias: str) -> str:
 
 
 #: Gives a fill (app.Model.field, alias) that is too much for `migrate` to the workers of a queue, and returns what
-#: to tell of it; "" where it does not.
+#: to report of it; "" where it does not.
 hand_over: Callable[[str, str], str] = keep
 
 

@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Run:
-    """A fill as it goes: what an observer is told."""
+    """A fill as it goes: what an observer sees."""
 
     label: str
     alias: str
@@ -101,7 +101,7 @@ new_observer: Callable[[], Observer] = NullObserver
 
 
 def use_observer(factory: Callable[[], Observer]) -> None:
-    """Make every later fill tell an observer that `factory` makes."""
+    """Make every later backfill inform an observer that `factory` makes."""
     global new_observer
     new_observer = factory
 
@@ -227,7 +227,7 @@ class Filling:
         self._fill_rest(observer, keys)
 
     def _fill_rest(self, observer: Observer, keys: list[Any]) -> None:
-        """Fill these, and those that come in meanwhile. Raises BadRows for what stays without a value."""
+        """Fill these, and those that come in during it. Raises BadRows for what stays without a value."""
         for _ in range(MAX_PASSES):
             if not keys:
                 return
@@ -288,7 +288,7 @@ class Filling:
         return self._again(lambda: self.batches.next(after, last, size, inclusive=inclusive))
 
     def _catch_up(self, observer: Observer, keys: Sequence[Any]) -> None:
-        """Fill rows that came in, or were passed over, behind the sweep."""
+        """Fill rows that came in, or were passed over, behind the pass."""
         size = self.state.batch_size
         for start in range(0, len(keys), size):
             chunk = keys[start : start + size]
@@ -298,7 +298,7 @@ class Filling:
             self._advance(observer)
 
     def _wait(self, observer: Observer) -> None:
-        """Wait as long as a throttle says so. Nothing is locked meanwhile, and no pace sees it."""
+        """Wait as long as a throttle says so. Nothing is locked in the meantime, and no pace sees it."""
         if self.at_once:
             return
         state, started, before = self.state, time.monotonic(), self.state.waited

@@ -1,4 +1,4 @@
-"""Several observers told as one."""
+"""Several observers behind one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from safemigrate.engine.engine import Observer, Run
 
 
 class Observers:
-    """Tells each observer in turn. One that refuses the run at its start leaves those before it ended."""
+    """Informs each observer in turn. One that refuses the run at its start leaves those before it ended."""
 
     def __init__(self, factories: Sequence[Callable[[], Observer]]) -> None:
         self.each = [factory() for factory in factories]
@@ -32,6 +32,6 @@ class Observers:
         return next(filter(None, (observer.hold(run) for observer in self.started)), None)
 
     def end(self, run: Run, error: BaseException | None) -> None:
-        with ExitStack() as stack:  # Each is told, whatever another one raises.
+        with ExitStack() as stack:  # Each is informed, whatever another one raises.
             for observer in self.started:  # The last one first: what it says then is still recorded.
                 stack.callback(observer.end, run, error)

@@ -82,7 +82,7 @@ class Sequential:
 class Pool:
     """Up to `most` batches are under way in an executor. One that fails there is left to the caller.
 
-    `begin` does what the caller can do of a batch meanwhile, and returns what starts the rest of it.
+    `begin` does what the caller can do of a batch in the meantime, and returns what starts the rest of it.
     """
 
     executor: Executor

@@ -1,4 +1,4 @@
-"""What adding a field would do to one database, told before anything is changed."""
+"""What adding a field would do to one database, shown before anything is changed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PlannedMigration:
 class Action:
     """One thing that is done: a step, or the fill, which alone has batches, seconds and a sample.
 
-    `blocks` says who waits meanwhile: nobody, writers (those of one batch's rows, in a fill) or everyone;
+    `blocks` says who waits for it: nobody, writers (those of one batch's rows, in a fill) or everyone;
     `lasts` for how long. `wait` is how long, in seconds, others may stand behind one try to get the lock.
     """
 
@@ -109,7 +109,7 @@ def written(target: Target, migrations: Migrations) -> list[PlannedMigration]:
 def make(target: Target, entries: Sequence[PlannedMigration], alias: str) -> DatabasePlan:
     """Return the plan of the target on one alias. Nothing is changed, and only a reader's lock is held.
 
-    Up to 2,000 rows are copied into a table that nobody else sees and filled there, which calls a function
+    Up to 2,000 rows are copied into a table that no other session sees and filled there, which calls a function
     that computes values.
     """
     connection = connections[alias]

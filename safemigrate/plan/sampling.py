@@ -1,4 +1,4 @@
-"""Some rows filled in a table that nobody else sees: how long a fill takes, and whether it would fail."""
+"""Some rows filled in a table that no other session sees: how long a fill takes, and whether it would fail."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Sample:
 def take(target: Target, source: Source, *, largest: int | None = None) -> Sample:
     """Fill up to 2,000 rows, spread over the keys, in batches of at most `largest`, for half a second.
 
-    The rows are copies, in a table that nobody else sees and that is gone afterwards; a function that
+    The rows are copies, in a table that no other session sees and that is gone afterwards; a function that
     computes values is called for them. On the real table nothing is held but what a reader holds.
     """
     if isinstance(source, AsWritten):

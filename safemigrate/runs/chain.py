@@ -36,7 +36,7 @@ def go_on(run: BackfillRun) -> None:
         _step(run)
     except Exception as error:
         if isinstance(error, Error) and for_connection(connections[run.alias]).is_transient(error):
-            raise  # The database is away: a later task, or the sweep, goes on.
+            raise  # The database is away: a later task, or `backfill requeue`, goes on.
         _stop(run, error)
     else:
         _mine(run).update(next_run=None)
@@ -112,7 +112,7 @@ def _stop(run: BackfillRun, error: Exception) -> None:
     rest = f" Not begun: {', '.join(waiting)}." if waiting else ""
     text = f"The chain stopped after this run: {text}{rest}"
     if not _mine(run).update(next_run=None, error=text):
-        return  # Another worker took the step meanwhile.
+        return  # Another worker took the step first.
     stopped = store.find(run.pk)
     store.note(stopped, text.splitlines()[0])
     logger.error("run %s (%s): %s", run.pk, run, text)

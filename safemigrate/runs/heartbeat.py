@@ -41,7 +41,7 @@ class Heartbeat(threading.Thread):
     @staticmethod
     def _close() -> None:
         for connection in connections.all(initialized_only=True):
-            # SQLite's own close() leaves a database in memory open, as if nobody else had it open.
+            # SQLite's own close() leaves a database in memory open, as if no other thread had it open.
             BaseDatabaseWrapper.close(connection)
 
     def stop(self) -> None:

@@ -73,8 +73,8 @@ def cut_first(run: BackfillRun, batches: Batches) -> BackfillRange:
 def take(run: BackfillRun, batches: Batches, worker: str) -> BackfillRange | Wait | None:
     """Take a range that nobody holds under a lease, or the next one, or, when all have ended, the end.
 
-    None where this worker is one too many, or the run is no longer what it was. Whoever takes waits for the
-    others who do, for the moment that it takes.
+    None where this worker is one too many, or the run is no longer what it was. A worker that takes one waits
+    briefly for the others that do.
     """
     while isinstance(taken := _take(run, worker), Cut):
         cut = _cut(run, batches)  # Under no lock: it reads as many keys of an index as a range may have.
@@ -123,7 +123,7 @@ def _free(run: BackfillRun) -> BackfillRange | None:
 
 def _cut(run: BackfillRun, batches: Batches) -> BackfillRange | Wait | None:
     newest = of(run).order_by("-number").first()
-    if newest is None:  # Whoever began the run died before it cut the first one.
+    if newest is None:  # The process that began the run died before it cut the first one.
         return cut_first(run, batches)
     if newest.is_the_end:
         return _wait(run)
@@ -174,7 +174,7 @@ def _create(run: BackfillRun, number: int, part: Range | None) -> BackfillRange:
     if part is not None:
         keys = {"first": key_to_json(part.first), "last": key_to_json(part.last), "after": part.after}
     keys["size"] = part.size if part else 0
-    # Whoever began the run, and a worker, may both cut the first one.
+    # The process that began the run, and a worker, may both cut the first one.
     return records().get_or_create(run_id=run.pk, number=number, defaults=keys)[0]
 
 

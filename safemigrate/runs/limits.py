@@ -1,4 +1,4 @@
-"""An observer that ends a run in good order: after a time, at an hour, or after a number of rows."""
+"""An observer that ends a run cleanly: after a time, at an hour, or after a number of rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether another process of this machine is alive, where the machine tells (Linux)."""
+"""Whether another process of this machine is alive, where the machine shows it (Linux)."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ class Recording:
             changes |= {"rows_total": changes["rows_done"], "total_is_exact": True}
         record = self._held()
         while record and not move(record, end_of(record.status, status), "", **changes):
-            record = self._held()  # Somebody asked for something in the last moment.
+            record = self._held()  # A request came in the last moment.
         if record:
             self._report_end(records().get(pk=record.pk), text, error)
 

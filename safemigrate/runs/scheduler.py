@@ -35,7 +35,7 @@ from safemigrate.throttles import Throttles
 logger = logging.getLogger("safemigrate")
 
 WORK = "safemigrate.tasks.work"
-#: The longest that the sweep waits before it enqueues once more what nobody took, in seconds.
+#: The longest that `requeue` waits before it enqueues once more what no worker took, in seconds.
 PATIENCE = 3600.0
 #: The longest that a message waits at once, in seconds: it comes again, early, and waits again. Celery's workers keep
 #: those that wait, and a broker takes what is kept for long for lost, and delivers it once more.
@@ -69,7 +69,7 @@ def begin(
 
     Locks nothing, and cuts one range; reads the table up to the first row to fill. Run again it goes on with the
     same run.
-    Raises AlreadyRunning, RunPaused, and NotEnqueued, after which the run waits for a sweep.
+    Raises AlreadyRunning, RunPaused, and NotEnqueued, after which the run waits for `backfill requeue`.
     """
     _refuse(job, executor, options)
     target = job.target

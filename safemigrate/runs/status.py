@@ -22,19 +22,19 @@ MOVES: dict[str, frozenset[str]] = {
     Status.QUEUED: frozenset(
         {
             Status.RUNNING,  # a process takes it
-            Status.PAUSED,  # somebody pauses it; no process is there to be asked
-            Status.CANCELLED,  # somebody cancels it, likewise
+            Status.PAUSED,  # paused by a user; no process holds it
+            Status.CANCELLED,  # cancelled by a user, likewise
             Status.SUCCEEDED,  # the migration is applied: the rows got their values otherwise
         }
     ),
     Status.RUNNING: frozenset(
         {
             Status.RUNNING,  # another process takes it over: the lease of the first has ended
-            Status.PAUSING,  # somebody asks the process to pause
-            Status.CANCELLING,  # somebody asks the process to end for good
-            Status.PAUSED,  # somebody pauses a run whose process is gone
-            Status.CANCELLED,  # somebody cancels a run whose process is gone
-            Status.QUEUED,  # somebody retries a run whose process is gone
+            Status.PAUSING,  # a user asks the process to pause
+            Status.CANCELLING,  # a user asks the process to end for good
+            Status.PAUSED,  # a user pauses a run whose process is gone
+            Status.CANCELLED,  # a user cancels a run whose process is gone
+            Status.QUEUED,  # a user retries a run whose process is gone
             Status.STOPPED,  # Ctrl-C, SIGTERM, or a limit of time or rows; it can go on later
             Status.FAILED,  # an error, or rows that got no value
             Status.SUCCEEDED,  # no row is NULL; or the process died after its last batch, and all is applied
@@ -45,7 +45,7 @@ MOVES: dict[str, frozenset[str]] = {
             Status.PAUSED,  # the process has seen it, or is gone
             Status.RUNNING,  # resumed before the process saw it
             Status.QUEUED,  # resumed, and the process is gone
-            Status.CANCELLING,  # somebody wants it ended instead
+            Status.CANCELLING,  # a user cancels it instead
             Status.CANCELLED,  # likewise, and the process is gone
             Status.FAILED,  # the last batch failed
             Status.SUCCEEDED,  # the last batch was the last one
@@ -72,17 +72,17 @@ MOVES: dict[str, frozenset[str]] = {
     Status.STOPPED: frozenset(
         {
             Status.RUNNING,  # the same command is typed again, or cron does it
-            Status.QUEUED,  # somebody asks for another try
-            Status.PAUSED,  # nobody shall start it for now
-            Status.CANCELLED,  # nobody wants it any more
+            Status.QUEUED,  # a user asks for another try
+            Status.PAUSED,  # a user pauses it: it shall not start for now
+            Status.CANCELLED,  # a user cancels it
             Status.SUCCEEDED,  # the migration is applied: the rows got their values otherwise
         }
     ),
     Status.FAILED: frozenset(
         {
             Status.RUNNING,  # tried again at once
-            Status.QUEUED,  # somebody asks for another try
-            Status.CANCELLED,  # nobody wants it any more
+            Status.QUEUED,  # a user asks for another try
+            Status.CANCELLED,  # a user cancels it
             Status.SUCCEEDED,  # the migration is applied: the bad rows were corrected by hand
         }
     ),

@@ -1,6 +1,6 @@
-"""The runs as they are recorded: found, controlled by people, and taken by the one process that works.
+"""The runs as they are recorded: found, controlled by users, and taken by the one process that works.
 
-The rows that are NULL decide what is to be done, never a record: it shows a run, lets people control it, keeps
+The rows that are NULL decide what is to be done, never a record: it shows a run, lets users control it, keeps
 two processes off the same field, and saves the time to find where the last one stopped.
 """
 
@@ -54,7 +54,7 @@ def find(key: int) -> BackfillRun:
     return found
 
 
-# Action: what a person asks of a run
+# Actions: what a user asks of a run
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def move(record: BackfillRun, to: str, who: str, **changes: Any) -> bool:
     if to in OVER:
         changes |= {"open_key": None, "finished": timezone.now()}
     unchanged = records().filter(pk=record.pk, status=record.status, token=record.token)
-    with transaction.atomic(using=database()):  # Whoever sees the move sees also who made it.
+    with transaction.atomic(using=database()):  # A reader that sees the move sees also who made it.
         if not unchanged.update(status=to, **changes):
             return False
         note(record, f"{record.status} → {to}", who)

@@ -1,4 +1,4 @@
-"""The fast path: the column added, filled and required in one step, where that holds nobody up for long."""
+"""The fast path: the column added, filled and required in one step, where that blocks others only briefly."""
 
 from __future__ import annotations
 

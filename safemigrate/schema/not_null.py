@@ -21,9 +21,9 @@ TRIES = 10
 
 
 class Requiring:
-    """The column's last part of the road.
+    """The column's last steps.
 
-    `catch_up` fills what is NULL, or raises; with `at_once` it waits for nobody, because writers do for it.
+    `catch_up` fills what is NULL, or raises; with `at_once` it waits for no throttle, because writers wait for it.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Requiring:
             runner.run(self.database, self._steps().in_order())
             return
         steps = self._steps()
-        # A run that was killed may have left the door shut.
+        # A run that was killed may have left NULLs rejected.
         runner.run(self.database, steps.accept_nulls)
         self.catch_up()
         self._prove()

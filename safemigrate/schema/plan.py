@@ -1,4 +1,4 @@
-"""The road of an operation: its steps and fills in order, and how `sqlmigrate` prints them."""
+"""The plan of an operation: its steps and fills in order, and how `sqlmigrate` prints them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safemigrate.schema.steps import Step
 
 @dataclass(frozen=True)
 class Fill:
-    """The part of a road that is no step: rows filled range after range."""
+    """The part of a plan that is no step: rows filled range after range."""
 
     target: Target
     source: Source
@@ -39,7 +39,7 @@ Plan = Sequence[Step | Fill]
 
 
 def write_down(schema_editor: Any, plan: Plan) -> None:
-    """Put the road into what `sqlmigrate` prints."""
+    """Put the plan into what `sqlmigrate` prints."""
     for part in plan:
         if isinstance(part, Fill):
             _write_fill(schema_editor, part)

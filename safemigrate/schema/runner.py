@@ -24,7 +24,7 @@ def run(database: Database, steps: Sequence[Step]) -> None:
 
     Each one looks first, so that running them again after a crash carries on. A lock is waited for
     SAFEMIGRATE_LOCK_TIMEOUT seconds at a time, SAFEMIGRATE_LOCK_TRIES times, with a pause at random between
-    two tries in which everybody else passes. Raises LockNotAcquired, which names who was in the way, and
+    two tries in which everybody else passes. Raises LockNotAcquired, which names the blockers, and
     TableCopyNeeded.
     """
     for step in steps:

@@ -12,7 +12,7 @@ Time = Literal["for an instant", "while it is read", "while it is copied"]
 
 @dataclass(frozen=True)
 class Lock:
-    """The lock of a step: its name, who waits meanwhile, and for how long it is held, which may be the
+    """The lock of a step: its name, who waits for it, and for how long it is held, which may be the
     time that the database takes to read the table once, or to write it anew."""
 
     name: str
@@ -34,7 +34,7 @@ def _always() -> bool:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the road.
+    """One step of a plan.
 
     `statements` are final SQL texts, without parameters. A step with `online` set runs each of them by
     itself, outside a transaction, for as long as it takes: it must block neither readers nor writers.

@@ -52,7 +52,7 @@ class Monitoring:
     def vacuum(self, model: Any) -> None:
         """Make the space of the table's dead rows free for new ones, where the server keeps dead rows.
 
-        Blocks neither readers nor writers, and does nothing when somebody holds a lock against it. Must be
+        Blocks neither readers nor writers, and does nothing when another session holds a lock against it. Must be
         called outside a transaction.
         """
 

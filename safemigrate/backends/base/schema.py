@@ -81,7 +81,7 @@ class Database:
     def blockers(self, tables: Sequence[str], blocks: Blocked = "everyone") -> list[str]:
         """Return who holds a lock on the tables that one which `blocks` these has to wait for.
 
-        One line each, as far as the database tells.
+        One line each, as far as the database shows them.
         """
         return []
 
@@ -142,7 +142,7 @@ class Database:
         """Is a statement that changes a table undone with its transaction?"""
         return bool(self.connection.features.can_rollback_ddl)
 
-    # The steps of the road
+    # The steps
 
     def add_column(self, model: Any, field: Any) -> list[Step]:
         """Return the steps that add the field's bare, nullable column."""
@@ -252,7 +252,7 @@ class Database:
         """Run with the rows that `samples` choose in the table of the model `copy`, which nobody else sees.
 
         It has the indexes of the model's own table, on which no more is held than a reader holds; the
-        columns of `fields` are made anew. What is done meanwhile is undone at the end, and so is the table.
+        columns of `fields` are made anew. What is done in the meantime is undone at the end, and so is the table.
         """
         raise NotSupportedError(
             f"a table that nobody else sees is not made on {self.connection.display_name}"

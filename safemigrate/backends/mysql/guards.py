@@ -16,7 +16,7 @@ BODY = (
     "BEGIN DECLARE EXIT HANDLER FOR SQLEXCEPTION SET NEW.{column} = NULL; "
     "IF NEW.{column} IS NULL THEN SET NEW.{column} = {value}; END IF; END"
 )
-# Version and variant in their places, all else at random. UUID() would tell the time and the machine.
+# Version and variant in their places, all else at random. UUID() would reveal the time and the machine.
 UUID4 = (
     "LOWER(CONCAT(HEX(RANDOM_BYTES(4)), '-', HEX(RANDOM_BYTES(2)), '-4', SUBSTR(HEX(RANDOM_BYTES(2)), 2), '-', "
     "ELT(1 + FLOOR(RAND() * 4), '8', '9', 'a', 'b'), SUBSTR(HEX(RANDOM_BYTES(2)), 2), '-', HEX(RANDOM_BYTES(6))))"

@@ -1,4 +1,4 @@
-"""MySQL and MariaDB: replicas asked one by one, the process list, and what InnoDB tells."""
+"""MySQL and MariaDB: replicas asked one by one, the process list, and what InnoDB reports."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class MySQLMonitoring(Monitoring):
         ]
 
     def waiting_for(self, model: Any) -> list[str]:
-        # Which table they wait for is not told; it is named in their statement.
+        # The server does not report the table that they wait for; their statement names it.
         rows = self._privileged(
             "SELECT p.id, p.user, p.host, p.state, p.info FROM information_schema.processlist p "
             "LEFT JOIN information_schema.innodb_trx t ON t.trx_mysql_thread_id = p.id "

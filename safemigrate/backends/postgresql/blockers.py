@@ -1,4 +1,4 @@
-"""PostgreSQL: pg_locks, with what pg_stat_activity and pg_prepared_xacts tell of the holders."""
+"""PostgreSQL: pg_locks, with what pg_stat_activity and pg_prepared_xacts report of the holders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from safemigrate.backends.base.schema import Database
 from safemigrate.schema.steps import Blocked
 
-# The modes that a lock has to wait for, by whom it blocks itself: SHARE UPDATE EXCLUSIVE blocks nobody,
+# The modes that a lock has to wait for, by whom it blocks itself: SHARE UPDATE EXCLUSIVE blocks no query,
 # SHARE ROW EXCLUSIVE writers, ACCESS EXCLUSIVE everyone.
 _STRONG = [
     "ShareUpdateExclusiveLock",
@@ -75,7 +75,7 @@ class Holder:
         return f"{who}, {self.state}, in a transaction for {self.age}: {query}"
 
     def _autovacuum(self) -> str:
-        # What a plain user may not see of it, the age of the table tells.
+        # What a plain user may not see of it, the age of the table shows.
         wraparound = "wraparound" in (self.query or "") if self.age else self.overdue
         why = "to prevent wraparound: wait for it" if wraparound else "which gives way by itself"
         told = f", running for {self.age}: {self.query}" if self.age else ""

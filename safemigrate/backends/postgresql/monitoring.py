@@ -34,7 +34,7 @@ class PostgreSQLMonitoring(Monitoring):
                 "there are replicas, and this user may not see how far they are behind. "
                 "Let an administrator grant it the role pg_read_all_stats"
             )
-        # pg_receivewal keeps what is written and replays nothing: nobody reads from it.
+        # pg_receivewal keeps what is written and replays nothing: no query reads from it.
         return None if only_receives else seconds
 
     def _refuse_unused_slots(self) -> None:

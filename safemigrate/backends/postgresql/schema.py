@@ -22,7 +22,7 @@ LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"
 INSUFFICIENT_PRIVILEGE = "42501"
 # Serialization failure, deadlock, lock timeout, the server going down or up, the connection lost.
 TRANSIENT = {"40001", DEADLOCK, LOCK_NOT_AVAILABLE, "57P01", "57P02", "57P03"}
-# Autovacuum gives way to a lock that has waited for deadlock_timeout, 1 s unless somebody changed it.
+# Autovacuum gives way to a lock that has waited for deadlock_timeout, 1 s unless it was changed.
 YIELD_SECONDS = 2.0
 # Limits for the site's requests, of which a server has some or all. A wait for autovacuum, a build or a proof
 # takes its time, and between two tries the transaction is idle.
@@ -101,7 +101,7 @@ class PostgreSQL(Database):
     def blockers(self, tables: Sequence[str], blocks: Blocked = "everyone") -> list[str]:
         return blockers.named(self, tables, blocks)
 
-    # The steps of the road
+    # The steps
 
     def bare(self, field: Any) -> Any:
         clone = fields.bare(field)

@@ -1,4 +1,4 @@
-"""SQLite: a file without a server tells of its tables alone."""
+"""SQLite: a file without a server reports on its tables alone."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class SQLite(Database):
 
     def add_required(self, from_model: Any, model: Any, field: Any, value: str = "NULL") -> Step:
         (step,) = self.require(model, model, field).enforce
-        # Where another process has added the column meanwhile, this fails, and its values stay.
+        # Where another process has added the column in the meantime, this fails, and its values stay.
         add = self.sql(lambda editor: editor.add_field(model, self.bare(field)))
         copy = self._copying(from_model, field, value)
         return replace(
