@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Blocked = Literal["nobody", "writers", "everyone"]
-Time = Literal["for an instant", "while it is read", "while it is copied"]
+Time = Literal["briefly", "while it is read", "while it is copied"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Lock:
 
     name: str
     blocks: Blocked
-    lasts: Time = "for an instant"
+    lasts: Time = "briefly"
 
     def __str__(self) -> str:
         return f"{self.name}, {self.lasts}"
@@ -25,7 +25,7 @@ class Lock:
     @property
     def hurts(self) -> bool:
         """Does somebody wait for as long as the table is large?"""
-        return self.blocks != "nobody" and self.lasts != "for an instant"
+        return self.blocks != "nobody" and self.lasts != "briefly"
 
 
 def _always() -> bool:

@@ -223,7 +223,7 @@ def test_the_update_listed_is_the_one_run(sandbox: MigrationSandbox) -> None:
 def test_each_step_says_its_lock(sandbox: MigrationSandbox) -> None:
     steps = [action for action in look(sandbox, expires()).actions if action.sample is None]
     assert {action.blocks for action in steps} <= {"nobody", "writers", "everyone"}
-    assert {action.lasts for action in steps} <= {"for an instant", "while it is read", "while it is copied"}
+    assert {action.lasts for action in steps} <= {"briefly", "while it is read", "while it is copied"}
     assert steps[0].wait == (1 if sandbox.connection.vendor == "mysql" else 0.1)
 
 

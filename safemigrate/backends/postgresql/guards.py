@@ -38,7 +38,7 @@ class PostgreSQLGuards(Guards):
         tag = self._tag(body)
         create_function = (
             f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql "
-            # A text made of a moment, or its day, depends on the zone: it is the backfill's, not the inserting session's.
+            # A text made of a moment, or its day, depends on the zone: the backfill's, not the inserting session's.
             f"SET search_path FROM CURRENT SET timezone FROM CURRENT AS {tag}{body}{tag}"
         )
         create_trigger = (
