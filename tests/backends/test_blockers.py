@@ -14,7 +14,7 @@ from mysite import database_urls
 from pytest_django import DjangoDbBlocker
 
 from safemigrate.backends import for_connection
-from safemigrate.backends.postgresql import blockers
+from safemigrate.backends.postgresql import schema
 from safemigrate.exceptions import LockNotAcquired
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from tests.plugin import old_postgresql
@@ -158,7 +158,7 @@ def test_autovacuum_gives_way_and_nobody_waits(
 @pytest.fixture
 def overdue(admin: Any, sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many transactions ago was the table frozen that autovacuum gives way to nobody; tries are few."""
-    monkeypatch.setattr(blockers, "YIELD_SECONDS", 0.1)
+    monkeypatch.setattr(schema, "YIELD_SECONDS", 0.1)
     settings.SAFEMIGRATE_LOCK_TRIES = 2
     run(sandbox.connection, f"ALTER TABLE {TABLE} SET ({SLOWLY}, autovacuum_freeze_max_age = 100000)")
     run(admin, "DO $$ BEGIN FOR n IN 1..101000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$")
