@@ -47,7 +47,7 @@ class Celery:
         if self.app.main == "default":  # The one that Celery makes where there is none.
             raise NotEnqueued(
                 "This process has no Celery app, so it cannot know the broker. Import yours where Django starts: in "
-                "the __init__.py beside settings.py, from .celery import app. See docs/how-to/celery.md."
+                "the __init__.py beside settings.py, from .celery import app. See docs/how-to/queues.md."
             )
 
 

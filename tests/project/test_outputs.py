@@ -50,6 +50,16 @@ POSTGRESQL = pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
 SQLITE = pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 
 
+def test_every_text_block_of_a_how_to_is_an_output_that_is_produced_here() -> None:
+    blocks, named = 0, []
+    for page in PAGES:
+        body = page.read_text(encoding="utf-8")
+        blocks += len(re.findall(r"^ *```text$", body, re.MULTILINE))
+        named += [name for _, name, _ in MARKED.findall(body)]
+    assert blocks == len(named)
+    assert sorted(named) == sorted(OUTPUTS)
+
+
 def check(name: str, output: str) -> None:
     """Compare the output with the block of this name, wherever it stands."""
     (page,) = (page for page in PAGES if f"<!-- output: {name} -->" in page.read_text(encoding="utf-8"))
@@ -205,3 +215,6 @@ def test_a_run_that_workers_share(alias: str, settings: Any) -> None:
     output = StringIO()
     call_command("backfill", "show", "7", stdout=output, no_color=True)
     check("run", output.getvalue())
+
+
+OUTPUTS = ["plan", "failing-sample", "bad-rows", "lock", "not-guarded", "run"]

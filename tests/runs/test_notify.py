@@ -198,7 +198,7 @@ def test_every_move_is_documented() -> None:
 
 
 def test_the_metrics_of_the_page_are_written(sandbox: MigrationSandbox, tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n# metrics.py.*?\n(.*?)```", page("how-to/be-told.md"), re.DOTALL)
+    (code,) = re.findall(r"```python\n# metrics.py.*?\n(.*?)```", page("how-to/notifications.md"), re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(code, "metrics.py", "exec"), names)
     names["FILE"] = tmp_path / "safemigrate.prom"
