@@ -109,7 +109,15 @@ def test_the_plan(alias: str, environment: dict[str, str], monkeypatch: pytest.M
     Polls(alias, environment, ROWS)
     with connections[alias].cursor() as cursor:
         cursor.execute("ANALYZE polls_question")
-    check("plan", plan_of(alias))
+    check("plan", shortened(plan_of(alias)))
+
+
+def shortened(plan: str) -> str:
+    """The plan without the statements of the guard and of the steps that follow the backfill."""
+    guard = r"(   2  .*\n)(?:        .*\n)+"
+    later = r"^   6  .*?\n(?=\n)"
+    plan = re.sub(guard, r"\1        ...\n", plan, count=1)
+    return re.sub(later, "  ...\n", plan, count=1, flags=re.MULTILINE | re.DOTALL)
 
 
 def odd(row: Any) -> Any:
