@@ -1,7 +1,8 @@
 # Needs make and Python 3.10+, nothing else. Every target sets up what it needs, once.
 #
 #   make demo     watch a required field being added to three full databases
-#   make test     all tests                          make test ARGS="-k operations"
+#   make test     the quick tests, on SQLite and PostgreSQL      make test ARGS="-k operations"
+#   make test-all every test, on every database      the servers and the browser: see CONTRIBUTING.md
 #   make lint     ruff, mypy and import-linter
 #   make docs     the documentation, in docs/_build
 #   make matrix   the tests on every Python, Django, driver and PostgreSQL that is reachable
@@ -23,7 +24,7 @@ python = $(VENV)/bin/python
 constraints = $(VENV)/constraints.txt
 bench = --page $(if $(ROWS),--rows $(ROWS)) $(if $(RUNS),--runs $(RUNS)) $(ARGS)
 
-.PHONY: demo test lint docs matrix bench bench-scale bench-scale-out bench-traffic measured-bench measured-bench-scale \
+.PHONY: demo test test-all lint docs matrix bench bench-scale bench-scale-out bench-traffic measured-bench measured-bench-scale \
 	measured-bench-scale-out measured-bench-traffic screenshots clean
 .DELETE_ON_ERROR:
 
@@ -32,6 +33,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(python) -m pytest -n auto $(ARGS)
+
+test-all: $(VENV)/.test
+	$(python) -m pytest -n auto --all $(ARGS)
 
 lint: $(VENV)/.test $(VENV)/.lint
 	$(python) -m ruff check .

@@ -1,15 +1,22 @@
-"""Boot the database servers before pytest-django reads the settings, and end them after the run.
+"""What a run of the tests takes in, and the database servers that it needs.
 
-Each is announced in the environment, where `tests.settings` finds it and pytest-xdist's workers
-inherit it: `SAFEMIGRATE_TEST_MARIADB` holds a URL, or `SAFEMIGRATE_TEST_MARIADB_MISSING` the
-reason why there is none. Set the URL yourself to test on a server of your own.
+By default: SQLite and the PostgreSQL of the wheel, no slow test, and each case of a matrix on one of the two.
+`--slow` adds the slow tests, `--all` is every test on every database.
+
+The servers are booted before pytest-django reads the settings, and stopped after the run. Each is announced
+in the environment, where `tests.settings` finds it and pytest-xdist's workers inherit it:
+`SAFEMIGRATE_TEST_MARIADB` holds a URL, or `SAFEMIGRATE_TEST_MARIADB_MISSING` the reason why there is none.
+Set the URL yourself to test on a server of your own.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import tempfile
+import zlib
+from collections import defaultdict
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +25,13 @@ import pytest
 from tools.servers import MariaDB, MissingServer, PostgreSQL, Server, system_postgresql
 
 PREFIX = "SAFEMIGRATE_TEST_"
+
+#: The databases of a run that is not asked for others.
+DEFAULT = "sqlite,postgresql"
+#: The markers of tests that may take longer than this, in seconds.
+SLOW, QUICK_SECONDS = {"browser", "slow"}, 2.0
+
+too_slow: dict[str, float] = {}
 
 
 def old_postgresql() -> PostgreSQL:
@@ -34,12 +48,82 @@ SERVERS: dict[str, Callable[[], Server]] = {
     "MARIADB": MariaDB,
 }
 
+ALL = ["sqlite", *(name.lower() for name in SERVERS)]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("safemigrate")
+    group.addoption("--all", action="store_true", help="every test, on every database")
+    group.addoption("--slow", action="store_true", help="the slow tests too")
+    group.addoption("--databases", default=DEFAULT, metavar="NAMES", help=f"of {','.join(ALL)}: {DEFAULT}")
+
+
+def databases(options: argparse.Namespace) -> list[str]:
+    return ALL if options.all else options.databases.split(",")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.all:
+        return
+    kept = sampled([item for item in items if is_wanted(item, config.option)])
+    left = set(items) - set(kept)
+    config.hook.pytest_deselected(items=list(left))
+    items[:] = kept
+
+
+def is_wanted(item: pytest.Item, options: argparse.Namespace) -> bool:
+    if not options.slow and any(item.get_closest_marker(name) for name in SLOW):
+        return False
+    others = set(ALL) - set(databases(options))
+    return not any(isinstance(value, str) and value in others for value in parameters(item).values())
+
+
+def sampled(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Keep one database for each case of a matrix, by the name of the case: the same one in every run."""
+    cases = defaultdict(list)
+    for item in items:
+        cases[case(item) if item.get_closest_marker("matrix") else item.nodeid].append(item)
+    return [same[zlib.crc32(name.encode()) % len(same)] for name, same in cases.items()]
+
+
+def case(item: pytest.Item) -> str:
+    """Return the name of the test without that of its database."""
+    alias = parameters(item).get("alias")
+    rest = [part for part in item.callspec.id.split("-") if part != alias] if alias else [item.name]
+    return "-".join([item.parent.nodeid, item.originalname, *rest])
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.duration > QUICK_SECONDS and not SLOW & set(report.keywords):
+        too_slow[report.nodeid] = report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run with a slow test that is not marked so fails; on a busy machine, later in proportion."""
+    if hasattr(session.config, "workerinput"):
+        return
+    others = max(1.0, max(os.getloadavg()) / (os.cpu_count() or 1))
+    for name, seconds in list(too_slow.items()):
+        if seconds < QUICK_SECONDS * others:
+            del too_slow[name]
+    if too_slow and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for name, seconds in too_slow.items():
+        terminalreporter.line(f"{name} took {seconds:.1f} s: make it quicker, or mark it slow", red=True)
+
+
+def parameters(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, None, None]:
     if f"{PREFIX}FOLDER" not in os.environ:  # in an xdist worker all of this is there
         make_folder(early_config)
-        boot_all(early_config)
+        boot_all(early_config, databases(early_config.known_args_namespace))
     return (yield)
 
 
@@ -49,8 +133,8 @@ def make_folder(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-def boot_all(config: pytest.Config) -> None:
-    wanted = [name for name in SERVERS if PREFIX + name not in os.environ]
+def boot_all(config: pytest.Config, names: list[str]) -> None:
+    wanted = [name for name in SERVERS if name.lower() in names and PREFIX + name not in os.environ]
     with ThreadPoolExecutor() as pool:
         for name, server in zip(wanted, pool.map(boot, wanted), strict=True):
             if isinstance(server, MissingServer):

@@ -149,7 +149,7 @@ def run_tests(combination: Combination, python: Path, arguments: list[str]) -> t
     """Run pytest, show what it prints, and return its lines and its exit code."""
     lines = []
     with subprocess.Popen(
-        [python, "-m", "pytest", "-q", "-n", "auto", *arguments],
+        [python, "-m", "pytest", "-q", "-n", "auto", "--all", *arguments],
         cwd=ROOT,
         env=environment(combination),
         stdout=subprocess.PIPE,

@@ -142,8 +142,8 @@ class Worker:
         if found is not None and found.migration == run.migration:
             return found
         text = f"the code of worker {name()} has no {run.migration}: restart it with the code of this run"
-        logger.warning("run %s (%s): %s. The task is put back, nothing is lost.", run.pk, run, text)
         store.records().filter(pk=run.pk, token=run.token).update(waiting_for=text[:500])
+        logger.warning("run %s (%s): %s. The task is put back, nothing is lost.", run.pk, run, text)
         return None
 
     def _ranges(self, run: BackfillRun, filling: Filling, until: float) -> Again | None:

@@ -138,6 +138,7 @@ def workers(connection: Any) -> list[Any]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("user", [PLAIN], indirect=True)
 def test_autovacuum_gives_way_and_nobody_waits(
     server: PostgreSQL, admin: Any, sandbox: MigrationSandbox
@@ -164,6 +165,7 @@ def overdue(admin: Any, sandbox: MigrationSandbox, settings: Any, monkeypatch: p
     run(admin, "DO $$ BEGIN FOR n IN 1..101000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$")
 
 
+@pytest.mark.slow
 def test_autovacuum_against_wraparound_is_named_as_such(
     server: PostgreSQL, admin: Any, sandbox: MigrationSandbox, overdue: None
 ) -> None:
@@ -176,6 +178,7 @@ def test_autovacuum_against_wraparound_is_named_as_such(
     assert traffic.worst < 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("user", [PLAIN], indirect=True)
 def test_an_online_step_does_not_wait_for_it_without_end(
     server: PostgreSQL, admin: Any, sandbox: MigrationSandbox, overdue: None

@@ -374,6 +374,7 @@ def write(primary: Any) -> None:
     execute(primary, "INSERT INTO parcels VALUES (1)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [[], [replicas.REPLICA]], ids=["by the primary", "themselves"])
 def test_a_postgresql_replica_that_stands_still_is_behind(
     streaming: tuple[Any, Any], asked: list[str], settings: Any
@@ -391,6 +392,7 @@ def test_a_postgresql_replica_that_stands_still_is_behind(
     assert wait_for(lambda: lag_of(primary) == 0)
 
 
+@pytest.mark.slow
 def test_a_postgresql_user_without_the_right_is_told_which_one_it_lacks(streaming: tuple[Any, Any]) -> None:
     primary, _ = streaming
     execute(primary, "CREATE ROLE plain")
@@ -403,6 +405,7 @@ def test_a_postgresql_user_without_the_right_is_told_which_one_it_lacks(streamin
     assert wait_for(lambda: lag_of(primary) == 0)
 
 
+@pytest.mark.slow
 def test_a_postgresql_replica_that_is_down_is_no_replica_without_lag(
     django_db_blocker: DjangoDbBlocker,
 ) -> None:
@@ -421,6 +424,7 @@ def replicating(django_db_blocker: DjangoDbBlocker) -> Iterator[tuple[Any, Any]]
         yield pair
 
 
+@pytest.mark.slow
 def test_a_mariadb_replica_has_to_be_asked_itself(replicating: tuple[Any, Any], settings: Any) -> None:
     primary, replica = replicating
     with pytest.raises(NotVisible, match="replicas read from primary, and only they .* SAFEMIGRATE_REPLICAS"):
@@ -441,6 +445,7 @@ def test_a_mariadb_replica_has_to_be_asked_itself(replicating: tuple[Any, Any], 
         lag_of(primary)
 
 
+@pytest.mark.slow
 def test_a_replica_that_does_not_answer_is_not_visible(
     settings: Any, django_db_blocker: DjangoDbBlocker
 ) -> None:

@@ -79,6 +79,7 @@ def test_tables_of_every_shape_are_measured(place: Place) -> None:
         place.clear()
 
 
+@pytest.mark.slow
 def test_a_wrong_value_is_seen(place: Place) -> None:
     url = place.fresh(Shape(20, related=True))
     with closing(connect(url)) as connection, connection.cursor() as cursor:

@@ -72,6 +72,7 @@ class TestDevices:
         assert [type(error) for error in clock.errors] == [ZeroDivisionError]
 
 
+@pytest.mark.slow
 def test_the_engine_runs_in_virtual_time(kept: dict[str, Any]) -> None:
     """All rows of a whole run are done, four workers take a quarter of the time, a core gives what it can."""
     case = {"kind": "ms1", "rows": 40_000, "cores": 8}

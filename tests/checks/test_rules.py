@@ -567,6 +567,7 @@ OBJ = (
 )
 
 
+@pytest.mark.slow
 def test_check_and_migrate_say_it_and_go_on(project: Project) -> None:
     done = project.run("check", "--database", "default")
     assert done.returncode == 0
@@ -579,6 +580,7 @@ def test_check_and_migrate_say_it_and_go_on(project: Project) -> None:
     assert "no issues" in project.must("check", "--database", "default")
 
 
+@pytest.mark.slow
 def test_each_database_is_asked_for_itself(project: Project) -> None:
     assert "no issues" in project.must("check", "--database", "archive")
     project.seed("archive", 1)
@@ -605,6 +607,7 @@ def test_one_is_silenced_or_all(project: Project) -> None:
     assert "no issues (0 silenced)" in project.must("check", "--database", "default")
 
 
+@pytest.mark.slow
 def test_three_phases_as_the_command_writes_them(project: Project) -> None:
     project.path("polls/migrations/0002_question_expires_date.py").unlink()
     project.must(

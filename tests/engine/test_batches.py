@@ -14,6 +14,8 @@ from safemigrate.engine.batches import Batches, Range, keys_of
 from safemigrate.operations import AddNullableField
 from tests.support.sandbox import MigrationSandbox, Statements, question
 
+pytestmark = pytest.mark.matrix
+
 KEYS: dict[str, Any] = {
     "negative": (models.IntegerField(primary_key=True), [-7, -3, 0, 4, 5]),
     "sparse": (models.BigIntegerField(primary_key=True), [1, 10**6, 10**12, 10**12 + 1, 2**62]),

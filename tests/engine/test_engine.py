@@ -334,6 +334,7 @@ class Rival(threading.Thread):
         return bool(run(self.other, waiting, self.engine))
 
 
+@pytest.mark.slow
 @SERVERS
 def test_a_deadlock_is_tried_again(sandbox: MigrationSandbox, caplog: pytest.LogCaptureFixture) -> None:
     keys = sandbox.values("pk")

@@ -467,6 +467,7 @@ def run(polls: Polls, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb"], indirect=True)
 def test_processes_share_a_function(polls: Polls, tmp_path: Path) -> None:
     done = run(polls)
@@ -476,6 +477,7 @@ def test_processes_share_a_function(polls: Polls, tmp_path: Path) -> None:
     assert len(list((tmp_path / "pids").iterdir())) == 3  # The first batches are the caller's own.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
 def test_a_process_that_is_killed_leaves_its_batches_to_the_caller(polls: Polls, tmp_path: Path) -> None:
     done = run(polls, DIE="1")
@@ -484,6 +486,7 @@ def test_a_process_that_is_killed_leaves_its_batches_to_the_caller(polls: Polls,
     assert polls.questions().filter(expires_date=LATER).count() == polls.rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
 def test_the_processes_end_with_the_first_one_when_that_is_killed(polls: Polls, tmp_path: Path) -> None:
     with Process(command(polls), env=polls.environment | {"SLOW": "0.02"}) as first:

@@ -39,6 +39,8 @@ from tests.support.everyfield import (
 )
 from tests.support.sandbox import MigrationSandbox
 
+pytestmark = pytest.mark.matrix
+
 ROWS = everyfield.PAGES
 BATCH = 4
 EXAMPLES = 2

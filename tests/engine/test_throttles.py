@@ -159,6 +159,7 @@ def test_it_waits_until_the_answer_is_none(
     assert month_later(sandbox.rows())
 
 
+@pytest.mark.slow
 @SQLITE
 def test_waiting_does_not_change_the_pace(
     sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
@@ -264,6 +265,7 @@ def kill(sandbox: MigrationSandbox) -> None:
 # What is shown
 
 
+@pytest.mark.slow
 @SQLITE
 def test_the_reason_stands_in_the_line(
     sandbox: MigrationSandbox,
@@ -288,6 +290,7 @@ def test_the_reason_stands_in_the_line(
     assert min(rates) > run.rows / run.seconds
 
 
+@pytest.mark.slow
 def test_the_bar_s_rate_does_not_count_waiting() -> None:
     observer, run = progress.Progress(), engine.Run("polls.Question.expires_date", "default", total=300)
     observer.bar = progress.tqdm(total=300, mininterval=0, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
@@ -351,6 +354,7 @@ def behind(django_db_blocker: DjangoDbBlocker, settings: Any) -> Iterator[tuple[
         yield prepared(replicas.PRIMARY, 300), replica
 
 
+@pytest.mark.slow
 def test_a_fill_waits_for_its_replica(behind: tuple[MigrationSandbox, Any]) -> None:
     sandbox, replica = behind
     wait_for(lambda: monitoring.for_connection(sandbox.connection).replication_lag() == 0)
@@ -371,6 +375,7 @@ def test_a_fill_waits_for_its_replica(behind: tuple[MigrationSandbox, Any]) -> N
     assert wait_for(lambda: fetch(replica, copied) == [(300,)])
 
 
+@pytest.mark.slow
 def test_a_fill_that_cannot_see_its_replica_stops_and_can_be_resumed(
     behind: tuple[MigrationSandbox, Any], settings: Any
 ) -> None:
@@ -399,6 +404,7 @@ def test_a_fill_that_cannot_see_its_replica_stops_and_can_be_resumed(
     assert fill(sandbox).rows == 300
 
 
+@pytest.mark.slow
 def test_a_moment_of_blindness_is_waited_out(behind: tuple[MigrationSandbox, Any], settings: Any) -> None:
     sandbox, replica = behind
     settings.SAFEMIGRATE_REPLICAS = [replicas.REPLICA]
@@ -435,6 +441,7 @@ def test_a_server_is_asked_once_a_second_at_the_most(sandbox: MigrationSandbox, 
 # Locks
 
 
+@pytest.mark.slow
 @SERVERS
 def test_a_fill_waits_while_others_wait_for_the_table(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_THROTTLES = builtin(WaitingLocks)
@@ -455,6 +462,7 @@ def test_a_fill_waits_while_others_wait_for_the_table(sandbox: MigrationSandbox,
     assert throttle.reason(run) is None
 
 
+@pytest.mark.slow
 @POSTGRESQL
 def test_a_fill_goes_on_when_nobody_waits_any_more(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_THROTTLES = builtin(WaitingLocks)
@@ -485,6 +493,7 @@ def vacuum_count(sandbox: MigrationSandbox) -> int:
         return int(fetch(other, sql)[0][0])
 
 
+@pytest.mark.slow
 @POSTGRESQL
 def test_a_vacuum_every_so_many_rows_keeps_the_table_small(alias: str, settings: Any) -> None:
     sandbox = without_autovacuum(alias)
@@ -514,6 +523,7 @@ def size(sandbox: MigrationSandbox) -> int:
     return table
 
 
+@pytest.mark.slow
 @POSTGRESQL
 def test_a_fill_waits_for_a_vacuum_that_is_at_work(alias: str, settings: Any) -> None:
     sandbox = prepared(alias, 3_000)

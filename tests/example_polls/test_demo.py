@@ -86,10 +86,12 @@ class TestProjectBefore:
             "0002",
         ]
 
+    @pytest.mark.slow
     def test_models_and_migrations_agree(self, project: Path) -> None:
         done = run("manage.py", "makemigrations", "--check", cwd=project)
         assert "No changes detected" in done.stdout, done.stderr
 
+    @pytest.mark.slow
     def test_its_pages_work(self, project: Path) -> None:
         for arguments in (["migrate", "-v", "0"], ["seed_polls", "20"], ["shell", "-v", "0", "-c", VISIT]):
             done = run("manage.py", *arguments, cwd=project)

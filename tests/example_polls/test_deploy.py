@@ -127,6 +127,7 @@ WITH_LOG = "deploy/with_log.sh"
 
 
 class TestWithLog:
+    @pytest.mark.slow
     def test_it_keeps_what_was_printed_how_long_it_took_and_how_it_ended(self, machine: Machine) -> None:
         done = machine(WITH_LOG, "job", "sh", "-c", "echo out; echo err >&2; sleep 1")
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -177,6 +178,7 @@ class TestWithLog:
             assert first.wait() == 128 + signal.SIGTERM
         assert f"end: exit code {128 + signal.SIGTERM}" in machine.log("job")
 
+    @pytest.mark.slow
     def test_a_signal_is_the_commands_which_may_take_its_time(self, machine: Machine) -> None:
         slow = "trap 'sleep 1; echo saved; exit 3' TERM; echo ready; while :; do sleep 0.1; done"
         with subprocess.Popen(
@@ -217,6 +219,7 @@ def crontab() -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_crontab_do_what_they_say(machine: Machine) -> None:
     from croniter import croniter
 
@@ -400,6 +403,7 @@ def test_a_killed_worker_comes_back_and_the_run_ends(supervised: Supervised, pro
         assert supervised.processes() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", QUEUES)
 def test_the_example_needs_no_queue_and_can_use_each(executor: str, machine: Machine) -> None:
     """The database's queue has tables, and django-rq has pages; nothing else of the project depends on which it is."""
@@ -408,6 +412,7 @@ def test_the_example_needs_no_queue_and_can_use_each(executor: str, machine: Mac
     machine.manage("makemigrations", "--check", "polls")
 
 
+@pytest.mark.slow
 def test_without_a_queue_no_package_of_one_is_imported(machine: Machine) -> None:
     found = machine.manage("shell", "-v", "0", "-c", "import sys; print([*sys.modules])")
     assert "'polls.models'" in found
@@ -417,6 +422,7 @@ def test_without_a_queue_no_package_of_one_is_imported(machine: Machine) -> None
 # Containers
 
 
+@pytest.mark.slow
 def test_the_databases_are_waited_for_and_left_as_they_are(
     machine: Machine, database: Server, progress: Progress
 ) -> None:
@@ -431,6 +437,7 @@ def test_the_databases_are_waited_for_and_left_as_they_are(
     assert progress.connection.introspection.table_names() == []
 
 
+@pytest.mark.slow
 def test_who_waits_too_long_for_a_database_is_told_which(machine: Machine) -> None:
     machine.environment["DATABASE_URL"] = f"postgresql://postgres@127.0.0.1:{free_port()}/postgres"
     done = machine.do("python", "-m", "deploy.wait_for_databases", "1")

@@ -167,6 +167,7 @@ def test_what_a_spreadsheet_would_compute_is_text(text: str) -> None:
     assert made(Report("1", "a"))[1][1] == f"'{text}"
 
 
+@pytest.mark.slow
 def test_it_has_every_poll_and_few_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reports, "BATCH", 500)
 
@@ -391,6 +392,7 @@ def test_a_clock_may_delete_too_where_there_are_none(folder: Path) -> None:
 
 @pytest.mark.browser
 class TestInTheBrowser:
+    @pytest.mark.slow
     def test_from_the_list_to_the_file(self, page: Page) -> None:
         ask("Tea?", days_ago=1)
         log_in(page, LIST)
@@ -401,12 +403,14 @@ class TestInTheBrowser:
             page.get_by_role("link", name=re.compile("^All polls, ")).click()
         assert lines(download.value.path().read_bytes())[1][1] == "Tea?"
 
+    @pytest.mark.slow
     def test_by_keyboard(self, page: Page) -> None:
         log_in(page, REPORTS)
         page.get_by_role("button", name="Report…").focus()
         page.keyboard.press("Enter")
         page.get_by_text("Your report is ready").wait_for()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_it_fits_a_phone_and_stands_out(self, page: Page, scheme: str) -> None:
         page.emulate_media(color_scheme=scheme)

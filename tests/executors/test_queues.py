@@ -32,7 +32,10 @@ from tests.support.queues import (
 )
 from tools.servers import MissingServer, PostgreSQL, RabbitMQ, Redis, Server
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it looks for processes in /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="it looks for processes in /proc"),
+]
 
 #: 500,000 rows once, and in CI nine more rounds with fewer, in which the workers are slow: three at once, as a
 #: round mostly waits for leases to end.

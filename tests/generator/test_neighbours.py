@@ -11,6 +11,8 @@ from django.db import connections
 
 from tests.support.projects import Project
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "add_required_field"
 LABEL = "polls.Question.expires_date"
 NOW = ("--populate", "Now()")

@@ -107,6 +107,7 @@ def test_what_it_wrote_fills_the_column_and_makes_it_required(expiring: Project)
     assert rows == [(50,)]
 
 
+@pytest.mark.slow
 def test_three_phases_are_three_files_that_say_when_to_deploy_them(expiring: Project) -> None:
     expiring.seed("default", 5)
     out = expiring.must(COMMAND, LABEL, "--populate", "Now()", "--phases", "3", "--batch-size", "500")
@@ -155,6 +156,7 @@ def test_between_the_three_files_old_code_inserts_and_the_database_fills(expirin
     assert expiring.sql("default", "SELECT name FROM sqlite_master WHERE type = 'trigger'") == []
 
 
+@pytest.mark.slow
 def test_a_python_function_has_no_guard_and_the_output_says_what_follows(expiring: Project) -> None:
     expiring.write("polls/populate.py", "def expires_date(question):\n    return question.pub_date\n")
     typed = [COMMAND, LABEL, "--populate", "polls.populate.expires_date"]
@@ -231,6 +233,7 @@ def test_a_dry_run_prints_what_a_real_run_writes(expiring: Project) -> None:
     assert expiring.migrations() == ["0001_initial.py"]
 
 
+@pytest.mark.slow
 def test_several_fields_make_one_migration_for_each_app(project: Project) -> None:
     project.write("blog/__init__.py", "")
     project.write("blog/migrations/__init__.py", "")
@@ -354,6 +357,7 @@ def test_migrate_takes_the_default_database_or_those_that_are_named(expiring: Pr
     assert required(expiring, "archive")
 
 
+@pytest.mark.slow
 def test_an_alias_that_fails_does_not_stop_the_others_and_the_same_command_finishes(
     expiring: Project,
 ) -> None:
@@ -394,6 +398,7 @@ def test_an_alias_that_fails_does_not_stop_the_others_and_the_same_command_finis
     assert required(expiring, "default")
 
 
+@pytest.mark.slow
 def test_all_databases_are_those_of_their_own_that_the_router_allows(expiring: Project) -> None:
     expiring.append(
         "settings.py",
@@ -594,6 +599,7 @@ def test_a_batch_has_one_row_or_more(expiring: Project, size: str) -> None:
     assert f"argument --batch-size: '{size}' is not a number of rows, 1 or more." in done.stderr
 
 
+@pytest.mark.slow
 def test_other_pending_changes_are_listed(expiring: Project) -> None:
     expiring.add_field("votes = models.IntegerField(null=True)")
     typed = [LABEL, "--populate", "Now()"]

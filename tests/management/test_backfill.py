@@ -148,6 +148,7 @@ def test_what_cannot_be_meant_is_refused(arguments: list[str]) -> None:
         backfill("run", LABEL, *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["sqlite", "postgresql"], indirect=True)
 def test_a_second_call_while_one_is_at_work_says_who_and_ends_with_0(polls: Polls, tmp_path: Path) -> None:
     slow = {"SAFEMIGRATE_THROTTLES": "['safemigrate.throttles.Nice']", "SAFEMIGRATE_NICE_RATIO": "1000.0"}
@@ -276,6 +277,7 @@ def test_a_run_that_died_after_its_last_batch_is_closed_by_the_next_call(polls: 
 # Everywhere
 
 
+@pytest.mark.slow
 def test_all_databases_of_a_project_in_one_call(tmp_path: Path) -> None:
     project = Project(tmp_path).made()
     for alias, rows in {"default": 5, "archive": 7}.items():

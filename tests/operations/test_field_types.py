@@ -19,6 +19,8 @@ from safemigrate.operations import AddRequiredField
 from safemigrate.populate import FromRelated
 from tests.support.sandbox import APP, START, MigrationSandbox, question
 
+pytestmark = pytest.mark.matrix
+
 ROWS = 16
 BATCH = 7
 KEY = ("id", models.BigAutoField(primary_key=True))

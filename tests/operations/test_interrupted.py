@@ -86,6 +86,7 @@ def wait_until(fact: Callable[[], Any], process: Any) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_ends_migrate_after_the_batch_and_it_carries_on(polls: Polls, name: str) -> None:
     with polls.start() as process:
@@ -104,6 +105,7 @@ def test_a_signal_ends_migrate_after_the_batch_and_it_carries_on(polls: Polls, n
     polls.assert_ended_well()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 def test_on_a_terminal_there_is_a_bar(polls: Polls) -> None:
     polls.environment["DJANGO_SETTINGS_MODULE"] = "tests.settings"
@@ -113,6 +115,7 @@ def test_on_a_terminal_there_is_a_bar(polls: Polls) -> None:
     assert "rows/s" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 def test_at_verbosity_0_there_is_nothing(polls: Polls) -> None:
     polls.environment["DJANGO_SETTINGS_MODULE"] = "tests.settings"

@@ -77,6 +77,7 @@ def test_killed_at_random_moments_it_ends_the_same(place: dict[str, Any], rng: r
     assert polls.schema() == clean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS if THOROUGH else ["during"])
 def test_killed_in_each_phase_it_ends_the_same(
     place: dict[str, Any], rng: random.Random, moment: str

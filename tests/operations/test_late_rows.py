@@ -227,6 +227,7 @@ def test_a_text_of_fixed_length_is_written_whole(alias: str) -> None:
     assert sandbox.values("mark") == ["1-yek", "2-yek", "3-yek"]
 
 
+@pytest.mark.slow
 def test_a_batch_wider_than_the_protocol_allows_is_written_in_parts(alias: str) -> None:
     sandbox = MigrationSandbox(alias)
     sandbox.fill(25_000)

@@ -18,6 +18,8 @@ from safemigrate.operations import AddNullableField, AddRequiredField, Populate,
 from safemigrate.populate import FromRelated
 from tests.support.sandbox import APP, MONTH, START, MigrationSandbox, Statements, month_later, question
 
+pytestmark = pytest.mark.matrix
+
 ROWS = 40
 BATCH = 7
 LATER = F("pub_date") + timedelta(days=30)

@@ -513,6 +513,7 @@ def test_a_copy_that_is_allowed_hurts(sandbox: MigrationSandbox, monkeypatch: py
     assert "SAFEMIGRATE_ALLOW_TABLE_COPY" in risk.cure
 
 
+@pytest.mark.slow
 @SERVERS
 def test_an_open_transaction_is_told(sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(risks, "OPEN_SECONDS", 0.5)

@@ -22,6 +22,8 @@ from safemigrate.populate.sources import CHOICES, AsWritten, InDatabase, InPytho
 from tests.support import sample_populates as samples
 from tests.support.sandbox import APP, MigrationSandbox, Statements, question
 
+pytestmark = pytest.mark.matrix
+
 ROWS = 23
 BATCH = 7
 KEY = ("id", models.BigAutoField(primary_key=True))
@@ -486,6 +488,7 @@ def test_a_column_that_has_values_is_rewritten_once(alias: str, kind: str) -> No
         assert sandbox.rows().get(pk=own).code == "own"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REWRITING)
 def test_stopped_at_any_statement_a_column_is_still_rewritten_once(alias: str, kind: str) -> None:
     sandbox = with_votes(alias)

@@ -205,6 +205,7 @@ def processes_of(folder: str | Path) -> list[str]:
 
 
 class TestServer:
+    @pytest.mark.slow
     def test_answers_until_it_is_stopped_and_leaves_no_folder(self, server: Server) -> None:
         with server:
             assert answers(server)
@@ -214,6 +215,7 @@ class TestServer:
         assert processes_of(server.folder) == []
         server.stop()  # A second time it does nothing.
 
+    @pytest.mark.slow
     def test_halted_it_goes_on_where_it_was(self, server: Server) -> None:
         with server:
             url = server.url
@@ -225,6 +227,7 @@ class TestServer:
             assert server.url == url
         assert not server.folder.exists()
 
+    @pytest.mark.slow
     def test_a_killed_parent_leaves_no_server_behind(self, server: Server) -> None:
         script = (
             "import sys, time; from pathlib import Path; from tools.servers import *\n"
@@ -263,6 +266,7 @@ class TestServer:
         assert not server.folder.exists()
 
 
+@pytest.mark.slow
 def test_programs_below_a_private_folder_are_copied(tmp_path: Path) -> None:
     """A virtual environment in a private home folder cannot be read by the user who runs the server."""
     source = wheel_postgresql()
@@ -308,6 +312,7 @@ def run_sql(server: Server, statement: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ci", "outcome"), [("false", "1 skipped"), ("true", "1 error")])
 def test_a_skip_is_a_failure_in_ci(tmp_path: Path, ci: str, outcome: str) -> None:
     skipping = tmp_path / "test_skipping.py"

@@ -212,6 +212,7 @@ def test_the_sign_of_life_of_a_chain_survives_an_error(
     assert seen == [True, True, True]
 
 
+@pytest.mark.slow
 @SQLITE
 def test_one_worker_alone_takes_the_next_step(both: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []

@@ -170,6 +170,7 @@ def test_nothing_is_recorded_where_nothing_is_to_be_filled(sandbox: MigrationSan
     assert not store.records().exists()
 
 
+@pytest.mark.slow
 def test_the_total_is_estimated_at_once_and_counted_then(
     sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +303,7 @@ def test_the_outputs_of_two_threads_may_end_in_any_order() -> None:
     assert sys.stdout is before
 
 
+@pytest.mark.slow
 def test_threads_and_connections_are_closed(
     sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,6 +425,7 @@ def test_a_table_that_cannot_be_written_stops_no_fill(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
 def test_a_connection_to_the_runs_that_is_lost_is_made_again(
     sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
@@ -453,6 +456,7 @@ def test_a_connection_to_the_runs_that_is_lost_is_made_again(
     assert (run.status, run.rows_done) == (Status.SUCCEEDED, 300)
 
 
+@pytest.mark.slow
 @SQLITE
 def test_a_runs_database_that_is_stopped_in_mid_run_stops_no_fill(polls: Polls, tmp_path: Path) -> None:
     with PostgreSQL() as server:
@@ -751,6 +755,7 @@ def working(process: Any) -> BackfillRun:
     return wait_until(lambda: (run := recorded()) and run.rows_done and run, process)
 
 
+@pytest.mark.slow
 def test_a_process_pauses_after_its_batch_goes_on_and_is_cancelled(polls: Polls) -> None:
     """Batches of 20 rows and about 0.2 s: asked between two looks, one more may have begun."""
     with polls.start(SLOW="0.01") as process:
@@ -798,6 +803,7 @@ def test_a_process_pauses_after_its_batch_goes_on_and_is_cancelled(polls: Polls)
     assert [run.status for run in store.records()] == [Status.SUCCEEDED, Status.CANCELLED]
 
 
+@pytest.mark.slow
 @BOTH
 def test_the_lease_is_renewed_during_a_batch_that_is_longer(polls: Polls, tmp_path: Path) -> None:
     use(polls, tmp_path, "SAFEMIGRATE_BATCH_SIZE = 2_000\nSAFEMIGRATE_LEASE_SECONDS = 3\n")
@@ -849,6 +855,7 @@ def is_free(alias: str, polls: Polls) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_process_that_gives_no_sign_of_life_loses_the_run_and_writes_nothing_more(polls: Polls) -> None:
     with polls.start(SLOW="0.01") as first:
         run = working(first)
@@ -870,6 +877,7 @@ def test_a_process_that_gives_no_sign_of_life_loses_the_run_and_writes_nothing_m
     polls.assert_ended_well()
 
 
+@pytest.mark.slow
 def test_a_process_that_wakes_up_before_anybody_took_its_run_goes_on(polls: Polls) -> None:
     with polls.start(SLOW="0.002") as process:
         working(process)
@@ -881,6 +889,7 @@ def test_a_process_that_wakes_up_before_anybody_took_its_run_goes_on(polls: Poll
     assert (recorded().status, recorded().attempts) == (Status.SUCCEEDED, 1)
 
 
+@pytest.mark.slow
 @SQLITE
 def test_a_process_that_wakes_up_after_its_run_was_cancelled_ends(polls: Polls) -> None:
     with polls.start(SLOW="0.01") as process:
@@ -919,6 +928,7 @@ def add_column(polls: Polls, folder: Path) -> None:
     use(polls, folder, small)
 
 
+@pytest.mark.slow
 def test_of_two_processes_at_once_one_works_and_one_says_who_works(polls: Polls, tmp_path: Path) -> None:
     add_column(polls, tmp_path)
     with fill_with(polls, polls.alias) as one, fill_with(polls, polls.alias) as two:
@@ -933,6 +943,7 @@ def test_of_two_processes_at_once_one_works_and_one_says_who_works(polls: Polls,
     assert (run.status, run.attempts, run.rows_done) == (Status.SUCCEEDED, 1, polls.rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
 def test_two_databases_at_once_are_both_filled(polls: Polls, tmp_path: Path, place: dict[str, Any]) -> None:
     if "postgresql_archive" not in connections:
@@ -958,6 +969,7 @@ def is_attempt(number: int) -> bool:
     return run is not None and run.attempts == number
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_record_ends_right(polls: Polls) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"{seed=}")
@@ -980,6 +992,7 @@ def test_killed_at_random_moments_the_record_ends_right(polls: Polls) -> None:
     assert run.token == run.attempts
 
 
+@pytest.mark.slow
 def test_killed_after_its_last_batch_it_is_settled_by_the_next_migrate(polls: Polls) -> None:
     """The record says running, no row is NULL, and so no fill would ever come back to it."""
     with polls.start(SLOW="0.001") as process:
@@ -997,6 +1010,7 @@ def test_killed_after_its_last_batch_it_is_settled_by_the_next_migrate(polls: Po
 # Other people's projects
 
 
+@pytest.mark.slow
 def test_before_the_tables_of_safemigrate_are_there_a_project_works(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.must("makemigrations", "-v0")

@@ -471,6 +471,7 @@ def together(calls: list[tuple[Any, ...]]) -> None:
         thread.join()
 
 
+@pytest.mark.slow
 @POSTGRESQL
 def test_four_workers_share_a_run_that_is_recorded_on_sqlite(
     polls: Polls, settings: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -151,6 +151,7 @@ def test_a_task_is_enqueued_in_place_of_the_one_that_died(polls: Polls) -> None:
     assert len(Queue.messages) == 2  # Its own, and the dead one's.
 
 
+@pytest.mark.slow
 @SQLITE
 def test_a_worker_that_wakes_up_after_its_lease_writes_nothing_more(polls: Polls, replaced: Any) -> None:
     """Its range was taken, and ended, by another one."""
@@ -194,6 +195,7 @@ def dies(*arguments: Any, **values: Any) -> Any:
     raise KeyboardInterrupt  # Nothing of what comes after is done.
 
 
+@pytest.mark.slow
 @SQLITE
 @pytest.mark.parametrize("function", ["leases.cut_first", "scheduler.enqueue_workers"])
 def test_whoever_begins_a_run_may_die_at_any_moment(
@@ -207,6 +209,7 @@ def test_whoever_begins_a_run_may_die_at_any_moment(
     assert_filled(polls)
 
 
+@pytest.mark.slow
 @SQLITE
 @pytest.mark.parametrize("function", ["leases.end", "store.move", "store.send_signal", "leases._create"])
 def test_a_worker_may_die_at_any_moment(polls: Polls, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,6 +355,7 @@ def test_an_error_of_the_populate_fails_the_run_and_is_shown(
 # The broker
 
 
+@pytest.mark.slow
 def test_while_the_broker_is_away_the_worker_goes_on_itself(
     polls: Polls, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -381,6 +385,7 @@ def requeue_later(run: BackfillRun) -> str:
     return f"{kept} When the cause is gone: python manage.py backfill requeue"
 
 
+@pytest.mark.slow
 def test_the_sweep_enqueues_what_nobody_works_on_at_growing_intervals(polls: Polls) -> None:
     run = begin(polls.alias)
     Queue.messages.clear()  # As a broker does that forgets.
@@ -430,6 +435,7 @@ def controlled(polls: Polls, replaced: Any, action: str) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 def test_a_pause_ends_all_work_within_a_batch_and_a_resume_begins_it_again(
     polls: Polls, replaced: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -221,6 +221,7 @@ def test_the_fill_holds_nothing_between_batches_and_little_in_them(
     assert all("RowExclusiveLock" in modes and modes <= WEAK for modes in inside)
 
 
+@pytest.mark.slow
 @POSTGRESQL
 def test_who_is_named_is_who_is_there_by_then(
     sandbox: MigrationSandbox, caplog: pytest.LogCaptureFixture, settings: Any
@@ -311,6 +312,7 @@ def limited(sandbox: MigrationSandbox, value: str) -> Iterator[None]:
     assert [run(sandbox.connection, f"SHOW {name}") for name in names] == [[(value,)]] * len(names)
 
 
+@pytest.mark.slow
 @POSTGRESQL
 def test_limits_made_for_requests_end_no_pause_and_no_wait(
     sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
@@ -398,6 +400,7 @@ def test_a_deadlock_is_one_more_try(sandbox: MigrationSandbox, settings: Any) ->
     assert set(sandbox.values("question_text")) == {"new"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
 def test_behind_a_long_report_nobody_waits_for_its_end(sandbox: MigrationSandbox, settings: Any) -> None:
     for name in ("TRIES", "TIMEOUT", "PAUSE"):
@@ -518,6 +521,7 @@ def test_a_user_who_may_not_see_the_others_is_told_their_number(
         assert known.startswith(f"connection {thread(own)}, user site@")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 def test_a_reader_in_the_way_of_the_copy_s_commit_is_waited_for(sandbox: MigrationSandbox) -> None:
     # Without a write-ahead log, who reads keeps others from committing.

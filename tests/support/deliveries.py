@@ -81,11 +81,8 @@ def kept_messages(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
 
 
 @pytest.fixture(name="polls")
-def full_polls(place: dict[str, Any], settings: Any, monkeypatch: pytest.MonkeyPatch) -> Polls:
+def full_polls(place: dict[str, Any], settings: Any) -> Polls:
     """Polls with the column, empty, whose runs are recorded beside them."""
-    connection = connections[place["alias"]]
-    if connection.vendor == "sqlite":  # Nobody pulls the plug here, so nothing has to reach the disk.
-        monkeypatch.setitem(connection.settings_dict["OPTIONS"], "init_command", "PRAGMA synchronous = OFF")
     polls = Polls(**place, rows=ROWS)
     settings.MIGRATION_MODULES = {"polls": "tests.support.split_migrations"}
     settings.SAFEMIGRATE_RUNS_DATABASE = polls.alias
