@@ -157,7 +157,7 @@ SETTINGS: dict[str, Setting] = {
         15.0,
         lambda value: _positive(value) and value >= 3,
         "a number of seconds, 3 or more",
-        "How long a process may give no sign of life before its run counts as hung, and another may take it.",
+        "How long a process may give no sign of life before its run counts as stalled, and another may take it.",
     ),
     "SAFEMIGRATE_MAX_ROWS_IN_MIGRATE": Setting(
         None,

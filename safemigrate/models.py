@@ -121,7 +121,7 @@ class BackfillRun(models.Model):
         alive = self.lease_until is not None and self.lease_until > (now or timezone.now())
         return alive and not (self.process and is_gone(self.process, self.machine))
 
-    def is_hung(self, now: datetime | None = None) -> bool:
+    def is_stalled(self, now: datetime | None = None) -> bool:
         """Should a process be at work on the run, and gives no sign of life?"""
         return self.status in HELD - {Status.PAUSED} and not self.is_held(now)
 
@@ -129,7 +129,7 @@ class BackfillRun(models.Model):
         """Should workers of a queue be at work on it, and none is?"""
         now = now or timezone.now()
         early = self.not_before is not None and self.not_before > now
-        return self.is_shared and not early and (self.is_hung(now) or self.status == Status.QUEUED)
+        return self.is_shared and not early and (self.is_stalled(now) or self.status == Status.QUEUED)
 
     @property
     def rate(self) -> float:

@@ -79,7 +79,7 @@ def made_up() -> Iterator[tuple[dict[str, Any], list[tuple[int, str, str]]]]:
         [(0, "queued → running", "deploy"), (94, "running → succeeded", "")],
     )
     yield failed(), [(0, "queued → running", "ada"), (41, "running → failed", "")]
-    yield hung(), [(0, "queued → running", "cron")]
+    yield stalled(), [(0, "queued → running", "cron")]
     yield (
         running(),
         [
@@ -137,7 +137,7 @@ def failed() -> dict[str, Any]:
     }
 
 
-def hung() -> dict[str, Any]:
+def stalled() -> dict[str, Any]:
     started, seen = NOW - timedelta(minutes=41), NOW - timedelta(minutes=12)
     return {
         **question("votes_open", "archive", "0005_question_votes_open", "True"),

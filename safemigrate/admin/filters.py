@@ -9,7 +9,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
-from safemigrate.admin.pages import HUNG, LABELS
+from safemigrate.admin.pages import LABELS, STALLED
 from safemigrate.models import BackfillRun
 from safemigrate.runs.status import HELD
 
@@ -26,15 +26,15 @@ class StateFilter(SimpleListFilter):
         return list(LABELS.items())
 
     def queryset(self, request: HttpRequest, queryset: Runs) -> Runs:
-        if self.value() == HUNG:
-            return queryset.filter(pk__in=hung(queryset))
+        if self.value() == STALLED:
+            return queryset.filter(pk__in=stalled(queryset))
         return queryset.filter(status=self.value()) if self.value() else queryset
 
 
-def hung(queryset: Runs) -> list[int]:
+def stalled(queryset: Runs) -> list[int]:
     """Return the numbers of those that hang, which the database alone cannot know."""
     at_work = queryset.filter(status__in=HELD).only("status", "lease_until", "process", "machine")
-    return [run.pk for run in at_work if run.is_hung()]
+    return [run.pk for run in at_work if run.is_stalled()]
 
 
 class ModelFilter(SimpleListFilter):

@@ -15,13 +15,13 @@ from django.utils.translation import gettext_lazy
 from safemigrate.models import BackfillEvent, BackfillRun
 from safemigrate.runs.status import HELD, Status
 
-HUNG = "hung"
-LABELS = {**dict(Status.choices), HUNG: gettext_lazy("hung")}
+STALLED = "stalled"
+LABELS = {**dict(Status.choices), STALLED: gettext_lazy("stalled")}
 
 
 def state(run: BackfillRun) -> str:
-    """Return the status, or "hung" where no process gives a sign of life."""
-    return HUNG if run.is_hung() else str(run.status)
+    """Return the status, or "stalled" where no process gives a sign of life."""
+    return STALLED if run.is_stalled() else str(run.status)
 
 
 def state_in_words(run: BackfillRun) -> str:
@@ -42,7 +42,7 @@ def hint(run: BackfillRun) -> SafeString:
     """Return what to do about a run that hangs, shortly."""
     return (
         format_html("<br><small>{}</small>", _("start it again, or retry"))
-        if run.is_hung()
+        if run.is_stalled()
         else SafeString("")
     )
 
@@ -180,18 +180,18 @@ def advice(run: BackfillRun) -> str:
             )
             % words
         )
-    if run.is_hung():
-        return _hung(run)
+    if run.is_stalled():
+        return _stalled(run)
     return "" if run.is_over or run.is_held() else str(_NEXT[run.status])
 
 
-def _hung(run: BackfillRun) -> str:
+def _stalled(run: BackfillRun) -> str:
     words = {"time": moment(run.heartbeat), "process": run.process, "host": run.host}
     first = _(
         "Its process, %(process)s on %(host)s, gives no sign of life; the last one was on %(time)s. "
         "Look there whether it is still at work."
     )
-    return f"{first % words} {_NEXT_WHEN_HUNG[run.status]}"
+    return f"{first % words} {_NEXT_WHEN_STALLED[run.status]}"
 
 
 _NEXT: dict[str, Any] = {
@@ -200,7 +200,7 @@ _NEXT: dict[str, Any] = {
     Status.STOPPED: gettext_lazy("What is filled stays filled. To go on where it ended, start it again:"),
     Status.FAILED: gettext_lazy("What is filled stays filled. Mend the cause, then start it again:"),
 }
-_NEXT_WHEN_HUNG: dict[str, Any] = {
+_NEXT_WHEN_STALLED: dict[str, Any] = {
     Status.RUNNING: gettext_lazy(
         "Then type the same command again, or this one, and it goes on where it ended. "
         "Retry puts it in the queue for the next process that is started."

@@ -143,7 +143,7 @@ def _wait(run: BackfillRun) -> Wait | None:
 
 
 def _wait_for_a_place(run: BackfillRun) -> Wait:
-    """Wait until the workers of other runs leave the database; nobody shall take this one for hung meanwhile."""
+    """Wait until the workers of other runs leave the database; nobody shall take this one for stalled meanwhile."""
     now = timezone.now()
     until = now + lease() + timedelta(seconds=LOOK_AGAIN)
     why = f"other runs have the {run.options['workers']} workers that may fill on {run.alias} at once"

@@ -21,8 +21,8 @@ TIMES = ["created", "started", "heartbeat", "lease_until", "finished"]
 
 
 def state(run: BackfillRun) -> str:
-    """Return the status, or "hung" where no process gives a sign of life."""
-    return "hung" if run.is_hung() else str(run.status)
+    """Return the status, or "stalled" where no process gives a sign of life."""
+    return "stalled" if run.is_stalled() else str(run.status)
 
 
 def row(run: BackfillRun) -> list[str]:
@@ -137,7 +137,7 @@ def _advice(run: BackfillRun) -> list[str]:
             "What the queue has forgotten is enqueued again by:",
             f"    {run.next_command}",
         ]
-    if not run.is_hung():
+    if not run.is_stalled():
         return []
     return [
         "",

@@ -371,7 +371,7 @@ def test_a_fill_is_watched_paused_resumed_killed_and_started_again(polls: Polls,
         sees_it_move(page)
         first.kill()
         assert filled < polls.filled() < ROWS
-        page.get_by_role("status").get_by_text("hung", exact=True).wait_for()
+        page.get_by_role("status").get_by_text("stalled", exact=True).wait_for()
         page.get_by_text(f"Its process, {first.process.pid} on").wait_for()
         again = Terminal(polls, nice=1)
         stack.callback(again.kill)

@@ -357,7 +357,7 @@ def test_the_list_is_filtered() -> None:
     a_run(held=True), a_run(alias="archive"), a_run(Status.FAILED, model_name="Choice")
     client = admin()
     assert rows(client, "state=running") == 2
-    assert rows(client, "state=hung") == 1
+    assert rows(client, "state=stalled") == 1
     assert rows(client, "state=failed") == 1
     assert rows(client, "alias=archive") == 1
     assert rows(client, "model=polls.Choice") == 1
@@ -384,7 +384,7 @@ def test_a_run_that_hangs_is_called_so_and_what_to_do_is_said() -> None:
     seen = timezone.now() - timedelta(minutes=9)
     run = a_run(heartbeat=seen, lease_until=seen, alias="archive")
     client = admin()
-    assert "hung start it again, or retry" in shown(client.get(LIST))
+    assert "stalled start it again, or retry" in shown(client.get(LIST))
     text = shown(client.get(page(run)))
     assert "Its process, 4119 on web-1, gives no sign of life" in text
     assert "python manage.py backfill run polls.Question.expires_date --database archive" in text
@@ -394,7 +394,7 @@ def test_a_run_that_hangs_is_called_so_and_what_to_do_is_said() -> None:
 @pytest.mark.parametrize("status", sorted(HELD - {Status.PAUSED}))
 def test_whatever_it_was_about_to_do_it_hangs(status: str) -> None:
     run = a_run(status)
-    assert pages.state(run) == "hung"
+    assert pages.state(run) == "stalled"
     assert pages.advice(run)
 
 

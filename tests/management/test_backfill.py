@@ -254,12 +254,12 @@ def test_a_paused_run_is_not_started_until_it_is_resumed(polls: Polls) -> None:
 
 
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
-def test_a_hung_run_is_shown_with_what_to_do(polls: Polls) -> None:
+def test_a_stalled_run_is_shown_with_what_to_do(polls: Polls) -> None:
     backfill("run", LABEL, "--database", polls.alias, "--max-rows", "100")
     store.records().update(
         status=Status.RUNNING, lease_until=datetime.now(timezone.utc) - timedelta(seconds=1)
     )
-    assert " hung " in backfill("list")
+    assert " stalled " in backfill("list")
     page = backfill("show", str(newest().pk))
     assert f"python manage.py backfill run {LABEL} --database default" in page
     assert "is queued" in backfill("retry", str(newest().pk))

@@ -146,7 +146,7 @@ def test_migrate_leaves_a_record_of_its_fill(place: dict[str, Any], settings: An
     assert began < run.created <= run.started <= run.heartbeat <= run.finished < now
     assert (run.process, run.host) == (os.getpid(), os.uname().nodename)
     assert run.started_by == store.person() != ""
-    assert (run.open_key, run.lease_until, run.is_hung()) == (None, None, False)
+    assert (run.open_key, run.lease_until, run.is_stalled()) == (None, None, False)
     assert events(run) == ["queued → running", "running → succeeded"]
 
 
@@ -861,7 +861,7 @@ def test_a_process_that_gives_no_sign_of_life_loses_the_run_and_writes_nothing_m
         run = working(first)
         halt(first, polls)
         stopped_at = polls.filled()
-        wait_until(lambda: recorded().is_hung())
+        wait_until(lambda: recorded().is_stalled())
         assert (timezone.now() - recorded().heartbeat) >= timedelta(seconds=2.9)
         polls.finish()
         polls.assert_ended_well()
@@ -882,7 +882,7 @@ def test_a_process_that_wakes_up_before_anybody_took_its_run_goes_on(polls: Poll
     with polls.start(SLOW="0.002") as process:
         working(process)
         halt(process, polls)
-        wait_until(lambda: recorded().is_hung())
+        wait_until(lambda: recorded().is_stalled())
         process.send_signal(signal.SIGCONT)
         assert process.wait(timeout=60) == 0
         process.communicate()
@@ -895,7 +895,7 @@ def test_a_process_that_wakes_up_after_its_run_was_cancelled_ends(polls: Polls) 
     with polls.start(SLOW="0.01") as process:
         run = working(process)
         halt(process, polls)
-        wait_until(lambda: recorded().is_hung())
+        wait_until(lambda: recorded().is_stalled())
         assert store.cancel(run.pk, "ada").status == Status.CANCELLED
         before = polls.filled()
         process.send_signal(signal.SIGCONT)
@@ -982,7 +982,7 @@ def test_killed_at_random_moments_the_record_ends_right(polls: Polls) -> None:
             process.communicate()
         killed = recorded()
         assert killed.status == Status.RUNNING
-        assert killed.is_hung()  # at once: it ran on this machine
+        assert killed.is_stalled()  # at once: it ran on this machine
         assert killed.rows_done <= polls.filled()
     polls.finish()
     polls.assert_ended_well()

@@ -365,7 +365,7 @@ def test_a_run_that_a_throttle_holds_does_not_hang(polls: Polls, monkeypatch: py
     Queue.deliver()
     assert Queue.seconds == [workers.LATER] > [conf.get("SAFEMIGRATE_LEASE_SECONDS")]
     run = the_run()
-    assert not run.is_hung(timezone.now() + timedelta(seconds=workers.LATER))
+    assert not run.is_stalled(timezone.now() + timedelta(seconds=workers.LATER))
     store.records().update(enqueued_at=timezone.now() - timedelta(hours=1))
     assert scheduler.requeue() == []
 
@@ -419,7 +419,7 @@ def test_a_run_that_waits_for_the_places_of_other_runs_says_so_and_does_not_hang
     waits = store.find(run.pk)
     assert Queue.seconds == [leases.LOOK_AGAIN]
     assert waits.waiting_for == f"other runs have the 1 workers that may fill on {polls.alias} at once"
-    assert not waits.is_hung(timezone.now() + timedelta(seconds=leases.LOOK_AGAIN))
+    assert not waits.is_stalled(timezone.now() + timedelta(seconds=leases.LOOK_AGAIN))
     store.records().filter(pk=run.pk).update(enqueued_at=timezone.now() - timedelta(hours=1))
     assert not [text for text in scheduler.requeue() if text.startswith(f"Run {run.pk} ")]
     other.delete()

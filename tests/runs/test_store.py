@@ -112,7 +112,7 @@ def test_a_process_of_this_machine_that_is_gone_holds_nothing(target: Target) ->
     record = store.claim(target, details(process=gone.pid) | {"machine": machine()})
     if machine():
         assert not record.is_held()
-        assert record.is_hung()
+        assert record.is_stalled()
         assert claim(target, process=2).attempts == 2
     else:
         assert record.is_held()
@@ -302,13 +302,13 @@ def test_what_is_held_elsewhere_or_not_applied_stays_open(applied: str) -> None:
 # What it tells
 
 
-def test_hung_is_what_should_be_at_work_and_gives_no_sign(target: Target) -> None:
+def test_stalled_is_what_should_be_at_work_and_gives_no_sign(target: Target) -> None:
     record = claim(target)
     for status in Status:
         put(record, status, held=False)
-        assert now(record).is_hung() == (status in {Status.RUNNING, Status.PAUSING, Status.CANCELLING})
+        assert now(record).is_stalled() == (status in {Status.RUNNING, Status.PAUSING, Status.CANCELLING})
         put(record, status, held=True)
-        assert not now(record).is_hung()
+        assert not now(record).is_stalled()
 
 
 def test_the_rate_is_that_of_the_last_minute_of_work() -> None:

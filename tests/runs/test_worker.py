@@ -673,7 +673,7 @@ def test_its_ranges_and_workers_are_shown(polls: Polls, capsys: pytest.CaptureFi
     expire()
     call_command("backfill", "show", str(run.pk))
     shown = capsys.readouterr().out
-    assert "hung" in shown
+    assert "stalled" in shown
     assert "See whether one listens to the queue safemigrate" in shown
     assert "    python manage.py backfill requeue" in shown
 
