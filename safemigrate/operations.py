@@ -410,7 +410,7 @@ class GuardWrites(_FieldStep, Operation):
         if reason := guards.why_not(source):
             raise InvalidPopulate(
                 f"GuardWrites on {self.model_name}.{self.name}: {reason}. Leave the operation out: SetNotNull "
-                "fills what came in meanwhile. Or populate by an expression."
+                "fills the rows that came in as NULL. Or populate by an expression."
             )
 
     def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
@@ -448,7 +448,7 @@ class GuardWrites(_FieldStep, Operation):
     def _without(self, app_label: str, database: Database, error: Exception) -> str:
         return (
             f"{self._label(app_label)} on {database.connection.alias} is not guarded: {error}. Rows that come in "
-            "without it meanwhile are filled at the end."
+            "without it are filled at the end."
         )
 
     def _steps(self, app_label: str, database: Database, state: Any) -> list[Step]:

@@ -41,5 +41,5 @@ class RQ:
         if queue not in known:
             raise NotEnqueued(
                 f"There is no queue {queue!r} in RQ_QUEUES (there is: {', '.join(known) or 'none'}). Add one, so that "
-                "a long fill does not stand in the way of your other jobs; or set SAFEMIGRATE_QUEUE, or --queue."
+                "a long fill does not delay your other jobs; or set SAFEMIGRATE_QUEUE, or --queue."
             )

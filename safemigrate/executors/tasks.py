@@ -44,7 +44,7 @@ class Tasks:
         if backend.queues and queue not in backend.queues:
             raise NotEnqueued(
                 f"There is no queue {queue!r} in TASKS (there is: {', '.join(sorted(backend.queues))}). Add it to "
-                'QUEUES of "default", so that a long fill does not stand in the way of your other tasks; or set '
+                'QUEUES of "default", so that a long fill does not delay your other tasks; or set '
                 "SAFEMIGRATE_QUEUE, or --queue."
             )
 

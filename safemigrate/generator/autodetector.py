@@ -83,7 +83,7 @@ class Migrations:
                 + "\n".join(others)
                 + "\nThey would be missing from this migration. Either run "
                 f"makemigrations {' '.join(labels)} first, with the new field taken out of models.py "
-                "meanwhile, or add --only-this-field to write this field now and leave them for later."
+                "for that, or add --only-this-field to write this field now and leave them for later."
             )
 
     def addition(self, targets: Sequence[Target]) -> Addition:

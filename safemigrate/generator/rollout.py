@@ -66,12 +66,12 @@ def told(why_not: Reasons, *, phases: int, keep_guard: bool) -> str:
 
 
 GUARDED = """\
-Code that does not know {labels} yet may insert rows meanwhile: a write guard fills them,
+Code deployed before {labels} can still insert rows: a write guard fills them,
 where the database can. Once the column is required, such inserts fail. If old code runs on after that,
 remove the file, and write it again with --keep-guard, or three files with --phases 3."""
 
 UNGUARDED = """\
-Code that does not know {labels} yet inserts NULL meanwhile. No write guard is possible:
+Code deployed before {labels} still inserts NULL. No write guard is possible:
 {reason}.
 Such rows are filled at the end. Once the column is required, such inserts fail. If old code runs on after
 that, remove the file, and write three with --phases 3."""

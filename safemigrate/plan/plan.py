@@ -147,7 +147,7 @@ class _Look:
     def plan(self, blank: DatabasePlan) -> DatabasePlan:
         if not self.database.has_table(self.model):
             text = f"{self.alias} has no table {self.model._meta.db_table} yet."
-            cure = "The migrations make it, and fill nothing: on an empty table all is done in an instant."
+            cure = "The migrations make it, and fill nothing: on an empty table all is done at once."
             return replace(blank, rows=0, risks=(Risk(text, cure),))
         actions = tuple(self._actions())
         table, indexes = monitoring.for_connection(self.connection).size(self.model)

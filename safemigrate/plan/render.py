@@ -90,17 +90,17 @@ def _effect(action: Action) -> str:
 
 def _waiting(action: Action) -> str:
     if action.blocks == "nobody":
-        return "nobody waits"
+        return "no session waits"
     if action.blocks == "everyone":
         return "readers and writers wait"
-    return "who writes one of these rows waits" if action.sample else "readers pass, writers wait"
+    return "writers of these rows wait" if action.sample else "readers pass, writers wait"
 
 
 def _sample(action: Action) -> str:
     sample = action.sample
     if sample is None or sample.skipped:
         return f"time not predicted: {sample.skipped if sample else ''}"
-    tried = f"{sample.rows:,} rows were filled in {_seconds(sample.seconds)} in a copy, and taken back"
+    tried = f"{sample.rows:,} rows were filled in {_seconds(sample.seconds)} in a copy, and rolled back"
     if action.seconds is None or action.batches is None:
         return tried
     batches = "1 batch" if action.batches == 1 else f"about {action.batches:,} batches"
@@ -114,14 +114,14 @@ def _risk(risk: Risk) -> Iterator[str]:
 
 def _verdict(plan: DatabasePlan) -> Iterator[str]:
     if plan.hurts:
-        yield "  It would hurt, for the reasons marked with !!"
+        yield "  Not safe to run now; see the lines marked !!"
     elif plan.actions and all(action.done for action in plan.actions):
         yield "  All of it is done already."
     else:
         longest = max((action.wait or 0 for action in plan.actions), default=0)
         yield from _wrapped(
-            "Safe to run: nobody waits for longer than an instant, or than the "
-            f"{longest:g} s at most for which a lock is asked for at a time.",
+            "Safe to run: a lock that blocks other sessions is held briefly, and one try waits for it at most "
+            f"{longest:g} s.",
             "  ",
         )
 

@@ -160,7 +160,7 @@ def _costly_updates(situation: Situation) -> Iterator[Risk]:
 
 def _too_small(situation: Situation) -> Iterator[Risk]:
     if situation.rows == 0:
-        yield Risk("The table has no rows.", "All of it is done in an instant.")
+        yield Risk("The table has no rows.", "All of it is done at once.")
     elif situation.rows < SMALL:
         yield Risk(
             f"{situation.rows:,} rows are few: they are filled in a moment.",

@@ -98,7 +98,7 @@ class _Tries:
         if self.left <= 0:
             raise LockNotAcquired(self._message(waited)) from error
         extra = {"alias": self.database.connection.alias, "blocking": self.blocking}
-        logger.info("%s: waiting for the lock; in the way: %s", self.step.title, self._who(), extra=extra)
+        logger.info("%s: waiting for the lock; blocked by: %s", self.step.title, self._who(), extra=extra)
         pause = get("SAFEMIGRATE_LOCK_PAUSE")
         time.sleep(random.uniform(pause, 2 * pause))
 
@@ -111,14 +111,14 @@ class _Tries:
             f"To {self.step.title}, a lock on {tables} was asked for "
             f"{get('SAFEMIGRATE_LOCK_TRIES')} times in {time.monotonic() - self.started:.0f} s, "
             f"the last time for {waited * 1000:.0f} ms, and never given. "
-            f"In the way: {self._who()}. Nothing was changed by this step: end what is in the way, "
+            f"Blocked by: {self._who()}. Nothing was changed by this step: end what blocks it, "
             "or wait for it, and run migrate again; it carries on from here."
         )
 
 
 def _copy_message(step: Step, error: DatabaseError) -> str:
     return (
-        f"The server cannot {step.title} without copying the table, which blocks all writers meanwhile. "
+        f"The server cannot {step.title} without copying the table, which blocks all writers while it runs. "
         f"It says: {error}. In a maintenance window, set SAFEMIGRATE_ALLOW_TABLE_COPY = True and run "
         "migrate again; or use a tool that copies in the background (gh-ost, pt-online-schema-change)."
     )

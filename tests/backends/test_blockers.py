@@ -172,7 +172,7 @@ def test_autovacuum_against_wraparound_is_named_as_such(
     worker = vacuumed(server, admin)
     with Traffic(sandbox.alias) as traffic, pytest.raises(LockNotAcquired) as caught:
         sandbox.run(add_expires())
-    assert f"In the way: pid {worker}, autovacuum (to prevent wraparound: wait for it)" in str(caught.value)
+    assert f"Blocked by: pid {worker}, autovacuum (to prevent wraparound: wait for it)" in str(caught.value)
     assert "was asked for 2 times" in str(caught.value)
     assert sandbox.column("expires_date") is None
     assert traffic.worst < 0.9
@@ -233,7 +233,7 @@ def test_a_session_of_another_user_is_named_as_far_as_it_may_be_seen(
         SUPERUSER: f", idle in transaction, in a transaction for 00:00:00: SELECT COUNT(*) FROM {TABLE}. Nothing",
         PLAIN: ", which this user may not see: with the role pg_read_all_stats it may. Nothing",
     }
-    assert f"In the way: {who}{seen[user]}" in str(caught.value)
+    assert f"Blocked by: {who}{seen[user]}" in str(caught.value)
 
 
 @pytest.mark.parametrize("user", [PLAIN], indirect=True)

@@ -83,7 +83,7 @@ def test_it_writes_one_migration_and_says_what_to_type_next(expiring: Project) -
         "Wrote polls/migrations/0002_question_expires_date.py\n"
         "Next, on each database:\n"
         "    python manage.py migrate polls\n"
-        "Code that does not know polls.Question.expires_date yet may insert rows meanwhile: a write guard fills them,\n"
+        "Code deployed before polls.Question.expires_date can still insert rows: a write guard fills them,\n"
         "where the database can. Once the column is required, such inserts fail. If old code runs on after that,\n"
         "remove the file, and write it again with --keep-guard, or three files with --phases 3.\n"
     )
@@ -168,7 +168,7 @@ def test_a_python_function_has_no_guard_and_the_output_says_what_follows(expirin
         "expires_date(row) is computed in Python, and a database cannot run that when old code inserts a row."
     )
     assert one.endswith(
-        "Code that does not know polls.Question.expires_date yet inserts NULL meanwhile. No write guard is possible:\n"
+        "Code deployed before polls.Question.expires_date still inserts NULL. No write guard is possible:\n"
         f"{reason}\n"
         "Such rows are filled at the end. Once the column is required, such inserts fail. If old code runs on after\n"
         "that, remove the file, and write three with --phases 3.\n"

@@ -677,7 +677,7 @@ def test_a_plan_that_hurts_is_shown_and_exits_with_1(project: Project) -> None:
     done = project.run(*PLAN, "--populate", "polls.populate.none")
     assert done.returncode == 1
     assert "!! In the sample, 20 of 20 rows got no value" in " ".join(done.stdout.split())
-    assert "A step would hurt: polls.Question.expires_date on default" in done.stderr
+    assert "Not safe to run now: polls.Question.expires_date on default" in done.stderr
 
 
 def test_three_files_are_planned_as_three(project: Project) -> None:

@@ -92,7 +92,7 @@ def identity(other: Any) -> list[str]:
     if other.vendor == "mysql":
         ((pid, user),) = run(other, "SELECT CONNECTION_ID(), SUBSTRING_INDEX(USER(), '@', 1)")
         return [f"connection {pid}, user {user}@", "sleep, in a transaction since", "no statement running"]
-    return ["In the way: another connection that reads or writes the file"]
+    return ["Blocked by: another connection that reads or writes the file"]
 
 
 def test_released_between_two_tries_it_is_taken(sandbox: MigrationSandbox) -> None:

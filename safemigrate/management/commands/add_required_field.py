@@ -134,7 +134,7 @@ class Command(BaseCommand):
             "--plan",
             action="store_true",
             help="Show what it would do to each database, in what time and with which locks, and write nothing. "
-            "Exits with 1 when a step would hurt.",
+            "Exits with 1 when a step is not safe to run.",
         )
         parser.add_argument(
             "--format", choices=tuple(render.FORMATS), default="text", help="With --plan: how it is shown."
@@ -199,7 +199,9 @@ class Command(BaseCommand):
         self.stdout.write(render.FORMATS[options["format"]](plans))
         hurt = [f"{each.label} on {each.alias}" for each in plans if each.hurts]
         if hurt:
-            raise CommandError(f"A step would hurt: {', '.join(hurt)}. The plan says why, and what to do.")
+            raise CommandError(
+                f"Not safe to run now: {', '.join(hurt)}. The plan has the reasons, and what to do."
+            )
 
     def _courses(
         self, targets: Sequence[Target], options: Mapping[str, Any]
