@@ -27,7 +27,7 @@ from safemigrate.engine.engine import Filling, Run
 from safemigrate.models import BackfillRange, BackfillRun
 from safemigrate.operations import AddNullableField, Populate
 from safemigrate.populate.sources import resolve
-from safemigrate.runs import holding, leases, lookup, scheduler, store
+from safemigrate.runs import leases, lookup, recorder, scheduler, store
 from safemigrate.runs import worker as workers
 from safemigrate.runs.status import Status
 
@@ -293,7 +293,7 @@ def records() -> dict[str, Cost]:
     run = store.find(run.pk)
     part = leases.take(run, by.batches, "worker")
     assert isinstance(part, BackfillRange)
-    held = holding.Holding(run, part, by.target, time.monotonic() + 1e6)
+    held = recorder.RangeRecorder(run, part, by.target, time.monotonic() + 1e6)
     held.state = Run("polls", ALIAS, 0, cursor=1)
     find = cost(lambda: by.batches.next(1, run.last_key, leases.PACE.smallest))
     add_ended_ranges(run, part.number)

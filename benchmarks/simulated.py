@@ -29,7 +29,7 @@ from safemigrate.engine import engine
 from safemigrate.engine.batches import Batches, Range
 from safemigrate.engine.engine import Run
 from safemigrate.engine.pipeline import Sequential
-from safemigrate.runs import holding, leases, lookup, scheduler, store
+from safemigrate.runs import leases, lookup, recorder, scheduler, store
 from safemigrate.runs import worker as workers
 from safemigrate.runs.heartbeat import BEAT
 from safemigrate.runs.status import Status
@@ -225,7 +225,7 @@ def in_virtual_time() -> Iterator[None]:
     """Put the model in the place of the database, of the time, and of nothing else."""
     time = SimpleNamespace(monotonic=lambda: world.clock.now, sleep=world.clock.sleep)
     patches: list[Any] = [
-        *(patch.object(module, "time", time) for module in (engine, holding, workers)),
+        *(patch.object(module, "time", time) for module in (engine, recorder, workers)),
         patch("django.utils.timezone.now", lambda: BEGAN + timedelta(seconds=world.clock.now)),
         patch.object(engine, "Run", begun_now),
         *(patch.object(module, "Batches", Keys) for module in (engine, scheduler)),
@@ -235,15 +235,17 @@ def in_virtual_time() -> Iterator[None]:
             "chosen",
             lambda work, *given: Sequential() if world.case.kind == "expression" else Writer(work),
         ),
-        patch.object(holding, "Heartbeat", Beats),
+        patch.object(recorder, "Heartbeat", Beats),
         patch.object(scheduler, "may_share", lambda *given: True),
         patch.object(type(for_connection(connection)), "estimated_rows", lambda *given: world.case.rows),
         patch.object(lookup, "find", lambda label, alias: the_job),
         patch.object(leases, "_take", paid("take", leases._take, locks=True)),
         patch.object(leases, "_cut", paid("cut", leases._cut)),
         patch.object(leases, "end", paid("end", leases.end)),
-        patch.object(holding.Holding, "_write", paid("write", holding.Holding._write, locks=True)),
-        patch.object(holding.Holding, "_look", paid("look", holding.Holding._look)),
+        patch.object(
+            recorder.RangeRecorder, "_write", paid("write", recorder.RangeRecorder._write, locks=True)
+        ),
+        patch.object(recorder.RangeRecorder, "_look", paid("look", recorder.RangeRecorder._look)),
     ]
     for each in patches:
         each.start()

@@ -30,7 +30,7 @@ def finalize_runs(using: str, plan: Any = None, **kwargs: Any) -> None:
 
 def new_observer() -> Observers:
     # Named, not imported: models cannot be imported before the apps are ready.
-    recorder = import_string("safemigrate.runs.recorder.Recorder")
+    recorder = import_string("safemigrate.runs.recorder.RunRecorder")
     return Observers([recorder, *context.current.observers, progress.Progress])
 
 

@@ -10,7 +10,7 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from safemigrate.runs.processes import is_gone
+from safemigrate.runs.heartbeat import is_gone
 from safemigrate.runs.status import HELD, OVER, Status
 
 

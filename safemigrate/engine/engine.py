@@ -8,7 +8,6 @@ range done twice changes nothing.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from safemigrate.engine.batches import Batches, Range, Target
 from safemigrate.engine.pipeline import Done, Sequential, Workers, chosen
 from safemigrate.exceptions import BadRow, BadRows, TooManyRetries
 from safemigrate.populate.sources import InDatabase, InPython
+from safemigrate.retry import backoff
 from safemigrate.throttles import Throttles
 
 logger = logging.getLogger("safemigrate")
@@ -217,12 +217,12 @@ class Filling:
             self._fill_rest(observer, keys)
 
     def _fill_all(self, observer: Observer) -> None:
-        self._requeue(observer)
+        self._pass(observer)
         keys = self._remaining_keys()
         if len(keys) == MAX_REMAINING_KEYS and self.state.resume_after is not None:
             # Much is to be done before the place where it was resumed: the table is another one by now.
             self.state.resume_after = None
-            self._requeue(observer)
+            self._pass(observer)
             keys = self._remaining_keys()
         self._fill_rest(observer, keys)
 
@@ -238,7 +238,7 @@ class Filling:
             keys = left
         # Rows keep coming in faster than they are filled: the constraint that follows will stop them.
 
-    def _requeue(self, observer: Observer) -> None:
+    def _pass(self, observer: Observer) -> None:
         """Go once through the table by key, from the first row that is still to be filled."""
         last = self._again(self.batches.last)
         self._go_through(observer, None if last is None else self._first(last), last)
@@ -382,7 +382,7 @@ class Filling:
         text = "%s: trying the batch again after: %s"
         logger.warning(text, self.target.label, str(error).strip(), extra=extra)
         self.database.drop_if_lost()
-        time.sleep(random.uniform(0.5, 1) * min(0.1 * 2**attempt, 5))
+        time.sleep(backoff(attempt, 0.1, 5.0))
 
     def _count(self, keys: Sequence[Any]) -> int:
         return len(keys) if len(keys) < MAX_REMAINING_KEYS else self.batches.todo.count()

@@ -1,15 +1,18 @@
-"""A thread that gives a sign of life, whatever its process is doing."""
+"""The heartbeat of a process at work, and whether a process of this machine is gone (where Linux shows it)."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 #: Seconds.
 BEAT = 1.0
+PROC = Path("/proc")
 
 
 class Heartbeat(threading.Thread):
@@ -48,3 +51,24 @@ class Heartbeat(threading.Thread):
         """Wait for the beat under way, and end."""
         self.ended.set()
         self.join()
+
+
+def machine() -> str:
+    """Return a text that two processes share only if they see the same process numbers; empty if unknown."""
+    with suppress(OSError):
+        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {(PROC / 'self/ns/pid').readlink()}"
+    return ""
+
+
+def is_gone(process: int, where: str) -> bool:
+    """Is it certain that the process, which ran `where` as `machine` says, has ended?"""
+    if not where or where != machine():
+        return False
+    try:
+        state = (PROC / str(process) / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    except OSError:
+        return False
+    return state in {"Z", "X"}

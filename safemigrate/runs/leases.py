@@ -7,10 +7,8 @@ last one took.
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from django.db import transaction
 from django.db.models import F, Q, QuerySet
@@ -20,7 +18,9 @@ from safemigrate import conf
 from safemigrate.engine.batch_size import Pace
 from safemigrate.engine.batches import Batches, Range
 from safemigrate.engine.keys import key_from_json, key_to_json
+from safemigrate.exceptions import BadRow, BadRows, TooManyRetries
 from safemigrate.models import BackfillRange, BackfillRun
+from safemigrate.retry import backoff
 from safemigrate.runs import store
 from safemigrate.runs.status import OVER, Status
 from safemigrate.runs.store import lease
@@ -33,15 +33,16 @@ EACH = 4
 LOOK_AGAIN, LONGEST = 5.0, 60.0
 
 
-@dataclass(frozen=True)
-class Wait:
-    """There is nothing to take now; others hold what is left, or the database has workers enough."""
+class Wait(Exception):
+    """There is nothing to take now: others hold what is left, or the database has workers enough."""
 
-    seconds: float
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
 
 
-class Cut:
-    """No range is free: the next one is to be cut."""
+class NotNeeded(Exception):
+    """This worker is one too many, or the run is no longer what it was."""
 
 
 def records() -> QuerySet[BackfillRange]:
@@ -70,32 +71,31 @@ def cut_first(run: BackfillRun, batches: Batches) -> BackfillRange:
     return _create(run, 1, part)
 
 
-def take(run: BackfillRun, batches: Batches, worker: str) -> BackfillRange | Wait | None:
-    """Take a range that nobody holds under a lease, or the next one, or, when all have ended, the end.
+def take(run: BackfillRun, batches: Batches, worker: str) -> BackfillRange:
+    """Take a range that no worker holds under a lease, or the next one, or, when all have ended, the end.
 
-    None where this worker is one too many, or the run is no longer what it was. A worker that takes one waits
-    briefly for the others that do.
+    A worker that takes one waits briefly for the others that do. Raises Wait and NotNeeded.
     """
-    while isinstance(taken := _take(run, worker), Cut):
-        cut = _cut(run, batches)  # Under no lock: it reads as many keys of an index as a range may have.
-        if not isinstance(cut, BackfillRange):
-            return cut
+    while (taken := _take(run, worker)) is None:
+        _cut(run, batches)  # Under no lock: it reads as many keys of an index as a range may have.
     return taken
 
 
-def _take(run: BackfillRun, worker: str) -> BackfillRange | Wait | Cut | None:
+def _take(run: BackfillRun, worker: str) -> BackfillRange | None:
+    """Take a range that has been cut; None where none is free. Raises Wait and NotNeeded."""
     limit = run.options["workers"]
     open_ = _open_on(run.alias)  # Read before the transaction, or it would be what is seen in all of it.
     with transaction.atomic(using=store.database()):
         if not _alone(run, open_) or held(of(run)).count() >= limit:
-            return None
-        if held(records().filter(run__alias=run.alias)).count() >= limit:
-            return _wait_for_a_place(run)
-        found = _free(run)
-        if found is None:
-            return Cut()
-        _lease(run, found, worker)
-        return found
+            raise NotNeeded
+        found = None
+        if may := held(records().filter(run__alias=run.alias)).count() < limit:
+            found = _free(run)
+        if found is not None:
+            _lease(run, found, worker)
+    if not may:
+        _wait_for_a_place(run)
+    return found
 
 
 def _open_on(alias: str) -> list[int]:
@@ -121,34 +121,38 @@ def _free(run: BackfillRun) -> BackfillRange | None:
     return of(run).filter(free, ready, ended=None).order_by("number").first()
 
 
-def _cut(run: BackfillRun, batches: Batches) -> BackfillRange | Wait | None:
+def _cut(run: BackfillRun, batches: Batches) -> None:
+    """Cut the next range, or the end. Raises Wait while others hold what comes before the end."""
     newest = of(run).order_by("-number").first()
     if newest is None:  # The process that began the run died before it cut the first one.
-        return cut_first(run, batches)
+        cut_first(run, batches)
+        return
     if newest.is_the_end:
-        return _wait(run)
+        _wait_for_others(run)
+        raise NotNeeded
     after, last = (key_from_json(batches.model, key) for key in (newest.last, run.last_key))
     part = batches.next(after, last, _size(run, newest), inclusive=False)
-    if part is not None:
-        return _create(run, newest.number + 1, part)
-    return _wait(run) or _create(run, newest.number + 1, None)
+    if part is None:
+        _wait_for_others(run)
+    _create(run, newest.number + 1, part)
 
 
-def _wait(run: BackfillRun) -> Wait | None:
-    """Return how long to wait for the ranges that others hold, or that are to be tried again later."""
+def _wait_for_others(run: BackfillRun) -> None:
+    """Raise Wait while there are ranges that others hold, or that are to be tried again later."""
     now = timezone.now()
     moments = of(run).filter(ended=None).values_list("lease_until", "not_before")
-    left = [max(filter(None, pair), default=now) - now for pair in moments]
-    return Wait(min(max(min(left).total_seconds(), 0.2), LOOK_AGAIN)) if left else None
+    if left := [max(filter(None, pair), default=now) - now for pair in moments]:
+        raise Wait(min(max(min(left).total_seconds(), 0.2), LOOK_AGAIN))
 
 
-def _wait_for_a_place(run: BackfillRun) -> Wait:
-    """Wait until the workers of other runs leave the database; nobody shall take this one for stalled meanwhile."""
+def _wait_for_a_place(run: BackfillRun) -> NoReturn:
+    """Wait until the workers of other runs leave the database, with a lease: the run is not stalled."""
     now = timezone.now()
     until = now + lease() + timedelta(seconds=LOOK_AGAIN)
     why = f"other runs have the {run.options['workers']} workers that may fill on {run.alias} at once"
-    store.records().filter(pk=run.pk).update(lease_until=until, heartbeat=now, waiting_for=why)
-    return Wait(LOOK_AGAIN)
+    waits = store.records().filter(pk=run.pk, token=run.token, status=Status.RUNNING)
+    waits.update(lease_until=until, heartbeat=now, waiting_for=why)
+    raise Wait(LOOK_AGAIN)
 
 
 def _size(run: BackfillRun, newest: BackfillRange | None = None) -> int:
@@ -199,8 +203,7 @@ def release(part: BackfillRange) -> bool:
 
 def postpone(part: BackfillRange, error: str) -> bool:
     """Let anybody take it later: the later the more often it failed, and never all at the same moment."""
-    seconds = min(2.0**part.attempts, LONGEST) * random.uniform(0.5, 1.0)
-    later = timezone.now() + timedelta(seconds=seconds)
+    later = timezone.now() + timedelta(seconds=backoff(part.attempts, 1.0, LONGEST))
     return bool(owned(part).update(lease_until=None, not_before=later, error=error))
 
 
@@ -209,9 +212,32 @@ def end(part: BackfillRange) -> bool:
     return bool(owned(part).update(lease_until=None, ended=timezone.now(), error=""))
 
 
-def has_exhausted_attempts(part: BackfillRange) -> bool:
-    """Did it fail, or kill its worker, more often than a range may?"""
-    return bool(part.attempts > conf.get("SAFEMIGRATE_TASK_RETRIES") + 1)
+def too_many_bad_rows(run: BackfillRun) -> BadRows | None:
+    """Return the error of a run whose ranges, all together, have more bad rows than it may have."""
+    most = conf.get("SAFEMIGRATE_MAX_BAD_ROWS")
+    kept = of(run).values_list("bad_rows", flat=True)
+    found = [BadRow(key, reason) for bad in kept for key, reason in bad]
+    if len(found) <= most:
+        return None
+    listed = "\n".join(f"  {row}" for row in found[:10])
+    return BadRows(
+        f"more than {most:,} rows of {run} got no value. The run stopped there (SAFEMIGRATE_MAX_BAD_ROWS). The "
+        f"first 10:\n{listed}\nCorrect these rows or the populate, and go on: {run.command}",
+        count=len(found),
+        examples=found[:most],
+    )
+
+
+def attempts_exhausted(part: BackfillRange) -> TooManyRetries | None:
+    """Return the error of a range that failed, or killed its worker, more often than a range may."""
+    if part.attempts <= conf.get("SAFEMIGRATE_TASK_RETRIES") + 1:
+        return None
+    why = f"the last error was: {part.error}" if part.error else "their workers died without a word"
+    return TooManyRetries(
+        f"Range {part.number} of run {part.run_id}, from {part.first} to {part.last}, was tried "
+        f"{part.attempts - 1} times, and {why}. What is filled stays filled. When the cause is gone: "
+        f"python manage.py backfill retry {part.run_id}"
+    )
 
 
 def reopen(run: BackfillRun) -> None:

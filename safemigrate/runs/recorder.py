@@ -1,21 +1,18 @@
-"""The observer that records a run while it is at work."""
+"""The observers that record a run while it is at work: one of a whole run, one of a range that a worker holds."""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
-import sys
-import threading
 import time
-import traceback
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, TextIO, cast
+from typing import Any
 
-from django.db import Error
-from django.dispatch import Signal
+from django.db import Error, transaction
+from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from safemigrate import signals
@@ -23,81 +20,49 @@ from safemigrate.engine import context
 from safemigrate.engine.batches import Batches, Range, Target, keys_of
 from safemigrate.engine.engine import Run
 from safemigrate.engine.keys import key_from_json, key_to_json
-from safemigrate.exceptions import LeaseLost, RunCancelled
-from safemigrate.models import BackfillRun
-from safemigrate.runs import store
-from safemigrate.runs.heartbeat import BEAT, Heartbeat
-from safemigrate.runs.processes import machine
+from safemigrate.exceptions import LeaseLost, LimitReached, RunCancelled, RunPaused
+from safemigrate.models import BackfillRange, BackfillRun
+from safemigrate.runs import endings, leases, store
+from safemigrate.runs.endings import storable, stored
+from safemigrate.runs.heartbeat import BEAT, Heartbeat, machine
+from safemigrate.runs.output import Lines, Output
 from safemigrate.runs.status import OVER, Status
-from safemigrate.runs.store import lease, move, note, records, warn_once
+from safemigrate.runs.store import lease, move, records, warn_once
 
 logger = logging.getLogger("safemigrate")
 
 #: The record is read no more often than this, in seconds, be the batches as small as they may.
 LOOK = 0.05
 SAMPLES = 240
-#: The rows of a range that is counted at once, and the characters of a line that are kept.
+#: The rows of a range that is counted at once.
 COUNTED = 50_000
-WIDTH = 1_000
+#: The seconds of waiting for a throttle after which a worker releases its range and goes.
+PATIENCE = 3.0
 
 
-class Recorder:
-    """An observer that records the run in the database named by SAFEMIGRATE_RUNS_DATABASE.
+class HeldUp(LimitReached):
+    """A throttle holds a worker for long: it releases its range, and a task comes again later."""
 
-    Writes about once a second. Where the table is not there, or the database fails, it says so once and the
-    fill goes on without.
+
+class Recorder(ABC):
+    """Reads before a batch what was asked of the run, and saves about once a second how far it is.
+
+    A lease, which a thread renews, keeps other processes off. Raises LeaseLost where another one has it.
     """
 
+    record: BackfillRun
+    state: Run
+    heartbeat: Heartbeat
+
     def __init__(self) -> None:
-        self.recording: Recording | None = None
-
-    def start(self, run: Run) -> None:
-        if run.target is not None and store.is_kept():
-            self.recording = self._begin(run, run.target)
-
-    @staticmethod
-    def _begin(run: Run, target: Target) -> Recording | None:
-        try:
-            return Recording(run, target, store.claim(target, details(run, target)))
-        except Error as error:
-            store.drop_lost_connection()
-            warn_once(f"{target.label} is not recorded: {str(error).strip()}. The fill goes on without.")
-            return None
-
-    def advance(self, run: Run) -> None:
-        if self.recording:
-            self.recording.advance()
-
-    def hold(self, run: Run) -> str | None:
-        return self.recording.paused or None if self.recording else None
-
-    def end(self, run: Run, error: BaseException | None) -> None:
-        if self.recording:
-            self.recording.end(error)
-
-
-class Recording:
-    """One process's work on a run."""
-
-    def __init__(self, run: Run, target: Target, record: BackfillRun) -> None:
-        self.run, self.record, self.token = run, record, record.token
-        self.done, self.worked = self.record.rows_done, self.record.seconds_running
-        self.waited, self.samples = self.record.seconds_waiting, list(self.record.samples) or [[0.0, 0]]
-        run.resume_after = key_from_json(target.model, self.record.cursor)
-        self.paused, self.batches = "", 0
+        self.batches = 0
         self.looked = self.written = self.silent_until = time.monotonic()
-        self.output = Output(run.output)
-        self.lines = Lines(record, self.output.add)
-        logger.addFilter(self.lines)
-        self.heartbeat = RunHeartbeat(self.record, run, target)
-        logger.info(
-            "%s: run %s, attempt %s", self.record, self.record.pk, self.record.attempts, extra=self._extra()
-        )
-        self._send(signals.run_started)
-        store.working.add(self.record.pk)
+
+    def start(self, state: Run) -> None:
+        self.state = state
         self.heartbeat.start()
 
-    def advance(self) -> None:
+    def advance(self, state: Run) -> None:
         now = time.monotonic()
         if now - self.looked >= LOOK and now >= self.silent_until:
             self.looked = now
@@ -105,23 +70,99 @@ class Recording:
         if now - self.written >= BEAT and now >= self.silent_until:
             self.written = now
             self._safely(self._write)
-        if self.run.batches > self.batches:
-            self.batches = self.run.batches
-            self._send(signals.batch_done, rows=self.run.filled, seconds=self.run.took)
+        if state.batches > self.batches:
+            self.batches = state.batches
+            store.send_signal(signals.batch_done, self.record, rows=state.filled, seconds=state.took)
 
-    def end(self, error: BaseException | None) -> None:
+    def hold(self, state: Run) -> str | None:
+        return None
+
+    @abstractmethod
+    def end(self, state: Run, error: BaseException | None) -> None: ...
+
+    @abstractmethod
+    def _look(self) -> None:
+        """Obey what was asked of the run. Raises RunCancelled, RunPaused and LeaseLost."""
+
+    @abstractmethod
+    def _write(self) -> None:
+        """Save how far the run is, and renew the lease. Raises LeaseLost."""
+
+    @abstractmethod
+    def _failed(self, error: Error, seconds: float) -> None:
+        """See to an error of the record's database, which came after so many seconds."""
+
+    def _safely(self, do: Callable[[], None]) -> None:
+        began = time.monotonic()
+        try:
+            do()
+        except Error as error:
+            store.drop_lost_connection()
+            self._failed(error, time.monotonic() - began)
+
+    def _open(self) -> QuerySet[BackfillRun]:
+        """Return the run as long as it is this process's; nothing otherwise."""
+        return records().filter(pk=self.record.pk, token=self.record.token)
+
+
+class RunRecorder(Recorder):
+    """Records a run that one process works on.
+
+    Where the table is not there, or its database fails, a warning says so once, and the backfill goes on.
+    """
+
+    is_recorded = False
+
+    def start(self, state: Run) -> None:
+        if state.target is None or not store.is_kept():
+            return
+        try:
+            self.record = store.claim(state.target, details(state, state.target))
+        except Error as error:
+            store.drop_lost_connection()
+            warn_once(
+                f"{state.target.label} is not recorded: {str(error).strip()}. The fill goes on without."
+            )
+        else:
+            self._begin(state, state.target)
+
+    def _begin(self, state: Run, target: Target) -> None:
+        record, self.is_recorded, self.paused = self.record, True, ""
+        self.done, self.worked, self.waited = record.rows_done, record.seconds_running, record.seconds_waiting
+        self.samples = list(record.samples) or [[0.0, 0]]
+        state.resume_after = key_from_json(target.model, record.cursor)
+        self.output = Output(state.output)
+        self.lines = Lines(record, self.output.add)
+        logger.addFilter(self.lines)
+        self.heartbeat = self.count = RunHeartbeat(record, state, target)
+        logger.info(
+            "%s: run %s, attempt %s", record, record.pk, record.attempts, extra=endings.fields(record)
+        )
+        store.send_signal(signals.run_started, record)
+        store.working.add(record.pk)
+        super().start(state)
+
+    def advance(self, state: Run) -> None:
+        if self.is_recorded:
+            super().advance(state)
+
+    def hold(self, state: Run) -> str | None:
+        return self.paused or None if self.is_recorded else None
+
+    def end(self, state: Run, error: BaseException | None) -> None:
+        if not self.is_recorded:
+            return
         self.heartbeat.stop()
         self.output.close()
         logger.removeFilter(self.lines)
         store.working.discard(self.record.pk)
         if not isinstance(error, LeaseLost):
-            self._safely(lambda: self._end(error))
+            self._safely(lambda: endings.end(self.record, error, **self._progress()))
 
     def _look(self) -> None:
-        """Obey what was asked of the run meanwhile."""
         found = records().filter(pk=self.record.pk).values_list("token", "status").first()
-        if found is None or found[0] != self.token or found[1] in OVER:
-            raise LeaseLost(self._lost(found))
+        if found is None or found[0] != self.record.token or found[1] in OVER:
+            raise self._lost(found)
         self.record.status = found[1]
         if self.record.status == Status.CANCELLING:
             raise RunCancelled(
@@ -139,128 +180,158 @@ class Recording:
         by = f" by {event.who}" if event else ""
         return f"run {self.record.pk} was paused{by}; to go on: python manage.py backfill resume {self.record.pk}"
 
-    def _lost(self, found: Any) -> str:
+    def _lost(self, found: Any) -> LeaseLost:
         if found is None:
-            return (
+            return LeaseLost(
                 f"{self.record}: run {self.record.pk} was deleted, so nobody can see or control this process any "
                 "more. It ends; what was filled stays filled, and the same command goes on."
             )
-        return (
+        return LeaseLost(
             f"{self.record}: run {self.record.pk} was taken from this process, because it gave no sign of life for "
             "too long (SAFEMIGRATE_LEASE_SECONDS). It ends; no row was filled twice."
         )
 
     def _write(self) -> None:
         now = timezone.now()
-        held = records().filter(pk=self.record.pk, token=self.token)
-        if not held.update(**self._progress(), heartbeat=now, lease_until=now + lease()):
-            raise LeaseLost(self._lost(records().filter(pk=self.record.pk).first()))
+        if not self._open().update(**self._progress(), heartbeat=now, lease_until=now + lease()):
+            raise self._lost(records().filter(pk=self.record.pk).first())
 
     def _progress(self) -> dict[str, Any]:
-        run, done = self.run, self.done + self.run.rows
-        working = self.worked + run.working
+        state, done = self.state, self.done + self.state.rows
+        working = self.worked + state.working
         self.samples = thinned([*self.samples, [round(working, 2), done]])
         progress = {
-            "cursor": key_to_json(run.resume_after if run.cursor is None else run.cursor),
+            "cursor": key_to_json(state.resume_after if state.cursor is None else state.cursor),
             "rows_done": done,
-            "rows_total": max(self.done + run.total if self.heartbeat.counted else run.total, done),
-            "total_is_exact": self.heartbeat.counted,
-            "batch_size": run.batch_size,
-            "bad_rows": [[key_to_json(row.key), storable(row.reason)] for row in run.bad],
+            "rows_total": max(self.done + state.total if self.count.counted else state.total, done),
+            "total_is_exact": self.count.counted,
+            "batch_size": state.batch_size,
+            "bad_rows": stored(state.bad),
             "samples": self.samples,
             "seconds_running": working,
-            "seconds_waiting": self.waited + run.waited,
-            "waiting_for": run.waiting[:500],
+            "seconds_waiting": self.waited + state.waited,
+            "waiting_for": state.waiting[:500],
             "output": storable(self.output.text),
         }
         for name, value in progress.items():
             setattr(self.record, name, value)
         return progress
 
-    def _end(self, error: BaseException | None) -> None:
-        status = outcome(error)
-        text = "" if error is None or status == Status.STOPPED else str(error)
-        trace = "".join(traceback.format_exception(error)) if error and status == Status.FAILED else ""
-        ended = {"lease_until": None, "finished": timezone.now()}
-        told = {"error": storable(text), "traceback": storable(trace), "waiting_for": ""}
-        changes = self._progress() | ended | told
-        if status == Status.SUCCEEDED:
-            changes |= {"rows_total": changes["rows_done"], "total_is_exact": True}
-        record = self._held()
-        while record and not move(record, end_of(record.status, status), "", **changes):
-            record = self._held()  # A request came in the last moment.
-        if record:
-            self._report_end(records().get(pk=record.pk), text, error)
+    def _failed(self, error: Error, seconds: float) -> None:
+        # A server that is gone may be slow to say so: it shall not slow the backfill down.
+        self.silent_until = time.monotonic() + max(BEAT, 9 * seconds)
+        warn_once(f"{self.record} is not recorded for the moment: {str(error).strip()}. The fill goes on.")
 
-    def _held(self) -> BackfillRun | None:
-        return records().filter(pk=self.record.pk, token=self.token).first()
 
-    def _report_end(self, record: BackfillRun, text: str, error: BaseException | None) -> None:
-        self.record, status = record, record.status
-        if text:
-            note(self.record, storable(text).splitlines()[0])
-        logger.info("%s: run %s %s", self.record, self.record.pk, status, extra=self._extra())
-        self._send(ENDINGS[status], **({"error": error} if status == Status.FAILED else {}))
+class RangeRecorder(Recorder):
+    """Records a range of a shared run, which one of its workers holds.
 
-    def _extra(self) -> dict[str, Any]:
-        return {
-            "run": self.record.pk,
-            "label": self.record.label,
-            "alias": self.record.alias,
-            "status": str(self.record.status),
-            "rows": self.record.rows_done,
-            "rows_total": self.record.rows_total,
-            "seconds": round(self.record.seconds_running, 3),
-        }
+    Ends the range by raising: LimitReached when the time is over, HeldUp when a throttle holds it for long;
+    RunPaused and RunCancelled as a user asks; LeaseLost when another worker has it, or the record was out of
+    reach for the length of a lease. A record that fails for a moment stops nothing.
+    """
 
-    def _send(self, signal: Signal, **arguments: Any) -> None:
-        store.send_signal(signal, self.record, **arguments)
+    def __init__(self, run: BackfillRun, part: BackfillRange, target: Target, until: float) -> None:
+        super().__init__()
+        self.record, self.part, self.target, self.until = run, part, target, until
+        self.rows, self.seconds = 0, 0.0  # of this worker's, as far as they are written
+        self.began = (part.rows_done, part.seconds)
+        self.reached, self.waited = time.monotonic(), 0.0
+        self.heartbeat = Heartbeat(f"safemigrate range {part.pk}", self._beat)
 
-    def _safely(self, do: Callable[[], None]) -> None:
-        """Do it, or say once that the run is not recorded for the moment: it is no reason to stop the fill."""
-        began = time.monotonic()
-        try:
-            do()
-        except Error as error:
-            store.drop_lost_connection()
-            # A server that is gone may be slow to say so: it shall not slow the fill down.
-            ended = time.monotonic()
-            self.silent_until = ended + max(BEAT, 9 * (ended - began))
-            warn_once(
-                f"{self.record} is not recorded for the moment: {str(error).strip()}. The fill goes on."
+    def start(self, state: Run) -> None:
+        state.total = self.part.size
+        state.resume_after = key_from_json(self.target.model, self.part.cursor)
+        super().start(state)
+
+    def advance(self, state: Run) -> None:
+        now = time.monotonic()
+        super().advance(state)
+        # The end fills something or finds out what cannot be filled: else the next task would begin like this one.
+        if now >= self.until and not (self.part.is_the_end and state.cursor is None and not state.rows):
+            raise LimitReached("the time of the task is over")
+        if not state.waiting:
+            self.waited = state.waited
+        elif state.waited - self.waited >= PATIENCE:
+            raise HeldUp(f"waiting: {state.waiting}")
+
+    def end(self, state: Run, error: BaseException | None) -> None:
+        self.heartbeat.stop()
+        if not isinstance(error, LeaseLost):
+            self._safely(self._write)
+
+    def _look(self) -> None:
+        found = records().filter(pk=self.record.pk).values_list("token", "status").first()
+        self.reached = time.monotonic()
+        if found is None or found[0] != self.record.token:
+            raise self._lost("the run was taken away, or deleted")
+        status = found[1]
+        if status in (Status.PAUSING, Status.PAUSED):
+            raise RunPaused(f"Run {self.record.pk} is paused.")
+        if status in (Status.CANCELLING, Status.CANCELLED):
+            raise RunCancelled(f"Run {self.record.pk} is cancelled.")
+        if status != Status.RUNNING:
+            raise self._lost(f"the run is {status}")
+
+    def _lost(self, why: str) -> LeaseLost:
+        return LeaseLost(f"run {self.record.pk}, range {self.part.number}: {why}. No row was filled twice.")
+
+    def _beat(self) -> float:
+        until = timezone.now() + lease()
+        if leases.owned(self.part).update(lease_until=until):
+            self._open().update(lease_until=until, heartbeat=timezone.now())
+        return 0.0
+
+    def _write(self) -> None:
+        """Save where the range and the run are; both or nothing."""
+        now, state = timezone.now(), self.state
+        rows, seconds = state.rows - self.rows, state.working - self.seconds
+        with transaction.atomic(using=store.database()):
+            self._open().update(
+                rows_done=F("rows_done") + rows,
+                seconds_running=F("seconds_running") + seconds,
+                batch_size=state.batch_size,
+                heartbeat=now,
+                lease_until=now + lease(),
+                waiting_for=state.waiting[:500],
             )
+            if not leases.owned(self.part).update(**self._progress(), lease_until=now + lease()):
+                raise self._lost("its lease had ended, and another worker has it")
+            self._sample()
+        self.rows, self.seconds = self.rows + rows, self.seconds + seconds
+        self.reached = time.monotonic()
 
+    def _progress(self) -> dict[str, Any]:
+        state = self.state
+        rows, seconds = self.began
+        progress = {
+            "rows_done": rows + state.rows,
+            "seconds": seconds + state.working,
+            "bad_rows": stored(state.bad),
+        }
+        if state.cursor is not None:
+            progress["cursor"] = key_to_json(state.cursor)
+        # It got somewhere: what killed the workers before is behind it.
+        return progress | ({"attempts": 1} if state.rows > self.rows else {})
 
-ENDINGS: dict[str, Signal] = {
-    Status.SUCCEEDED: signals.run_finished,
-    Status.FAILED: signals.run_failed,
-    Status.STOPPED: signals.run_stopped,
-    Status.PAUSED: signals.run_stopped,
-    Status.CANCELLED: signals.run_stopped,
-}
+    def _sample(self) -> None:
+        """Keep how many rows all workers together had done by now, in seconds since the run began."""
+        found = self._open().values_list("samples", "rows_done", "rows_total", "started").first()
+        if found is None:
+            return
+        samples, done, total, started = found
+        at = (timezone.now() - started).total_seconds() if started else 0.0
+        if not samples or at - samples[-1][0] >= BEAT:
+            new = thinned([*(samples or [[0.0, 0]]), [round(at, 2), done]])
+            self._open().update(samples=new, rows_total=max(total, done))
 
-
-def outcome(error: BaseException | None) -> str:
-    """Return the state that a run ends in after this error."""
-    if error is None:
-        return Status.SUCCEEDED
-    if isinstance(error, RunCancelled):
-        return Status.CANCELLED
-    return (
-        Status.STOPPED if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit) else Status.FAILED
-    )
-
-
-def end_of(asked: str, status: str) -> str:
-    """Return the state that a run ends in, where it was stopped before it saw what was asked of it."""
-    if status != Status.STOPPED:
-        return status
-    waits = {Status.PAUSING: Status.PAUSED, Status.PAUSED: Status.PAUSED, Status.CANCELLING: Status.CANCELLED}
-    return waits.get(Status(asked), Status.STOPPED)
+    def _failed(self, error: Error, seconds: float) -> None:
+        if time.monotonic() - self.reached > lease().total_seconds():
+            raise self._lost(f"its record was out of reach: {str(error).strip()}") from error
 
 
 class RunHeartbeat(Heartbeat):
-    """Moves the lease on every second, on a connection of its own, whatever the batch is doing.
+    """Renews the lease every second, on a connection of its own, whatever the batch is doing.
 
     Its first deed is to count the rows that are to be filled: range after range, so that the count keeps
     neither the lease nor the end of the run waiting.
@@ -309,56 +380,6 @@ class RunHeartbeat(Heartbeat):
                 batch = self.batches.next(batch.last, end, COUNTED)
 
 
-class Output:
-    """Stands in for sys.stdout while the run is at work, and keeps the last lines."""
-
-    def __init__(self, lines: deque[str]) -> None:
-        self.lines, self.part, self.stdout, self.is_closed = lines, "", sys.stdout, False
-        sys.stdout = cast("TextIO", self)
-
-    def close(self) -> None:
-        self.is_closed = True
-        # Those of two runs in two threads may end in any order.
-        while isinstance(sys.stdout, Output) and sys.stdout.is_closed:
-            sys.stdout = sys.stdout.stdout
-
-    def add(self, text: str) -> None:
-        self.lines.extend(line[:WIDTH] for line in text.splitlines() if line.strip())
-
-    @property
-    def text(self) -> str:
-        return "\n".join(list(self.lines) + [self.part] * bool(self.part.strip()))
-
-    def write(self, text: str) -> int:
-        # A line comes in parts: print() writes each of its arguments by itself.
-        whole, _, self.part = (self.part + text).rpartition("\n")
-        self.add(whole)
-        self.part = self.part[:WIDTH]
-        return self.stdout.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stdout, name)
-
-
-class Lines(logging.Filter):
-    """Tells each line that the thread at work logs which run it belongs to, and keeps the warnings.
-
-    No handler: where a project has none, one of ours would keep Python from showing warnings on standard error.
-    """
-
-    def __init__(self, run: BackfillRun, keep: Callable[[str], None]) -> None:
-        super().__init__()
-        self.named = {"run": run.pk, "label": run.label, "alias": run.alias}
-        self.thread, self.keep = threading.get_ident(), keep
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.thread == self.thread:
-            vars(record).update(self.named)
-            if record.levelno >= logging.WARNING:
-                self.keep(record.getMessage())
-        return True
-
-
 def details(run: Run, target: Target) -> dict[str, Any]:
     """Return what a record says of the process that takes it."""
     return {
@@ -371,11 +392,6 @@ def details(run: Run, target: Target) -> dict[str, Any]:
         "started_by": context.current.person or store.person(),
         "batch_size": run.batch_size,
     }
-
-
-def storable(text: str) -> str:
-    """Return the text without what a database may refuse: the null character, and half characters."""
-    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def thinned(samples: list[list[float]]) -> list[list[float]]:

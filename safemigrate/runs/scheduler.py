@@ -27,6 +27,7 @@ from safemigrate.exceptions import AlreadyRunning, NotEnqueued, NothingToRun
 from safemigrate.executors import named
 from safemigrate.models import BackfillRun
 from safemigrate.populate.sources import AsWritten, resolve
+from safemigrate.retry import doubled
 from safemigrate.runs import leases, store
 from safemigrate.runs.lookup import Job, find
 from safemigrate.runs.status import OVER, Status
@@ -248,7 +249,7 @@ def _is_forgotten(run: BackfillRun) -> bool:
     now = timezone.now()
     if run.not_before is not None and now < run.not_before + store.lease():
         return False
-    wait = min(store.lease().total_seconds() * 2.0 ** min(run.enqueue_attempts, 20) / 2, PATIENCE)
+    wait = doubled(run.enqueue_attempts, store.lease().total_seconds() / 2, PATIENCE)
     return run.enqueued_at is None or now >= run.enqueued_at + timedelta(seconds=wait)
 
 

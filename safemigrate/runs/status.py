@@ -99,3 +99,11 @@ OVER = frozenset({Status.CANCELLED, Status.SUCCEEDED})
 def sources(target: str) -> list[str]:
     """Return the states from which a run may come into the state `target`."""
     return [status for status, targets in MOVES.items() if target in targets]
+
+
+def end_of(asked: str, status: str) -> str:
+    """Return the state that a run ends in, where it was stopped before it saw what was asked of it."""
+    if status != Status.STOPPED:
+        return status
+    waits = {Status.PAUSING: Status.PAUSED, Status.PAUSED: Status.PAUSED, Status.CANCELLING: Status.CANCELLED}
+    return waits.get(Status(asked), Status.STOPPED)

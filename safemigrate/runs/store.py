@@ -25,7 +25,7 @@ from safemigrate.conf import get
 from safemigrate.engine.batches import Target
 from safemigrate.exceptions import AlreadyRunning, IllegalMove, NothingToRun, RunPaused
 from safemigrate.models import BackfillEvent, BackfillRun, open_key
-from safemigrate.runs.processes import machine
+from safemigrate.runs.heartbeat import machine
 from safemigrate.runs.status import OVER, Status, sources
 from safemigrate.signals import run_queued
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import socket
 import threading
 import time
-from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 from django.db import Error
 from django.utils import timezone
@@ -31,11 +30,11 @@ from safemigrate.exceptions import (
 )
 from safemigrate.models import BackfillRange, BackfillRun
 from safemigrate.populate.sources import AsWritten, resolve
-from safemigrate.runs import chain, leases, lookup, scheduler, store
-from safemigrate.runs.closing import CLEAN, attempts_exhausted, fail, succeed, too_many
+from safemigrate.retry import backoff
+from safemigrate.runs import chain, endings, leases, lookup, scheduler, store
+from safemigrate.runs.endings import CLEAN, storable
 from safemigrate.runs.heartbeat import BEAT
-from safemigrate.runs.holding import Holding
-from safemigrate.runs.recorder import storable
+from safemigrate.runs.recorder import HeldUp, RangeRecorder
 from safemigrate.runs.status import Status
 
 logger = logging.getLogger("safemigrate")
@@ -46,12 +45,16 @@ LATER = 15.0
 LONGEST = 60.0
 
 
-@dataclass(frozen=True)
-class Again:
-    """The task is to be enqueued again, `seconds` from now; `tries` counts those that a database error ended."""
+class Again(Exception):
+    """The task is over, and is to be enqueued again, `seconds` from now; `tries` counts those that an error ended."""
 
-    seconds: float = 0.0
-    tries: int = 0
+    def __init__(self, seconds: float = 0.0, tries: int = 0) -> None:
+        super().__init__(seconds, tries)
+        self.seconds, self.tries = seconds, tries
+
+
+class Over(Exception):
+    """The task is over, and none is to follow."""
 
 
 def work(key: int, tries: int = 0) -> None:
@@ -81,7 +84,11 @@ class Worker:
     def work(self, tries: int) -> Again | None:
         """Work until the time is over; return when to go on, None when there is nothing more to do."""
         try:
-            return self._work()
+            self._work()
+        except Again as again:
+            return again
+        except Over:
+            return None
         except Error as error:
             store.drop_lost_connection()
             if tries >= get("SAFEMIGRATE_TASK_RETRIES"):
@@ -89,150 +96,156 @@ class Worker:
             logger.warning(
                 "run %s: the database failed, the task is put off: %s", self.key, str(error).strip()
             )
-            return Again(min(2.0**tries, LONGEST) * random.uniform(0.5, 1.0), tries + 1)
+            return Again(backoff(tries, 1.0, LONGEST), tries + 1)
+        return Again()
 
     def enqueue(self, again: Again) -> None:
         if self.run is None:
             raise NotEnqueued("The database has not said yet by which queue the run is worked on.")
         scheduler.enqueue(self.run, again.seconds, again.tries)
 
-    def _work(self) -> Again | None:
+    def _work(self) -> None:
+        """Fill ranges until the time is over. Raises Over, Again, and errors of the runs' database."""
+        run = self._found()
+        job = self._job(run)
+        self.run = run = _started(run)
+        try:
+            self._fill(run, *_filling(run, job))
+        except (Error, Again, Over):
+            raise
+        except Exception as error:
+            endings.end(run, error)  # Whatever it is, the run shall show it.
+            raise Over from error
+
+    def _found(self) -> BackfillRun:
+        """Return the run if it is to be worked on now."""
         run = store.records().filter(pk=self.key).first()
         if run is None or not run.is_shared:
             logger.info("run %s is not for the workers of a queue any more; the task ends", self.key)
-            return None
+            raise Over
         self.run = run
         if run.status == Status.SUCCEEDED and run.next_run is not None:
             chain.go_on(run)
         if scheduler.finalize(run) or run.status not in (Status.QUEUED, Status.RUNNING):
-            return None
-        early = (run.not_before - timezone.now()).total_seconds() if run.not_before else 0.0
-        return Again(early) if early > 0 else self._begin(run)
+            raise Over
+        if run.not_before is not None and run.not_before > timezone.now():
+            raise Again((run.not_before - timezone.now()).total_seconds())
+        return run
 
-    def _begin(self, run: BackfillRun) -> Again | None:
-        job = self._job(run)
-        if job is None:
-            return Again(LATER)
-        self.run = run = _started(run)
-        try:
-            job.check_column()
-            job.validate()
-            source = resolve(job.operation.populate, job.operation.names)
-            assert not isinstance(source, AsWritten), "dispatch.begin refuses these"
-            options = run.options
-            size = options["batch_size"] or job.operation.batch_size
-            filling = Filling(job.target, source, size, workers=1, throttles=options["throttles"])
-            if run.batch_size and not size:  # What the worker before had learnt: a row may take long.
-                filling.state.batch_size = min(run.batch_size, filling.state.batch_size)
-            return self._ranges(run, filling, time.monotonic() + options["seconds"])
-        except Error:
-            raise
-        except Exception as error:  # noqa: BLE001  whatever it is, the run shall show it
-            fail(run, error)
-            return None
-
-    def _job(self, run: BackfillRun) -> lookup.Job | None:
-        """Return the fill in the code of this worker, None where that is older, or newer, than the run."""
+    @staticmethod
+    def _job(run: BackfillRun) -> lookup.Job:
+        """Return the backfill in the code of this worker. Raises Again where that is older, or newer, than the run."""
         first = run.field_names.partition("+")[0]
-        label, found = f"{run.app_label}.{run.model_name}.{first}", None
         try:
-            found = lookup.find(label, run.alias)
+            found = lookup.find(f"{run.app_label}.{run.model_name}.{first}", run.alias)
+            if found.migration == run.migration:
+                return found
         except (NothingToRun, LookupError, ConnectionDoesNotExist) as error:
             logger.debug("%s", error)
-        if found is not None and found.migration == run.migration:
-            return found
         text = f"the code of worker {name()} has no {run.migration}: restart it with the code of this run"
         store.records().filter(pk=run.pk, token=run.token).update(waiting_for=text[:500])
         logger.warning("run %s (%s): %s. The task is put back, nothing is lost.", run.pk, run, text)
-        return None
+        raise Again(LATER)
 
-    def _ranges(self, run: BackfillRun, filling: Filling, until: float) -> Again | None:
+    def _fill(self, run: BackfillRun, filling: Filling, until: float) -> None:
         while time.monotonic() < until:
-            part = leases.take(run, filling.batches, name())
-            if part is None:
-                return _one_too_many(run)
-            if isinstance(part, leases.Wait):
-                return Again(part.seconds)
-            if leases.has_exhausted_attempts(part):
-                fail(run, attempts_exhausted(part))
-                return None
+            try:
+                part = leases.take(run, filling.batches, name())
+            except leases.Wait as wait:
+                raise Again(wait.seconds) from None
+            except leases.NotNeeded:
+                _leave(run)
+            if error := leases.attempts_exhausted(part):
+                raise error
             if part.was_left:
                 self._replace(run)
-            more, again = self._fill(run, filling, part, until)
-            if not more:
-                return again
-        return Again()
+            self._fill_range(run, filling, part, until)
 
-    def _replace(self, run: BackfillRun) -> None:
+    @staticmethod
+    def _replace(run: BackfillRun) -> None:
         """Enqueue a task in place of that of a worker which died: its message died with it, on most queues."""
         try:
             scheduler.enqueue(run)
         except NotEnqueued as error:
             logger.warning("%s", error)
 
-    def _fill(
-        self, run: BackfillRun, filling: Filling, part: BackfillRange, until: float
-    ) -> tuple[bool, Again | None]:
-        """Fill a range; return whether this worker goes on with the next, and if not, how it does."""
-        holding = Holding(run, part, filling.target, until)
+    def _fill_range(self, run: BackfillRun, filling: Filling, part: BackfillRange, until: float) -> None:
+        """Fill a range; return where the next one may follow."""
+        recorder = RangeRecorder(run, part, filling.target, until)
         try:
             if part.is_the_end:
-                filling.run_end(holding)
+                filling.run_end(recorder)
             else:
-                filling.run_range(_range(part, filling.batches), holding)
-        except LimitReached:
+                filling.run_range(_range(part, filling.batches), recorder)
+        except (LimitReached, RunPaused, RunCancelled) as stop:
             leases.release(part)
-            return False, self._held_up(run) if holding.is_held_up else Again()
-        except (RunPaused, RunCancelled):
-            leases.release(part)
-            scheduler.finalize(store.find(run.pk))
-            return False, None
+            raise _stopped(run, stop) from None
         except LeaseLost as lost:
             logger.warning("%s", lost)
-            return True, None
         except (TooManyRetries, Error) as error:
-            if isinstance(error, Error) and not filling.database.is_transient(error):
-                leases.release(part)
-                fail(run, error)
-                return False, None
-            logger.warning("run %s, range %s is put off: %s", run.pk, part.number, str(error).strip())
-            store.drop_lost_connection()
-            leases.postpone(part, storable(str(error)))
-            return True, None
+            _failed(run, filling, part, error)
         except BaseException:
             leases.release(part)
             raise
-        return self._ended(run, part, holding)
+        else:
+            _ended(run, part, filling)
 
-    @staticmethod
-    def _held_up(run: BackfillRun) -> Again:
-        """Keep the run until the task comes again: it does not hang, it waits."""
+
+def _stopped(run: BackfillRun, stop: BaseException) -> Again | Over:
+    if isinstance(stop, HeldUp):  # The run is kept until the task comes again: it is not stalled, it waits.
         until = timezone.now() + timedelta(seconds=LATER) + store.lease()
         store.records().filter(pk=run.pk, token=run.token).update(lease_until=until)
         return Again(LATER)
-
-    def _ended(self, run: BackfillRun, part: BackfillRange, holding: Holding) -> tuple[bool, Again | None]:
-        if part.is_the_end:
-            closed = succeed(run, part)
-            return not closed, Again() if closed and run.next_run is not None else None
-        if not leases.end(part):
-            return True, None
-        if holding.bad and (error := too_many(run)):
-            raise error
-        return True, None
+    if isinstance(stop, LimitReached):
+        return Again()
+    scheduler.finalize(store.find(run.pk))
+    return Over()
 
 
-def _one_too_many(run: BackfillRun) -> Again | None:
-    """End, unless all who hold a range are dead: nobody else might be there when their leases end."""
+def _failed(run: BackfillRun, filling: Filling, part: BackfillRange, error: Exception) -> None:
+    """Postpone the range after an error that passes; end the run after another one."""
+    if isinstance(error, Error) and not filling.database.is_transient(error):
+        leases.release(part)
+        endings.end(run, error)
+        raise Over from error
+    logger.warning("run %s, range %s is put off: %s", run.pk, part.number, str(error).strip())
+    store.drop_lost_connection()
+    leases.postpone(part, storable(str(error)))
+
+
+def _filling(run: BackfillRun, job: lookup.Job) -> tuple[Filling, float]:
+    """Return what fills the ranges of the run, and until when on the monotonic clock."""
+    job.check_column()
+    job.validate()
+    source = resolve(job.operation.populate, job.operation.names)
+    assert not isinstance(source, AsWritten), "scheduler.begin refuses these"
+    options = run.options
+    size = options["batch_size"] or job.operation.batch_size
+    filling = Filling(job.target, source, size, workers=1, throttles=options["throttles"])
+    if run.batch_size and not size:  # What the worker before had learnt: a row may take long.
+        filling.state.batch_size = min(run.batch_size, filling.state.batch_size)
+    return filling, time.monotonic() + options["seconds"]
+
+
+def _ended(run: BackfillRun, part: BackfillRange, filling: Filling) -> None:
+    if part.is_the_end:
+        if endings.succeed(run, part):
+            raise Over if run.next_run is None else Again
+    elif leases.end(part) and filling.state.bad and (error := leases.too_many_bad_rows(run)):
+        raise error
+
+
+def _leave(run: BackfillRun) -> NoReturn:
+    """Leave, unless all who hold a range are dead: no other worker might be there when their leases end."""
     before = store.find(run.pk)
     if scheduler.finalize(before) or before.token != run.token or not _waits_for(before):
-        return None
+        raise Over
     time.sleep(3 * BEAT)
     after = store.find(run.pk)
     until = after.lease_until
     if until is None or not _waits_for(after) or until != before.lease_until:
-        return None
-    return Again(max((until - timezone.now()).total_seconds(), 0.0))
+        raise Over
+    raise Again(max((until - timezone.now()).total_seconds(), 0.0))
 
 
 def _waits_for(run: BackfillRun) -> bool:

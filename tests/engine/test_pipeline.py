@@ -27,7 +27,7 @@ from safemigrate.exceptions import BadRows, LimitReached
 from safemigrate.operations import AddNullableField
 from safemigrate.populate import PerRow, Suffix
 from safemigrate.populate.sources import resolve
-from safemigrate.runs.processes import is_gone, machine
+from safemigrate.runs.heartbeat import is_gone, machine
 from tests.conftest import ROOT
 from tests.support.processes import Polls, Process
 from tests.support.sandbox import MONTH, START, MigrationSandbox

@@ -19,9 +19,10 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
 from django.db.models import QuerySet
 
+from safemigrate.engine import observers
 from safemigrate.exceptions import NothingToRun, TooManyRows
 from safemigrate.models import BackfillRun
-from safemigrate.runs import limits, lookup, store
+from safemigrate.runs import lookup, store
 from safemigrate.runs.status import Status
 from tests.conftest import ROOT
 from tests.support.processes import MONTH, Polls
@@ -300,16 +301,16 @@ def test_all_databases_of_a_project_in_one_call(tmp_path: Path) -> None:
     ("text", "found"), [("90", 90.0), ("0.5", 0.5), ("45m", 2700.0), ("1h30m", 5400.0), ("2d", 172800.0)]
 )
 def test_a_length_of_time(text: str, found: float) -> None:
-    assert limits.seconds(text) == found
+    assert observers.seconds(text) == found
 
 
 def test_a_time_of_day_is_the_next_one() -> None:
     noon = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
-    assert limits.next_time("13:30", noon) == noon.replace(hour=13, minute=30)
-    assert limits.next_time("06:00", noon) == noon.replace(day=22, hour=6)
+    assert observers.next_time("13:30", noon) == noon.replace(hour=13, minute=30)
+    assert observers.next_time("06:00", noon) == noon.replace(day=22, hour=6)
     for wrong in ("24:00", "6", "06:60", "noon"):
         with pytest.raises(ValueError, match="is no time of day"):
-            limits.next_time(wrong, noon)
+            observers.next_time(wrong, noon)
 
 
 def test_every_option_and_action_is_documented() -> None:

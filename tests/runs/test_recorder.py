@@ -30,11 +30,11 @@ from django.utils import timezone
 from safemigrate import apps, signals
 from safemigrate.backends import for_connection
 from safemigrate.engine import context, engine
+from safemigrate.engine.observers import Limited, Limits
 from safemigrate.exceptions import BadRows, LeaseLost, LimitReached, RunCancelled
 from safemigrate.models import BackfillEvent, BackfillRange, BackfillRun
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate
 from safemigrate.runs import heartbeat, recorder, store
-from safemigrate.runs.limits import Limited, Limits
 from safemigrate.runs.status import Status
 from tests.conftest import ROOT, cleaned
 from tests.support.processes import Polls

@@ -327,7 +327,7 @@ class Briefly:
 @SQLITE
 def test_many_short_pauses_are_not_a_long_one(polls: Polls, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a long one the worker is given back, for 15 seconds."""
-    monkeypatch.setattr("safemigrate.runs.holding.PATIENCE", 0.3)
+    monkeypatch.setattr("safemigrate.runs.recorder.PATIENCE", 0.3)
     of_ranges_of(ROWS, monkeypatch)
     begin(polls.alias, "--throttle", f"{__name__}.Briefly")
     started = time.monotonic()
@@ -360,7 +360,7 @@ def test_a_vacuum_comes_after_its_number_of_rows_in_whatever_ranges_they_are(
 @SQLITE
 def test_a_run_that_a_throttle_holds_does_not_hang(polls: Polls, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until its task comes again, which is later than a lease ends."""
-    monkeypatch.setattr("safemigrate.runs.holding.PATIENCE", 0.1)
+    monkeypatch.setattr("safemigrate.runs.recorder.PATIENCE", 0.1)
     begin(polls.alias, "--throttle", "tests.support.deliveries.Never")
     Queue.deliver()
     assert Queue.seconds == [workers.LATER] > [conf.get("SAFEMIGRATE_LEASE_SECONDS")]

@@ -11,8 +11,7 @@ from django.db import connections
 from safemigrate.exceptions import IllegalMove
 from safemigrate.models import BackfillEvent, BackfillRange, BackfillRun
 from safemigrate.runs import store
-from safemigrate.runs.recorder import end_of
-from safemigrate.runs.status import HELD, MOVES, OVER, Status, sources
+from safemigrate.runs.status import HELD, MOVES, OVER, Status, end_of, sources
 
 PAIRS = [(source, target) for source in Status for target in Status]
 LEGAL = [pair for pair in PAIRS if pair[1] in MOVES[pair[0]]]

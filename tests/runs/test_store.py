@@ -25,7 +25,7 @@ from safemigrate.engine.keys import key_from_json, key_to_json
 from safemigrate.exceptions import AlreadyRunning, IllegalMove, NothingToRun, RunPaused
 from safemigrate.models import BackfillRun, open_key
 from safemigrate.runs import store
-from safemigrate.runs.processes import machine
+from safemigrate.runs.heartbeat import machine
 from safemigrate.runs.status import Status
 from tests.conftest import cleaned
 from tests.support.sandbox import MigrationSandbox

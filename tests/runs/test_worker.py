@@ -439,7 +439,7 @@ def controlled(polls: Polls, replaced: Any, action: str) -> list[int]:
 def test_a_pause_ends_all_work_within_a_batch_and_a_resume_begins_it_again(
     polls: Polls, replaced: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("safemigrate.runs.holding.LOOK", 0.0)
+    monkeypatch.setattr("safemigrate.runs.recorder.LOOK", 0.0)
     seen = controlled(polls, replaced, "pause")
     assert len(seen) <= 120
     assert the_run().status == Status.PAUSED
@@ -457,7 +457,7 @@ def test_a_pause_ends_all_work_within_a_batch_and_a_resume_begins_it_again(
 
 @SQLITE
 def test_a_cancel_ends_it_for_good(polls: Polls, replaced: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safemigrate.runs.holding.LOOK", 0.0)
+    monkeypatch.setattr("safemigrate.runs.recorder.LOOK", 0.0)
     seen = controlled(polls, replaced, "cancel")
     assert len(seen) <= 120
     cancelled = the_run()
@@ -511,13 +511,16 @@ def test_while_workers_hold_it_no_process_takes_it(polls: Polls) -> None:
 def test_no_more_workers_at_once_than_are_allowed_on_a_database(polls: Polls) -> None:
     run = begin(polls.alias, "--workers", "2")
     assert [take(run).number, take(run).number] == [1, 2]
-    assert take(run) is None  # One too many of this run: it is not enqueued again.
+    with pytest.raises(leases.NotNeeded):  # One too many of this run: it is not enqueued again.
+        take(run)
     other = BackfillRun.objects.using(store.database()).create(
         app_label="a", model_name="b", field_names="c", alias=polls.alias, status=Status.RUNNING,
         executor="celery", options=run.options, rows_total=0,
     )  # fmt: skip
     batches = Batches(polls.questions().model, polls.alias, ["expires_date"])
-    assert leases.take(other, batches, "x") == leases.Wait(leases.LOOK_AGAIN)
+    with pytest.raises(leases.Wait) as waits:
+        leases.take(other, batches, "x")
+    assert waits.value.seconds == leases.LOOK_AGAIN
     leases.release(leases.of(run)[0])
     other.delete()
     assert take(run).number == 1
@@ -545,7 +548,7 @@ def test_it_starts_later(polls: Polls, capsys: pytest.CaptureFixture[str]) -> No
 def test_a_throttle_that_holds_for_long_gives_the_worker_back(
     polls: Polls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("safemigrate.runs.holding.PATIENCE", 0.2)
+    monkeypatch.setattr("safemigrate.runs.recorder.PATIENCE", 0.2)
     begin(polls.alias, "--throttle", "tests.support.deliveries.Never")
     Queue.deliver()
     assert Queue.seconds == [workers.LATER]

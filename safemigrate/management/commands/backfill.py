@@ -17,12 +17,12 @@ from django.utils import timezone
 
 from safemigrate import conf
 from safemigrate.engine import context
+from safemigrate.engine.observers import Limited, Limits, next_time, seconds
 from safemigrate.exceptions import AlreadyRunning, LimitReached, SafemigrateError
 from safemigrate.formatting import table
 from safemigrate.generator.applying import chosen_aliases
 from safemigrate.generator.targets import find_all
 from safemigrate.runs import chain, lookup, scheduler, store, summary
-from safemigrate.runs.limits import Limited, Limits, next_time, seconds
 from safemigrate.runs.status import Status
 
 DESCRIPTION = """\
