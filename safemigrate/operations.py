@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from django.db import DatabaseError
 from django.db.migrations.operations.base import Operation, OperationCategory
 from django.db.migrations.operations.fields import AddField, AlterField, FieldOperation, RemoveField
 from django.db.migrations.operations.special import RunPython
+from django.db.migrations.state import ProjectState, StateApps
+from django.db.models import Field, Model
 
-from safemigrate import conf
-from safemigrate.backends import Database, for_connection
-from safemigrate.engine import context, engine
+from safemigrate.engine import engine
 from safemigrate.engine.batches import Batches, Target
-from safemigrate.exceptions import InTransaction, InvalidField, InvalidPopulate, NoGuard, TooManyRows
+from safemigrate.exceptions import InvalidField, InvalidPopulate, NoGuard
 from safemigrate.populate.sources import AsWritten, InPython, Source, check, is_dotted_path, resolve
-from safemigrate.schema import fields, guards, runner
+from safemigrate.schema import fields, guards, proofs
+from safemigrate.schema.change import Change, FieldStep
 from safemigrate.schema.fast_path import Shortcut
 from safemigrate.schema.not_null import Requiring
-from safemigrate.schema.plan import Fill, write_down
-from safemigrate.schema.proofs import refuse_nulls
+from safemigrate.schema.plan import Fill, Plan
 from safemigrate.schema.steps import Step
 
 __all__ = ["AddNullableField", "AddRequiredField", "GuardWrites", "Populate", "SetNotNull", "UnguardWrites"]
@@ -33,39 +34,7 @@ __all__ = ["AddNullableField", "AddRequiredField", "GuardWrites", "Populate", "S
 logger = logging.getLogger("safemigrate")
 
 
-class _FieldStep:
-    """What the operations on one field have in common."""
-
-    atomic = False
-    name: str
-    model_name: str
-    field: Any
-
-    def plan(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
-        """Return what is done forwards, in order, without doing any of it."""
-        raise NotImplementedError
-
-    def _database(self, schema_editor: Any, operation: str) -> Database:
-        if schema_editor.connection.in_atomic_block and not schema_editor.collect_sql:
-            raise InTransaction(
-                f"{operation} on {self.model_name}.{self.name} cannot run inside a transaction: every lock that "
-                "it takes would be held until the end, and its batches would commit nothing before it. Add this "
-                "line to the Migration class:\n\n    atomic = False\n"
-            )
-        return for_connection(schema_editor.connection)
-
-    @staticmethod
-    def _run(database: Database, schema_editor: Any, plan: Sequence[Any]) -> None:
-        if schema_editor.collect_sql:
-            write_down(schema_editor, plan)
-        else:
-            runner.run(database, plan)
-
-    def _label(self, app_label: str) -> str:
-        return f"{app_label}.{self.model_name}.{self.name}"
-
-
-class AddNullableField(_FieldStep, AddField):
+class AddNullableField(FieldStep, AddField):
     """Add the column of a field that is to be required later: nullable, and nothing but a column.
 
     `field` is the final field as models.py has it; in the migration state it is null=True until SetNotNull.
@@ -75,55 +44,40 @@ class AddNullableField(_FieldStep, AddField):
     it drops the column.
     """
 
-    def __init__(self, model_name: str, name: str, field: Any) -> None:
+    fragment = "add"
+
+    def __init__(self, model_name: str, name: str, field: Field[Any, Any]) -> None:
         fields.check(field, f"{model_name}.{name}")
         super().__init__(model_name, name, field)
 
-    def state_forwards(self, app_label: str, state: Any) -> None:
+    def state_forwards(self, app_label: str, state: ProjectState) -> None:
         field = self.field.clone()
         field.null = True
         state.add_field(app_label, self.model_name_lower, self.name, field, True)
 
-    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        model = to_state.apps.get_model(app_label, self.model_name)
-        if self.allow_migrate_model(schema_editor.connection.alias, model):
-            database = self._database(schema_editor, type(self).__name__)
-            if not schema_editor.collect_sql:
-                self._refuse_other_type(database, model, model._meta.get_field(self.name))
-            self._run(database, schema_editor, self.plan(app_label, database, from_state, to_state))
+    def plan(self, change: Change) -> Plan:
+        model = change.after(self.model_name)
+        return change.database.add_column(model, model._meta.get_field(self.name))
 
-    def plan(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
-        model = to_state.apps.get_model(app_label, self.model_name)
-        return [*database.add_column(model, model._meta.get_field(self.name))]
+    def forwards(self, change: Change) -> None:
+        model = change.after(self.model_name)
+        proofs.refuse_other_type(change.database, model, model._meta.get_field(self.name))
+        super().forwards(change)
 
-    @staticmethod
-    def _refuse_other_type(database: Database, model: Any, field: Any) -> None:
-        """Carry on with the column of a run that was stopped, but not with one of another field."""
-        found = database.other_type(model, field)
-        if found:
-            raise InvalidField(
-                f"{model._meta.label}.{field.name} on {database.connection.alias}: the table has a column "
-                f"{field.column} already, of type {found}, but the field needs {field.db_type(database.connection)}. "
-                "It may be left from a migration that was changed after it had begun. Drop the column, or name the "
-                "field otherwise, and run migrate again."
-            )
-
-    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        model = from_state.apps.get_model(app_label, self.model_name)
-        if self.allow_migrate_model(schema_editor.connection.alias, model):
-            database = self._database(schema_editor, type(self).__name__)
-            field = model._meta.get_field(self.name)
-            self._run(database, schema_editor, database.drop_column(model, field))
+    def backwards(self, change: Change) -> None:
+        _drop_column(self, change)
 
     def describe(self) -> str:
         return f"Add the nullable column of field {self.name} to {self.model_name}"
 
-    @property
-    def migration_name_fragment(self) -> str:
-        return f"{self.model_name_lower}_{self.name_lower}_add"
-
     def reduce(self, operation: Operation, app_label: str) -> Any:
         return _reduce_added(self, operation, app_label)
+
+
+def _drop_column(self: FieldStep, change: Change) -> None:
+    self.refuse_transaction(change)
+    model = change.before(self.model_name)
+    change.run(change.database.drop_column(model, model._meta.get_field(self.name)))
 
 
 def _reduce_added(self: Any, operation: Operation, app_label: str) -> Any:
@@ -133,7 +87,7 @@ def _reduce_added(self: Any, operation: Operation, app_label: str) -> Any:
     return FieldOperation.reduce(self, operation, app_label)
 
 
-class Populate(_FieldStep, Operation):
+class Populate(FieldStep):
     """Give old rows their value: one field, or several in one pass.
 
     `name` is a field, or a list of fields with `populate` a dict by field or a row function that returns a
@@ -145,6 +99,9 @@ class Populate(_FieldStep, Operation):
     reduces_to_sql = True
     reversible = True
     category = OperationCategory.PYTHON
+    arguments = ("model_name", "name", "populate")
+    options = {"batch_size": None, "elidable": False}
+    fragment = "fill"
 
     def __init__(
         self,
@@ -166,15 +123,14 @@ class Populate(_FieldStep, Operation):
     def names(self) -> list[str]:
         return [self.name] if isinstance(self.name, str) else list(self.name)
 
-    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
-        kwargs = {"model_name": self.model_name, "name": self.name, "populate": self.populate}
-        if self.batch_size is not None:
-            kwargs["batch_size"] = self.batch_size
-        if self.elidable:
-            kwargs["elidable"] = True
-        return type(self).__name__, [], kwargs
+    def fills(self, model_name: str, name: str) -> bool:
+        return self.is_on(model_name, [name])
 
-    def state_forwards(self, app_label: str, state: Any) -> None:
+    def filling(self, app_label: str, state: ProjectState) -> Populate:
+        """Return the operation that fills in a state, which is moved on to where it does so."""
+        return self
+
+    def state_forwards(self, app_label: str, state: ProjectState) -> None:
         """Leave the model as it is; note with its fields how they are filled, for a later SetNotNull."""
         model = state.models[app_label, self.model_name.lower()]
         for name in self.names:
@@ -185,112 +141,70 @@ class Populate(_FieldStep, Operation):
             field = model.fields[name]
             model.fields[name] = fields.noted(field, field, populate=(self, null_fields))
 
-    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        model = to_state.apps.get_model(app_label, self.model_name)
-        if not self.allow_migrate_model(schema_editor.connection.alias, model):
-            return
-        target = self.target(model, schema_editor.connection.alias, to_state.apps)
-        if not target.null_fields:
-            return  # A squashed migration made the table with the column required: nothing is NULL.
-        database = self._database(schema_editor, type(self).__name__)
-        if schema_editor.collect_sql:
-            write_down(schema_editor, self.plan(app_label, database, from_state, to_state))
-            return
-        self._refuse_many(target)
-        self.fill(app_label, schema_editor, database, from_state, to_state)
+    def is_needed(self, change: Change) -> bool:
+        # A squashed migration made the table with the column required: nothing is NULL.
+        return bool(self._target_of(change).null_fields)
 
-    @staticmethod
-    def _refuse_many(target: Target) -> None:
-        """Leave to `backfill run` what the project says is too much for `migrate`."""
-        most = conf.get("SAFEMIGRATE_MAX_ROWS_IN_MIGRATE")
-        if most is None:
-            return
-        rows = Batches(target.model, target.alias, target.null_fields).todo.count()
-        if rows <= most:
-            return
-        label = f"{target.model._meta.label}.{target.names[0]}"
-        too_many = (
-            f"{rows:,} rows of {target.label} on {target.alias} are to be filled, more than `migrate` may fill here "
-            f"(SAFEMIGRATE_MAX_ROWS_IN_MIGRATE = {most:,})."
-        )
-        if handed_over := context.hand_over(label, target.alias):
-            raise TooManyRows(f"{too_many} {handed_over} When it has succeeded, run migrate again.")
-        raise TooManyRows(
-            f"{too_many} Fill them outside, while the site runs:\n"
-            f"    python manage.py backfill run {label} --database {target.alias}\n"
-            "Then run migrate again: it finds nothing left to fill, and goes on."
-        )
-
-    def plan(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
-        model = to_state.apps.get_model(app_label, self.model_name)
-        target = self.target(model, database.connection.alias, to_state.apps)
+    def plan(self, change: Change) -> Plan:
+        target = self._target_of(change)
         return [Fill(target, resolve(self.populate, self.names))] if target.null_fields else []
 
-    def validate(self, app_label: str, alias: str, state: Any) -> None:
+    def forwards(self, change: Change) -> None:
+        proofs.refuse_many(self._target_of(change))
+        self.fill(change)
+
+    def validate(self, app_label: str, alias: str, state: ProjectState) -> None:
         """Raise InvalidPopulate for what can be seen to fail before a statement is run."""
         target = self.target(state.apps.get_model(app_label, self.model_name), alias, state.apps)
         Fill(target, resolve(self.populate, self.names)).statement()
 
-    def fill(
-        self,
-        app_label: str,
-        schema_editor: Any,
-        database: Database,
-        from_state: Any,
-        to_state: Any,
-        once: Sequence[str] | None = None,
-        *,
-        at_once: bool = False,
-    ) -> None:
+    def fill(self, change: Change, once: Sequence[str] | None = None, *, at_once: bool = False) -> None:
         """Fill all rows that still need it, or raise BadRows. Imports a dotted path only for that.
 
         `once`, where the fill was done before and only late rows are left, names the fields that were NULL
         then. A function of (apps, schema_editor) is not run another time for them. `at_once` as in `engine.fill`.
         """
-        model = to_state.apps.get_model(app_label, self.model_name)
-        target = self.target(model, schema_editor.connection.alias, to_state.apps, once or ())
-        batches = Batches(model, target.alias, target.null_fields)
+        target = self._target_of(change, once or ())
+        batches = Batches(target.model, target.alias, target.null_fields)
         if not batches.any_left():
             return
-        self.validate(app_label, target.alias, to_state)
+        self.validate(change.app_label, target.alias, change.to_state)
         source = resolve(self.populate, self.names)
         if isinstance(source, AsWritten):
-            if once is None:
-                RunPython(source.function).database_forwards(app_label, schema_editor, from_state, to_state)
-            refuse_nulls(batches, target.label, source.title)
+            if once is None and change.editor is not None:
+                RunPython(source.function).database_forwards(
+                    change.app_label, change.editor, change.from_state, change.to_state
+                )
+            proofs.refuse_nulls(batches, target.label, source.title)
             return
         if isinstance(source, InPython) and source.unique:
-            self._index_early(database, schema_editor, model)
+            self._index_early(change, target.model)
         engine.fill(target, source, batch_size=self.batch_size, at_once=at_once)
 
-    def _index_early(self, database: Database, schema_editor: Any, model: Any) -> None:
-        field = model._meta.get_field(self.names[0])
+    def _index_early(self, change: Change, model: type[Model]) -> None:
+        field: Any = model._meta.get_field(self.names[0])
         if not field.unique:
             raise InvalidPopulate(
                 f"unique=Suffix(...) makes the values of {model._meta.label}.{field.name} unique, but the field "
                 "is not unique=True, so nothing would keep them so. Make it unique=True, or leave unique out."
             )
-        self._run(database, schema_editor, database.index_early(model, field))
+        change.run(change.database.index_early(model, field))
 
-    def target(self, model: Any, alias: str, apps: Any, once: Sequence[str] = ()) -> Target:
+    def target(self, model: type[Model], alias: str, apps: StateApps, once: Sequence[str] = ()) -> Target:
         null_fields = [name for name in self.names if model._meta.get_field(name).null]
         return Target(model, self.names, null_fields, alias, apps, once)
 
-    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        pass
+    def _target_of(self, change: Change, once: Sequence[str] = ()) -> Target:
+        return self.target(change.after(self.model_name), change.alias, change.to_state.apps, once)
 
     def references_model(self, name: str, app_label: str) -> bool:
         return True  # The populate may read any model.
 
     def describe(self) -> str:
-        return f"Populate {', '.join(self.names)} of {self.model_name} by {_told(self.populate, self.names)}"
-
-    @property
-    def migration_name_fragment(self) -> str:
-        return "_".join([self.model_name.lower(), *map(str.lower, self.names), "fill"])
+        return f"Populate {', '.join(self.names)} of {self.model_name} by {_title(self.populate, self.names)}"
 
 
-class SetNotNull(_FieldStep, AlterField):
+class SetNotNull(FieldStep, AlterField):
     """Make a filled column required, with the index, uniqueness and foreign key of the final field.
 
     Fills what came in as NULL since, where a Populate of the field stands before it; proves that
@@ -300,18 +214,23 @@ class SetNotNull(_FieldStep, AlterField):
     Run again, it carries on. Backwards the column is nullable and bare again.
     """
 
-    def __init__(self, model_name: str, name: str, field: Any) -> None:
+    fragment = "require"
+
+    def __init__(self, model_name: str, name: str, field: Field[Any, Any]) -> None:
         fields.check(field, f"{model_name}.{name}")
         super().__init__(model_name, name, field)
 
-    def state_forwards(self, app_label: str, state: Any) -> None:
+    def requires(self, model_name: str, name: str) -> bool:
+        return self.is_on(model_name, [name])
+
+    def state_forwards(self, app_label: str, state: ProjectState) -> None:
         self._refuse_other_changes(app_label, state)
         before = state.models[app_label, self.model_name_lower].fields[self.name]
         super().state_forwards(app_label, state)
         model = state.models[app_label, self.model_name_lower]
         model.fields[self.name] = fields.noted(model.fields[self.name], before, populate=None)
 
-    def _refuse_other_changes(self, app_label: str, state: Any) -> None:
+    def _refuse_other_changes(self, app_label: str, state: ProjectState) -> None:
         before = state.models[app_label, self.model_name_lower].fields.get(self.name)
         if before is None:
             raise InvalidField(f"SetNotNull: {app_label}.{self.model_name} has no field {self.name!r} yet.")
@@ -323,41 +242,32 @@ class SetNotNull(_FieldStep, AlterField):
                 "its own, by migrations.AlterField."
             )
 
-    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        model = to_state.apps.get_model(app_label, self.model_name)
-        if not self.allow_migrate_model(schema_editor.connection.alias, model):
-            return
-        from_model = from_state.apps.get_model(app_label, self.model_name)
-        if not from_model._meta.get_field(self.name).null:
-            return  # A squashed migration made the table with the column required.
-        database = self._database(schema_editor, type(self).__name__)
-        field = model._meta.get_field(self.name)
-        if schema_editor.collect_sql:
-            write_down(schema_editor, self.plan(app_label, database, from_state, to_state))
-            return
-        noted = self._populate(app_label, from_state)
+    def is_needed(self, change: Change) -> bool:
+        # A squashed migration made the table with the column required.
+        return bool(change.before(self.model_name)._meta.get_field(self.name).null)
+
+    def plan(self, change: Change) -> Plan:
+        model = change.after(self.model_name)
+        steps = change.database.require(
+            change.before(self.model_name), model, model._meta.get_field(self.name)
+        )
+        return steps.in_order()
+
+    def forwards(self, change: Change) -> None:
+        before, model = change.before(self.model_name), change.after(self.model_name)
+        noted = self._populate(change.app_label, change.from_state)
 
         def catch_up(*, at_once: bool = False) -> None:
             if noted is None:
-                refuse_nulls(
-                    Batches(from_model, database.connection.alias, [self.name]), self._label(app_label)
-                )
+                proofs.refuse_nulls(Batches(before, change.alias, [self.name]), self.label(change.app_label))
             else:
                 populate, once = noted
-                populate.fill(
-                    app_label, schema_editor, database, from_state, from_state, once, at_once=at_once
-                )
+                populate.fill(change.within(change.from_state), once, at_once=at_once)
 
-        Requiring(database, from_model, model, field, catch_up).run()
+        Requiring(change.database, before, model, model._meta.get_field(self.name), catch_up).run()
 
-    def plan(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
-        from_model = from_state.apps.get_model(app_label, self.model_name)
-        model = to_state.apps.get_model(app_label, self.model_name)
-        return [*database.require(from_model, model, model._meta.get_field(self.name)).in_order()]
-
-    def _populate(self, app_label: str, state: Any) -> tuple[Populate, list[str]] | None:
-        field = state.models[app_label, self.model_name_lower].fields[self.name]
-        noted = getattr(field, "safemigrate_populate", None)
+    def _populate(self, app_label: str, state: ProjectState) -> tuple[Populate, list[str]] | None:
+        noted = fields.notes(state.models[app_label, self.model_name_lower].fields[self.name]).populate
         if noted is None or not isinstance(noted[0].name, str):
             return noted
         populate, null_fields = noted
@@ -365,20 +275,14 @@ class SetNotNull(_FieldStep, AlterField):
         renamed = Populate(self.model_name, self.name, populate.populate, batch_size=populate.batch_size)
         return renamed, [self.name] * len(null_fields)
 
-    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        model = to_state.apps.get_model(app_label, self.model_name)
-        if self.allow_migrate_model(schema_editor.connection.alias, model):
-            database = self._database(schema_editor, type(self).__name__)
-            from_model = from_state.apps.get_model(app_label, self.model_name)
-            field = model._meta.get_field(self.name)
-            self._run(database, schema_editor, database.release(from_model, model, field))
+    def backwards(self, change: Change) -> None:
+        self.refuse_transaction(change)
+        model = change.after(self.model_name)
+        before, field = change.before(self.model_name), model._meta.get_field(self.name)
+        change.run(change.database.release(before, model, field))
 
     def describe(self) -> str:
         return f"Make field {self.name} of {self.model_name} required (NOT NULL)"
-
-    @property
-    def migration_name_fragment(self) -> str:
-        return f"{self.model_name_lower}_{self.name_lower}_require"
 
     def reduce(self, operation: Operation, app_label: str) -> Any:
         if isinstance(operation, RemoveField) and self.is_same_field_operation(operation):
@@ -386,7 +290,7 @@ class SetNotNull(_FieldStep, AlterField):
         return FieldOperation.reduce(self, operation, app_label)
 
 
-class GuardWrites(_FieldStep, Operation):
+class GuardWrites(FieldStep):
     """Let the database fill the field in rows that come in without it, from old code above all.
 
     A constant and uuid.uuid4 become the column's DEFAULT, an expression two triggers (PostgreSQL: one) that
@@ -399,6 +303,8 @@ class GuardWrites(_FieldStep, Operation):
     reversible = True
     elidable = True  # A squashed migration fills tables in one go.
     category = OperationCategory.SQL
+    arguments = ("model_name", "name", "populate")
+    fragment = "guard"
 
     def __init__(self, model_name: str, name: str, populate: Any) -> None:
         self.model_name, self.name, self.populate = model_name, name, populate
@@ -413,60 +319,47 @@ class GuardWrites(_FieldStep, Operation):
                 "fills the rows that came in as NULL. Or populate by an expression."
             )
 
-    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
-        kwargs = {"model_name": self.model_name, "name": self.name, "populate": self.populate}
-        return type(self).__name__, [], kwargs
-
-    def state_forwards(self, app_label: str, state: Any) -> None:
-        """Leave the model as it is; note with the field how it is guarded, to put it up again backwards."""
+    def state_forwards(self, app_label: str, state: ProjectState) -> None:
+        """Leave the model as it is; note with the field how it is guarded, to create the guard again backwards."""
         _note_guard(state, app_label, self.model_name, self.name, self.populate)
 
-    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        model = to_state.apps.get_model(app_label, self.model_name)
-        if self.allow_migrate_model(schema_editor.connection.alias, model):
-            database = self._database(schema_editor, type(self).__name__)
-            self.refuse_python(resolve(self.populate, [self.name]))
-            self.create(app_label, schema_editor, database, to_state)
-
-    def create(
-        self,
-        app_label: str,
-        schema_editor: Any,
-        database: Database,
-        state: Any,
-        *,
-        level: int = logging.WARNING,
-    ) -> None:
-        """Put the guard up, or say at this level of the log why this database cannot."""
+    def plan(self, change: Change) -> Plan:
         try:
-            self._run(database, schema_editor, self._steps(app_label, database, state))
-        except (NoGuard, DatabaseError) as error:
-            if isinstance(error, DatabaseError) and not database.is_denied(error):
-                raise
-            logger.log(level, "%s", self._without(app_label, database, error))
-
-    def _without(self, app_label: str, database: Database, error: Exception) -> str:
-        return (
-            f"{self._label(app_label)} on {database.connection.alias} is not guarded: {error}. Rows that come in "
-            "without it are filled at the end."
-        )
-
-    def _steps(self, app_label: str, database: Database, state: Any) -> list[Step]:
-        model = state.apps.get_model(app_label, self.model_name)
-        Populate(self.model_name, self.name, self.populate).validate(
-            app_label, database.connection.alias, state
-        )
-        source = resolve(self.populate, [self.name])
-        return guards.up(database, model, model._meta.get_field(self.name), source, state.apps)
-
-    def plan(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
-        try:
-            return [*self._steps(app_label, database, to_state)]
+            return self._steps(change)
         except NoGuard:
             return []
 
-    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        UnguardWrites(self.model_name, self.name).drop(app_label, schema_editor, from_state)
+    def forwards(self, change: Change) -> None:
+        self.refuse_python(resolve(self.populate, [self.name]))
+        self.create(change)
+
+    def create(self, change: Change, *, level: int = logging.WARNING) -> None:
+        """Create the guard, or log at this level why this database cannot have it."""
+        try:
+            change.run(self._steps(change))
+        except (NoGuard, DatabaseError) as error:
+            if isinstance(error, DatabaseError) and not change.database.is_denied(error):
+                raise
+            logger.log(
+                level,
+                "%s on %s is not guarded: %s. Rows that come in without it are filled at the end.",
+                self.label(change.app_label),
+                change.alias,
+                error,
+            )
+
+    def _steps(self, change: Change) -> list[Step]:
+        model = change.after(self.model_name)
+        Populate(self.model_name, self.name, self.populate).validate(
+            change.app_label, change.alias, change.to_state
+        )
+        source = resolve(self.populate, [self.name])
+        return guards.up(
+            change.database, model, model._meta.get_field(self.name), source, change.to_state.apps
+        )
+
+    def backwards(self, change: Change) -> None:
+        UnguardWrites(self.model_name, self.name).apply(change.within(change.from_state))
 
     def references_model(self, name: str, app_label: str) -> bool:
         return True  # The populate may read any model.
@@ -474,12 +367,8 @@ class GuardWrites(_FieldStep, Operation):
     def describe(self) -> str:
         return f"Guard {self.name} of {self.model_name}: the database fills it in new rows"
 
-    @property
-    def migration_name_fragment(self) -> str:
-        return f"{self.model_name.lower()}_{self.name.lower()}_guard"
 
-
-class UnguardWrites(_FieldStep, Operation):
+class UnguardWrites(FieldStep):
     """Take the write guard of a field away: its triggers, and its DEFAULT unless that is a db_default.
 
     Takes the table's exclusive lock briefly. Does nothing where there is no guard. Backwards the
@@ -487,41 +376,30 @@ class UnguardWrites(_FieldStep, Operation):
     """
 
     reversible = True
-    # Not elidable: an AddRequiredField(keep_guard=True) that is squashed puts the guard up.
+    # Not elidable: an AddRequiredField(keep_guard=True) that is squashed creates the guard.
     category = OperationCategory.SQL
+    arguments = ("model_name", "name")
+    fragment = "unguard"
 
     def __init__(self, model_name: str, name: str) -> None:
         self.model_name, self.name = model_name, name
 
-    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
-        return type(self).__name__, [], {"model_name": self.model_name, "name": self.name}
-
-    def state_forwards(self, app_label: str, state: Any) -> None:
+    def state_forwards(self, app_label: str, state: ProjectState) -> None:
         _note_guard(state, app_label, self.model_name, self.name, None)
 
-    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        self.drop(app_label, schema_editor, to_state)
+    def is_needed(self, change: Change) -> bool:
+        # A squashed migration that makes the table has no guard to drop, and may be atomic.
+        return change.collects_sql or any(step.needed() for step in self.plan(change))
 
-    def drop(self, app_label: str, schema_editor: Any, state: Any) -> None:
-        model = state.apps.get_model(app_label, self.model_name)
-        if self.allow_migrate_model(schema_editor.connection.alias, model):
-            database = for_connection(schema_editor.connection)
-            steps = self.plan(app_label, database, state, state)
-            if schema_editor.collect_sql or any(step.needed() for step in steps):
-                # A squashed migration that makes the table has nothing to take away, and may be atomic.
-                self._database(schema_editor, type(self).__name__)
-                self._run(database, schema_editor, steps)
+    def plan(self, change: Change) -> list[Step]:
+        model = change.after(self.model_name)
+        return guards.down(change.database, model, model._meta.get_field(self.name))
 
-    def plan(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Any]:
-        model = to_state.apps.get_model(app_label, self.model_name)
-        return [*guards.down(database, model, model._meta.get_field(self.name))]
-
-    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        field = to_state.models[app_label, self.model_name.lower()].fields[self.name]
-        populate = getattr(field, "safemigrate_guard", None)
+    def backwards(self, change: Change) -> None:
+        field = change.to_state.models[change.app_label, self.model_name.lower()].fields[self.name]
+        populate = fields.notes(field).guard
         if populate is not None:
-            guard = GuardWrites(self.model_name, self.name, populate)
-            guard.database_forwards(app_label, schema_editor, from_state, to_state)
+            GuardWrites(self.model_name, self.name, populate).apply(change)
 
     def references_model(self, name: str, app_label: str) -> bool:
         return True
@@ -529,12 +407,8 @@ class UnguardWrites(_FieldStep, Operation):
     def describe(self) -> str:
         return f"Take the guard of {self.name} of {self.model_name} away"
 
-    @property
-    def migration_name_fragment(self) -> str:
-        return f"{self.model_name.lower()}_{self.name.lower()}_unguard"
 
-
-class AddRequiredField(_FieldStep, AddField):
+class AddRequiredField(FieldStep, AddField):
     """Add a required field to a table that may be full: AddNullableField, Populate, SetNotNull in one.
 
     While it runs the field is guarded, where the populate can be said in SQL (GuardWrites): rows that old
@@ -545,11 +419,14 @@ class AddRequiredField(_FieldStep, AddField):
     on and ends the same. Its reverse is one DROP COLUMN. For locks and errors see the three steps.
     """
 
+    arguments = ("model_name", "name", "field", "populate")
+    options = {"batch_size": None, "keep_guard": False}
+
     def __init__(
         self,
         model_name: str,
         name: str,
-        field: Any,
+        field: Field[Any, Any],
         populate: Any,
         *,
         batch_size: int | None = None,
@@ -563,21 +440,22 @@ class AddRequiredField(_FieldStep, AddField):
         if keep_guard:
             GuardWrites(model_name, name, populate)  # Raises InvalidPopulate where no guard can be.
 
-    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
-        name, args, kwargs = super().deconstruct()
-        kwargs["populate"] = self.populate
-        if self.batch_size is not None:
-            kwargs["batch_size"] = self.batch_size
-        if self.keep_guard:
-            kwargs["keep_guard"] = True
-        return name, list(args), kwargs
+    def fills(self, model_name: str, name: str) -> bool:
+        return self.is_on(model_name, [name])
 
-    def state_forwards(self, app_label: str, state: Any) -> None:
+    requires = fills
+
+    def filling(self, app_label: str, state: ProjectState) -> Populate:
+        """Return the operation that fills in a state, which is moved on to where it does so."""
+        AddNullableField(self.model_name, self.name, self.field).state_forwards(app_label, state)
+        return Populate(self.model_name, self.name, self.populate, batch_size=self.batch_size)
+
+    def state_forwards(self, app_label: str, state: ProjectState) -> None:
         super().state_forwards(app_label, state)
         if self.keep_guard:
             _note_guard(state, app_label, self.model_name, self.name, self.populate)
 
-    def steps(self) -> list[Any]:
+    def steps(self) -> list[FieldStep]:
         """Return the operations that this one runs, in order."""
         # What a path leads to is not imported for a table without rows.
         guarded = is_dotted_path(self.populate) or guards.why_not(resolve(self.populate)) is None
@@ -589,84 +467,74 @@ class AddRequiredField(_FieldStep, AddField):
             *([UnguardWrites(self.model_name, self.name)] if guarded and not self.keep_guard else []),
         ]
 
-    def _stages(self, app_label: str, from_state: Any) -> list[tuple[Any, Any, Any]]:
-        """Return each operation with the states before and after it."""
-        stages, before = [], from_state
+    def _stages(self, change: Change) -> list[tuple[FieldStep, Change]]:
+        """Return each operation with its part of the change."""
+        stages, before = [], change.from_state
         for step in self.steps():
             after = before.clone()
-            step.state_forwards(app_label, after)
-            stages.append((step, before, after))
+            step.state_forwards(change.app_label, after)
+            stages.append((step, replace(change, from_state=before, to_state=after)))
             before = after
         return stages
 
-    def plan(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> list[Step | Fill]:
-        stages = self._stages(app_label, from_state)
-        return [part for step, *states in stages for part in step.plan(app_label, database, *states)]
+    def plan(self, change: Change) -> Plan:
+        return [part for step, stage in self._stages(change) for part in step.plan(stage)]
 
-    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        model = to_state.apps.get_model(app_label, self.model_name)
-        if not self.allow_migrate_model(schema_editor.connection.alias, model):
-            return
-        database = self._database(schema_editor, type(self).__name__)
-        if schema_editor.collect_sql:
-            write_down(schema_editor, self.plan(app_label, database, from_state, to_state))
-        elif self.keep_guard or not self._shortcut(app_label, database, from_state, to_state).take():
-            self._walk(app_label, schema_editor, database, from_state, to_state)
+    def forwards(self, change: Change) -> None:
+        if self.keep_guard or not self._shortcut(change).take():
+            self._walk(change)
 
-    def _shortcut(self, app_label: str, database: Database, from_state: Any, to_state: Any) -> Shortcut:
-        before, model = (state.apps.get_model(app_label, self.model_name) for state in (from_state, to_state))
-        target = Target(model, [self.name], [self.name], database.connection.alias, to_state.apps)
-        return Shortcut(database, before, target, self.populate, self.batch_size)
+    def _shortcut(self, change: Change) -> Shortcut:
+        before, model = change.before(self.model_name), change.after(self.model_name)
+        target = Target(model, [self.name], [self.name], change.alias, change.to_state.apps)
+        return Shortcut(change.database, before, target, self.populate, self.batch_size)
 
-    def _walk(
-        self, app_label: str, schema_editor: Any, database: Database, from_state: Any, to_state: Any
-    ) -> None:
+    def _walk(self, change: Change) -> None:
         """Run the operations one after another; each looks first whether it is still needed."""
-        alias, stages = database.connection.alias, self._stages(app_label, from_state)
-        full = Batches(from_state.apps.get_model(app_label, self.model_name), alias, []).rows.exists()
+        stages = self._stages(change)
+        full = Batches(change.before(self.model_name), change.alias, []).rows.exists()
         if full:
-            self._validate(app_label, alias, stages)
-        for step, before, after in stages:
+            self._validate(stages)
+        for step, stage in stages:
             if not isinstance(step, GuardWrites):
-                step.database_forwards(app_label, schema_editor, before, after)
+                step.apply(stage)
             elif full or self.keep_guard:
-                level = logging.WARNING if self.keep_guard else logging.INFO
-                step.create(app_label, schema_editor, database, after, level=level)
-        if self.keep_guard and not database.guards_before_not_null:
-            self._give_up_guard(app_label, schema_editor, to_state)
+                step.create(stage, level=logging.WARNING if self.keep_guard else logging.INFO)
+        if self.keep_guard and not change.database.guards_before_not_null:
+            self._give_up_guard(change)
 
-    def _give_up_guard(self, app_label: str, schema_editor: Any, state: Any) -> None:
-        UnguardWrites(self.model_name, self.name).drop(app_label, schema_editor, state)
+    def _give_up_guard(self, change: Change) -> None:
+        UnguardWrites(self.model_name, self.name).apply(change)
         if not self.field.has_db_default():
             logger.warning(
                 "%s on %s: the guard could not be kept, because this database looks for NULL before a trigger "
                 "runs. Inserts without the field fail from now on.",
-                self._label(app_label),
-                schema_editor.connection.alias,
+                self.label(change.app_label),
+                change.alias,
             )
 
-    def _validate(self, app_label: str, alias: str, stages: Sequence[tuple[Any, Any, Any]]) -> None:
-        for step, before, _ in stages:
+    def _validate(self, stages: Sequence[tuple[FieldStep, Change]]) -> None:
+        for step, stage in stages:
             if isinstance(step, Populate):
-                step.validate(app_label, alias, before)
+                step.validate(stage.app_label, stage.alias, stage.from_state)
             elif isinstance(step, GuardWrites) and self.keep_guard:
                 step.refuse_python(resolve(self.populate))
 
-    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        UnguardWrites(self.model_name, self.name).drop(app_label, schema_editor, from_state)
-        AddNullableField.database_backwards(self, app_label, schema_editor, from_state, to_state)  # type: ignore[arg-type]
+    def backwards(self, change: Change) -> None:
+        UnguardWrites(self.model_name, self.name).apply(change.within(change.from_state))
+        _drop_column(self, change)
 
     def describe(self) -> str:
         return (
             f"Add required field {self.name} to {self.model_name}, old rows filled by "
-            f"{_told(self.populate, [self.name])}"
+            f"{_title(self.populate, [self.name])}"
         )
 
     def reduce(self, operation: Operation, app_label: str) -> Any:
         return _reduce_added(self, operation, app_label)
 
 
-def _note_guard(state: Any, app_label: str, model_name: str, name: str, populate: Any) -> None:
+def _note_guard(state: ProjectState, app_label: str, model_name: str, name: str, populate: Any) -> None:
     model = state.models[app_label, model_name.lower()]
     if name not in model.fields:
         raise InvalidPopulate(f"{app_label}.{model_name} has no field {name!r} to guard.")
@@ -680,5 +548,5 @@ def _check_batch_size(batch_size: Any) -> None:
         )
 
 
-def _told(populate: Any, names: Sequence[str]) -> str:
+def _title(populate: Any, names: Sequence[str]) -> str:
     return populate if isinstance(populate, str) and "." in populate else resolve(populate, names).title

@@ -17,7 +17,7 @@ from django.db import connections
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from safemigrate.backends import monitoring
+from safemigrate.backends import get_backend
 from safemigrate.conf import get
 from safemigrate.exceptions import InvalidSetting, NotVisible
 from safemigrate.formatting import nearest
@@ -70,7 +70,7 @@ class Watch:
 
     def __init__(self, model: Any, alias: str) -> None:
         self.model, self.alias = model, alias
-        self.monitoring = monitoring.for_connection(connections[alias])
+        self.monitoring = get_backend(connections[alias]).monitoring
         self.blind_for = get("SAFEMIGRATE_BLIND_SECONDS")
         self.asked: float | None = None
         self.blind_since: float | None = None

@@ -299,7 +299,7 @@ def _in_transaction(ahead: UnappliedOperation) -> Iterator[Caution]:
 def _still_guarded(ahead: UnappliedOperation, name: str, done: str) -> Iterator[Caution]:
     model_name = ahead.operation.model_name
     field = _state_field(ahead, model_name, name)
-    if getattr(field, "safemigrate_guard", None) is None or ahead.model(model_name) is None:
+    if fields.notes(field).guard is None or ahead.model(model_name) is None:
         return
     yield _caution(
         8,

@@ -19,8 +19,7 @@ from django.db.models.functions import Coalesce
 from django.db.models.sql import UpdateQuery
 from django.db.transaction import atomic
 
-from safemigrate.backends import Database, writer
-from safemigrate.backends.writer import Write
+from safemigrate.backends import Database, Write, get_backend
 from safemigrate.engine.batches import Batches, Range, Target, keys_of
 from safemigrate.engine.uniqueness import Deduplicator
 from safemigrate.exceptions import BadRow, InvalidPopulate, SafemigrateError
@@ -124,7 +123,7 @@ class ComputedInPython:
         self.unique = self._deduplicator()
         # Django's own `pk` looks the field up in each row.
         self.key = attrgetter(target.model._meta.pk.attname or "pk")
-        self.write = writer.for_target(database, target)
+        self.write = get_backend(database.connection).writer(target)
 
     def _deduplicator(self) -> Deduplicator | None:
         if self.source.unique is None:

@@ -28,7 +28,7 @@ from django.db import Error, connections
 from django.utils.module_loading import import_string
 
 from safemigrate import conf
-from safemigrate.backends import for_connection, writer
+from safemigrate.backends import for_connection, get_backend
 from safemigrate.engine.batch_runner import (
     BatchFailed,
     ComputedInDatabase,
@@ -186,7 +186,7 @@ def _hired(work: Work, batches: Batches, number: int, work_factory: Sequence[str
 def _writer(work: ComputedInPython, batches: Batches) -> Pool:
     """Return a thread that writes one batch while the caller reads and computes the next."""
     pool, opened = _pool(batches.alias, 1)
-    write = cache(lambda: writer.for_target(for_connection(connections[batches.alias]), work.target))
+    write = cache(lambda: get_backend(connections[batches.alias]).writer(work.target))
 
     def finish(made: Made, took: float) -> Done:
         began = monotonic()

@@ -15,7 +15,7 @@ from django.db.migrations.state import ProjectState
 from django.db.models import QuerySet
 
 from safemigrate import conf
-from safemigrate.backends import Database, for_connection, monitoring
+from safemigrate.backends import Database, for_connection, get_backend
 from safemigrate.engine.batch_size import Pace, configured
 from safemigrate.generator.autodetector import Migrations
 from safemigrate.generator.targets import Target
@@ -23,6 +23,7 @@ from safemigrate.plan import sampling
 from safemigrate.plan.risks import SMALL, Risk, Situation, found
 from safemigrate.plan.sampling import Sample
 from safemigrate.populate.sources import AsWritten
+from safemigrate.schema.change import Change
 from safemigrate.schema.plan import Fill
 from safemigrate.schema.steps import Step
 
@@ -150,7 +151,7 @@ class _Look:
             cure = "The migrations make it, and fill nothing: on an empty table all is done at once."
             return replace(blank, rows=0, risks=(Risk(text, cure),))
         actions = tuple(self._actions())
-        table, indexes = monitoring.for_connection(self.connection).size(self.model)
+        table, indexes = get_backend(self.connection).monitoring.size(self.model)
         return replace(
             blank,
             rows=self.rows,
@@ -208,7 +209,7 @@ class _Look:
             for entry in self.entries
             for operation, before, after in _states(entry)
             if _concerns(operation, self.target)
-            for part in operation.plan(self.target.app_label, self.database, before, after)
+            for part in operation.plan(Change(self.target.app_label, self.database, before, after))
         ]
 
     @property
@@ -275,7 +276,7 @@ class _Look:
             target=self.target,
             model=self.model,
             database=self.database,
-            monitoring=monitoring.for_connection(self.connection),
+            monitoring=get_backend(self.connection).monitoring,
             rows=self.rows,
             unapplied=self.unapplied,
             operations=[operation for operation in operations if _concerns(operation, self.target)],

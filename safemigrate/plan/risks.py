@@ -8,8 +8,7 @@ from typing import Any
 
 from django.db import router
 
-from safemigrate.backends import Database
-from safemigrate.backends.monitoring import Monitoring
+from safemigrate.backends import Database, Monitoring
 from safemigrate.conf import get
 from safemigrate.exceptions import NoGuard, NotVisible
 from safemigrate.generator.targets import Target

@@ -14,8 +14,9 @@ from safemigrate.engine.batch_runner import Work, work_for
 from safemigrate.engine.batches import Batches, Target
 from safemigrate.exceptions import NothingToRun
 from safemigrate.formatting import nearest
-from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
+from safemigrate.operations import Populate
 from safemigrate.populate.sources import AsWritten, resolve
+from safemigrate.schema.change import Change, FieldStep
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Job:
         work_factories = {(self.key, self.alias): (f"{__name__}.work", field, self.alias)}
         known = context.changed(migrations={self.key: self.migration}, work_factories=work_factories)
         with known, connection.schema_editor(atomic=False) as editor:
-            populate.fill(self.app_label, editor, for_connection(connection), self.state, self.state)
+            populate.fill(Change(self.app_label, for_connection(connection), self.state, self.state, editor))
 
 
 def find(label: str, alias: str) -> Job:
@@ -95,7 +96,7 @@ def find(label: str, alias: str) -> Job:
     found = None
     for key in _keys(loader, app_label):
         for number, operation in enumerate(loader.graph.nodes[key].operations):
-            if _fills(operation, model_name, name):
+            if isinstance(operation, FieldStep) and operation.fills(model_name, name):
                 found = (key, number)
     if found is None:
         raise NothingToRun(_not_found(loader, app_label, model_name, name))
@@ -112,18 +113,13 @@ def requiring(label: str, alias: str) -> tuple[str, str]:
     filled = find(label, alias).migration.partition(".")[2]
     keys = _keys(loader, app_label)
     for key in keys[keys.index((app_label, filled)) :]:
-        if any(_requires(operation, model_name, name) for operation in loader.graph.nodes[key].operations):
-            return key
+        for operation in loader.graph.nodes[key].operations:
+            if isinstance(operation, FieldStep) and operation.requires(model_name, name):
+                return key
     raise NothingToRun(
         f"No migration makes {label} required after {app_label}.{filled}: there is no SetNotNull of it. To write one: "
         f"python manage.py add_required_field {label} --phases 3"
     )
-
-
-def _requires(operation: Any, model_name: str, name: str) -> bool:
-    if not isinstance(operation, AddRequiredField | SetNotNull):
-        return False
-    return bool(operation.model_name_lower == model_name and operation.name == name)
 
 
 def work(label: str, alias: str) -> tuple[Work, Batches]:
@@ -151,30 +147,13 @@ def _keys(loader: MigrationLoader, app_label: str) -> list[tuple[str, str]]:
     return [key for key in plan if key[0] == app_label]
 
 
-def _fills(operation: Any, model_name: str, name: str) -> bool:
-    if isinstance(operation, AddRequiredField):
-        return bool(operation.model_name_lower == model_name and operation.name == name)
-    return (
-        isinstance(operation, Populate)
-        and operation.model_name.lower() == model_name
-        and name in operation.names
-    )
-
-
 def _fill(loader: MigrationLoader, key: tuple[str, str], number: int, alias: str) -> Job:
     app_label, migration_name = key
     state = loader.project_state(key, at_end=False)
     operations = loader.graph.nodes[key].operations
     for earlier in operations[:number]:
         earlier.state_forwards(app_label, state)
-    operation = operations[number]
-    if isinstance(operation, AddRequiredField):
-        AddNullableField(operation.model_name, operation.name, operation.field).state_forwards(
-            app_label, state
-        )
-        operation = Populate(
-            operation.model_name, operation.name, operation.populate, batch_size=operation.batch_size
-        )
+    operation = operations[number].filling(app_label, state)
     return Job(operation, app_label, f"{app_label}.{migration_name}", alias, state)
 
 
@@ -183,7 +162,9 @@ def _not_found(loader: MigrationLoader, app_label: str, model_name: str, name: s
         f"{key[0]}.{operation.model_name}.{each}"
         for key, migration in loader.graph.nodes.items()
         for operation in migration.operations
-        for each in _names(operation)
+        if isinstance(operation, FieldStep)
+        for each in operation.names
+        if operation.fills(operation.model_name, each)
     }
     label = f"{app_label}.{model_name}.{name}"
     hint = nearest(label, known)
@@ -191,9 +172,3 @@ def _not_found(loader: MigrationLoader, app_label: str, model_name: str, name: s
         f"No migration fills {label}: there is no AddRequiredField or Populate of it.{hint} To write one: "
         f"python manage.py add_required_field {label}"
     )
-
-
-def _names(operation: Any) -> list[str]:
-    if isinstance(operation, AddRequiredField):
-        return [operation.name]
-    return operation.names if isinstance(operation, Populate) else []

@@ -13,8 +13,7 @@ from django.db import DatabaseError
 from django.db.models import UUIDField
 
 from safemigrate import conf
-from safemigrate.backends import Database
-from safemigrate.backends.guards import for_database
+from safemigrate.backends import Database, get_backend
 from safemigrate.engine import engine
 from safemigrate.engine.batches import Batches, Target
 from safemigrate.exceptions import NoGuard
@@ -98,7 +97,7 @@ class Shortcut:
             return None
         (value,) = source.assignments(self.target.model, self.target.apps).values()
         try:
-            return for_database(self.database).sql(self.target.model, self.field, value)
+            return get_backend(self.database.connection).guards.sql(self.target.model, self.field, value)
         except (FieldError, NoGuard):
             return None
 

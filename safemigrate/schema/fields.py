@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db import models
@@ -12,8 +13,22 @@ from django.db.models.fields.related import ForeignObject
 
 from safemigrate.exceptions import InvalidField
 
-#: What operations leave on a field of the migration state, for later ones: how it was filled, how it is guarded.
-NOTES = ("safemigrate_populate", "safemigrate_guard")
+
+@dataclass(frozen=True)
+class Notes:
+    """What operations leave on a field of the migration state for later ones; no migration file and no model has it.
+
+    `populate` is the Populate that fills it, with the names of those of its fields that were nullable then;
+    `guard` is the populate of its write guard.
+    """
+
+    populate: tuple[Any, list[str]] | None = None
+    guard: Any = None
+
+
+def notes(field: Any) -> Notes:
+    found: Notes = getattr(field, "safemigrate_notes", Notes())
+    return found
 
 
 def check(field: models.Field[Any, Any], name: str) -> None:
@@ -114,9 +129,8 @@ def _same(one: Any, other: Any) -> bool:
     )
 
 
-def noted(field: models.Field[Any, Any], like: models.Field[Any, Any], **notes: Any) -> Any:
-    """Return a copy of a state's field that bears the notes of `like`, and these."""
-    clone = field.clone()
-    for name in NOTES:
-        setattr(clone, name, notes.get(name.removeprefix("safemigrate_"), getattr(like, name, None)))
+def noted(field: models.Field[Any, Any], like: models.Field[Any, Any], **changes: Any) -> Any:
+    """Return a copy of a state's field that bears the notes of `like`, with these changes."""
+    clone: Any = field.clone()
+    clone.safemigrate_notes = replace(notes(like), **changes)
     return clone

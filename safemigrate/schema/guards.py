@@ -7,8 +7,7 @@ from typing import Any
 
 from django.db.models import Value
 
-from safemigrate.backends import Database
-from safemigrate.backends.guards import for_database
+from safemigrate.backends import Database, get_backend
 from safemigrate.exceptions import NoGuard
 from safemigrate.populate.sources import InDatabase, Source
 from safemigrate.schema.steps import Step
@@ -27,7 +26,7 @@ def up(database: Database, model: Any, field: Any, source: Source, apps: Any) ->
     Each takes a short lock. Run again they replace a guard that is different. A field with a default of the
     database's own (db_default) is guarded by that. Raises NoGuard where this database cannot.
     """
-    guards = for_database(database)
+    guards = get_backend(database.connection).guards
     reason = why_not(source)
     if field.has_db_default():
         source = InDatabase({field.name: field.db_default}, "its db_default")
@@ -48,12 +47,12 @@ def up(database: Database, model: Any, field: Any, source: Source, apps: Any) ->
 
 def down(database: Database, model: Any, field: Any) -> list[Step]:
     """Return the steps that take any guard of the field away; nothing is done where there is none."""
-    return for_database(database).down(model, field)
+    return get_backend(database.connection).guards.down(model, field)
 
 
 def random_uuid(database: Database, field: Any) -> str | None:
     """Return the SQL of a uuid as uuid.uuid4 makes it, in the form of the field's column; None without any."""
-    return for_database(database).random_uuid(field)
+    return get_backend(database.connection).guards.random_uuid(field)
 
 
 def _is_random_uuid(source: Source) -> bool:

@@ -1,4 +1,4 @@
-"""Looks at the data, before NOT NULL or a unique constraint is asked for."""
+"""Looks at the table and its rows before a step that they would refuse, and refuses it in words."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Any
 
 from django.db.models import Count
 
-from safemigrate.engine.batches import Batches
-from safemigrate.exceptions import BadRows, DuplicateValues, NullsRemain
+from safemigrate import conf
+from safemigrate.backends import Database
+from safemigrate.engine import context
+from safemigrate.engine.batches import Batches, Target
+from safemigrate.exceptions import BadRows, DuplicateValues, InvalidField, NullsRemain, TooManyRows
 
 EXAMPLES = 10
 
@@ -46,3 +49,37 @@ def refuse_duplicates(model: Any, alias: str, field: Any) -> None:
         'Correct these rows, or set all back to NULL and populate by PerRow(..., unique=Suffix("-")), and run '
         "migrate again: it carries on from here."
     )
+
+
+def refuse_many(target: Target) -> None:
+    """Raise TooManyRows where the project leaves so many rows to `backfill run`."""
+    most = conf.get("SAFEMIGRATE_MAX_ROWS_IN_MIGRATE")
+    if most is None:
+        return
+    rows = Batches(target.model, target.alias, target.null_fields).todo.count()
+    if rows <= most:
+        return
+    label = f"{target.model._meta.label}.{target.names[0]}"
+    too_many = (
+        f"{rows:,} rows of {target.label} on {target.alias} are to be filled, more than `migrate` may fill here "
+        f"(SAFEMIGRATE_MAX_ROWS_IN_MIGRATE = {most:,})."
+    )
+    if handed_over := context.hand_over(label, target.alias):
+        raise TooManyRows(f"{too_many} {handed_over} When it has succeeded, run migrate again.")
+    raise TooManyRows(
+        f"{too_many} Fill them outside, while the site runs:\n"
+        f"    python manage.py backfill run {label} --database {target.alias}\n"
+        "Then run migrate again: it finds nothing left to fill, and goes on."
+    )
+
+
+def refuse_other_type(database: Database, model: Any, field: Any) -> None:
+    """Raise InvalidField where the table has the column already, of another type than a stopped run would have left."""
+    found = database.other_type(model, field)
+    if found:
+        raise InvalidField(
+            f"{model._meta.label}.{field.name} on {database.connection.alias}: the table has a column "
+            f"{field.column} already, of type {found}, but the field needs {field.db_type(database.connection)}. "
+            "It may be left from a migration that was changed after it had begun. Drop the column, or name the "
+            "field otherwise, and run migrate again."
+        )

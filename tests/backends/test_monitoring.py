@@ -12,8 +12,7 @@ import pytest
 from django.db import Error, connections, models
 from pytest_django import DjangoDbBlocker
 
-from safemigrate.backends import monitoring
-from safemigrate.backends.monitoring import Monitoring
+from safemigrate.backends import Monitoring, get_backend
 from safemigrate.exceptions import InvalidSetting, NotVisible
 from tests.schema.test_runner import another
 from tests.support import replicas
@@ -37,7 +36,7 @@ def sandbox(alias: str) -> MigrationSandbox:
 
 
 def seen(sandbox: MigrationSandbox) -> Monitoring:
-    return monitoring.for_connection(sandbox.connection)
+    return get_backend(sandbox.connection).monitoring
 
 
 @contextmanager
@@ -157,7 +156,7 @@ def test_a_user_without_the_right_is_told_which_one_it_lacks(
     execute(sandbox.connection, f"GRANT SELECT ON {sandbox.connection.settings_dict['NAME']}.* TO plain@'%'")
     with another(sandbox.alias) as other:
         monkeypatch.setitem(other.settings_dict, "USER", "plain")
-        told = monitoring.for_connection(other)
+        told = get_backend(other).monitoring
         try:
             with pytest.raises(NotVisible, match="grant it PROCESS ON"):
                 told.waiting_for(sandbox.model())
@@ -208,7 +207,7 @@ def plain_user(sandbox: MigrationSandbox) -> Iterator[Monitoring]:
         execute(other, "CREATE ROLE plain")
         execute(other, "SET ROLE plain")
         try:
-            yield monitoring.for_connection(other)
+            yield get_backend(other).monitoring
         finally:
             execute(other, "RESET ROLE")
             execute(other, "DROP ROLE plain")
@@ -366,7 +365,7 @@ def streaming(
 
 
 def lag_of(primary: Any) -> float | None:
-    return monitoring.for_connection(primary).replication_lag()
+    return get_backend(primary).monitoring.replication_lag()
 
 
 def write(primary: Any) -> None:

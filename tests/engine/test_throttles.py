@@ -19,7 +19,7 @@ from django.core.cache import cache
 from pytest_django import DjangoDbBlocker
 
 from safemigrate import conf, throttles
-from safemigrate.backends import monitoring
+from safemigrate.backends import get_backend
 from safemigrate.engine import engine, progress
 from safemigrate.exceptions import Interrupted, InvalidSetting, NotVisible
 from safemigrate.throttles import FillHours, Nice, ReplicationLag, Throttles, Vacuum, WaitingLocks
@@ -357,7 +357,7 @@ def behind(django_db_blocker: DjangoDbBlocker, settings: Any) -> Iterator[tuple[
 @pytest.mark.slow
 def test_a_fill_waits_for_its_replica(behind: tuple[MigrationSandbox, Any]) -> None:
     sandbox, replica = behind
-    wait_for(lambda: monitoring.for_connection(sandbox.connection).replication_lag() == 0)
+    wait_for(lambda: get_backend(sandbox.connection).monitoring.replication_lag() == 0)
     fetch(replica, "SELECT pg_wal_replay_pause()")
     execute(sandbox.connection, "CREATE TABLE news (n integer)")
 
@@ -365,7 +365,7 @@ def test_a_fill_waits_for_its_replica(behind: tuple[MigrationSandbox, Any]) -> N
         if run.waited > 1 and fetch(replica, "SELECT pg_is_wal_replay_paused()")[0][0]:
             fetch(replica, "SELECT pg_wal_replay_resume()")
 
-    wait_for(lambda: (monitoring.for_connection(sandbox.connection).replication_lag() or 0) > 0.8)
+    wait_for(lambda: (get_backend(sandbox.connection).monitoring.replication_lag() or 0) > 0.8)
     observer = Waits(go_on)
     run = fill(sandbox, observer=observer, batch_size=100)
     assert all(re.fullmatch(r"a replica is \d+ s behind", reason) for reason in observer.reasons)
@@ -449,7 +449,7 @@ def test_a_fill_waits_while_others_wait_for_the_table(sandbox: MigrationSandbox,
         locked(sandbox.alias) as other,
         elsewhere(sandbox.alias, f"UPDATE {TABLE} SET question_text = 'mine'"),
     ):
-        look = monitoring.for_connection(sandbox.connection)
+        look = get_backend(sandbox.connection).monitoring
         wait_for(lambda: look.waiting_for(sandbox.model()))
         throttle = WaitingLocks(sandbox.model(), sandbox.alias)
         run = engine.Run("boxes.Question.expires_date", sandbox.alias, total=1)
@@ -471,7 +471,7 @@ def test_a_fill_goes_on_when_nobody_waits_any_more(sandbox: MigrationSandbox, se
         writer.set_autocommit(False)
         execute(writer, f"INSERT INTO {TABLE} (question_text, pub_date) VALUES ('new', now())")
         with elsewhere(sandbox.alias, f"CREATE INDEX late ON {TABLE} (pub_date)"):
-            wait_for(lambda: monitoring.for_connection(sandbox.connection).waiting_for(sandbox.model()))
+            wait_for(lambda: get_backend(sandbox.connection).monitoring.waiting_for(sandbox.model()))
             observer = Waits(lambda run: execute(writer, "ROLLBACK"))
             fill(sandbox, observer=observer)
     assert f"CREATE INDEX late ON {TABLE}" in observer.reasons[0]
@@ -518,7 +518,7 @@ def test_a_vacuum_every_so_many_rows_keeps_the_table_small(alias: str, settings:
 
 
 def size(sandbox: MigrationSandbox) -> int:
-    table, _ = monitoring.for_connection(sandbox.connection).size(sandbox.model())
+    table, _ = get_backend(sandbox.connection).monitoring.size(sandbox.model())
     assert table is not None
     return table
 

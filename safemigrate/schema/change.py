@@ -1,0 +1,175 @@
+"""What the operations have in common: a change of one field, forwards and backwards, on one database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.migrations.operations.base import Operation
+from django.db.migrations.state import ProjectState
+from django.db.models import Field, Model
+
+from safemigrate.backends import Database, for_connection
+from safemigrate.exceptions import InTransaction
+from safemigrate.schema import runner
+from safemigrate.schema.plan import Plan, write_down
+from safemigrate.schema.steps import Step
+
+
+@dataclass(frozen=True)
+class Change:
+    """The way from one state of the migrations to another on a database.
+
+    Without a schema editor it can be planned, not made.
+    """
+
+    app_label: str
+    database: Database
+    from_state: ProjectState
+    to_state: ProjectState
+    editor: BaseDatabaseSchemaEditor | None = None
+
+    @property
+    def alias(self) -> str:
+        return str(self.database.connection.alias)
+
+    @property
+    def collects_sql(self) -> bool:
+        """Is it `sqlmigrate` that asks, so that nothing is to be done?"""
+        return self.editor is not None and self.editor.collect_sql
+
+    def before(self, model_name: str) -> type[Model]:
+        model: type[Model] = self.from_state.apps.get_model(self.app_label, model_name)
+        return model
+
+    def after(self, model_name: str) -> type[Model]:
+        model: type[Model] = self.to_state.apps.get_model(self.app_label, model_name)
+        return model
+
+    def within(self, state: ProjectState) -> Change:
+        """Return a change that begins and ends in this state."""
+        return replace(self, from_state=state, to_state=state)
+
+    def run(self, steps: Sequence[Step]) -> None:
+        """Run the steps that are still needed, or write them down for `sqlmigrate`."""
+        if self.editor is not None and self.editor.collect_sql:
+            write_down(self.editor, steps)
+        else:
+            runner.run(self.database, steps)
+
+
+class FieldStep(Operation):
+    """An operation on one field: a subclass says what is to be done, this class when.
+
+    It leaves the model to the routers, refuses a transaction, and prints its plan for `sqlmigrate`.
+    """
+
+    atomic = False
+    name: str
+    model_name: str
+    field: Any
+
+    #: The arguments that are written into a migration: those that always are, and the others by their defaults.
+    arguments: ClassVar[tuple[str, ...]] = ("model_name", "name", "field")
+    options: ClassVar[Mapping[str, Any]] = {}
+    #: The end of the name of a migration that has this operation alone.
+    fragment = ""
+
+    @property
+    def names(self) -> list[str]:
+        return [self.name]
+
+    # What a subclass says
+
+    def plan(self, change: Change) -> Plan:
+        """Return what is done forwards, in order, without doing any of it."""
+        raise NotImplementedError
+
+    def is_needed(self, change: Change) -> bool:
+        return True
+
+    def forwards(self, change: Change) -> None:
+        change.run([part for part in self.plan(change) if isinstance(part, Step)])
+
+    def backwards(self, change: Change) -> None: ...
+
+    def fills(self, model_name: str, name: str) -> bool:
+        """Does it give the old rows of this field their value?"""
+        return False
+
+    def requires(self, model_name: str, name: str) -> bool:
+        """Does it make this field required?"""
+        return False
+
+    # What Django asks
+
+    def database_forwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        database = for_connection(schema_editor.connection)
+        self.apply(Change(app_label, database, from_state, to_state, schema_editor))
+
+    def database_backwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        change = Change(
+            app_label, for_connection(schema_editor.connection), from_state, to_state, schema_editor
+        )
+        if self._is_routed(change):
+            self.backwards(change)
+
+    def apply(self, change: Change) -> None:
+        if not self._is_routed(change) or not self.is_needed(change):
+            return
+        self.refuse_transaction(change)
+        if change.collects_sql:
+            write_down(change.editor, self.plan(change))
+        else:
+            self.forwards(change)
+
+    def _is_routed(self, change: Change) -> bool:
+        return bool(self.allow_migrate_model(change.alias, change.after(self.model_name)))
+
+    def refuse_transaction(self, change: Change) -> None:
+        if change.database.connection.in_atomic_block and not change.collects_sql:
+            raise InTransaction(
+                f"{type(self).__name__} on {self.model_name}.{self.name} cannot run inside a transaction: every "
+                "lock that it takes would be held until the end, and its batches would commit nothing before it. "
+                "Add this line to the Migration class:\n\n    atomic = False\n"
+            )
+
+    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        kwargs = {name: getattr(self, name) for name in self.arguments}
+        given = {name: getattr(self, name) for name in self.options}
+        kwargs |= {name: value for name, value in given.items() if value != self.options[name]}
+        return type(self).__name__, [], kwargs
+
+    @property
+    def migration_name_fragment(self) -> str:
+        return "_".join(
+            [self.model_name.lower(), *map(str.lower, self.names), *filter(None, [self.fragment])]
+        )
+
+    def is_on(self, model_name: str, names: Iterable[str]) -> bool:
+        """Is it on one of these fields?"""
+        return self.model_name.lower() == model_name.lower() and not set(names).isdisjoint(self.names)
+
+    def label(self, app_label: str) -> str:
+        return f"{app_label}.{self.model_name}.{self.name}"
+
+
+def field_of(model: type[Model], name: str) -> Field[Any, Any]:
+    """Return a field of the model that has a column."""
+    field = model._meta.get_field(name)
+    assert isinstance(field, Field)
+    return field
