@@ -28,6 +28,7 @@ from safemigrate.schema.fast_path import Shortcut
 from safemigrate.schema.not_null import Requiring
 from safemigrate.schema.plan import Fill, Plan
 from safemigrate.schema.steps import Step
+from safemigrate.types import field_of
 
 __all__ = ["AddNullableField", "AddRequiredField", "GuardWrites", "Populate", "SetNotNull", "UnguardWrites"]
 
@@ -57,11 +58,11 @@ class AddNullableField(FieldStep, AddField):
 
     def plan(self, change: Change) -> Plan:
         model = change.after(self.model_name)
-        return change.database.add_column(model, model._meta.get_field(self.name))
+        return change.database.add_column(model, field_of(model, self.name))
 
     def forwards(self, change: Change) -> None:
         model = change.after(self.model_name)
-        proofs.refuse_other_type(change.database, model, model._meta.get_field(self.name))
+        proofs.refuse_other_type(change.database, model, field_of(model, self.name))
         super().forwards(change)
 
     def backwards(self, change: Change) -> None:
@@ -77,7 +78,7 @@ class AddNullableField(FieldStep, AddField):
 def _drop_column(self: FieldStep, change: Change) -> None:
     self.refuse_transaction(change)
     model = change.before(self.model_name)
-    change.run(change.database.drop_column(model, model._meta.get_field(self.name)))
+    change.run(change.database.drop_column(model, field_of(model, self.name)))
 
 
 def _reduce_added(self: Any, operation: Operation, app_label: str) -> Any:
@@ -182,7 +183,7 @@ class Populate(FieldStep):
         engine.fill(target, source, batch_size=self.batch_size, at_once=at_once)
 
     def _index_early(self, change: Change, model: type[Model]) -> None:
-        field: Any = model._meta.get_field(self.names[0])
+        field: Any = field_of(model, self.names[0])
         if not field.unique:
             raise InvalidPopulate(
                 f"unique=Suffix(...) makes the values of {model._meta.label}.{field.name} unique, but the field "
@@ -191,7 +192,7 @@ class Populate(FieldStep):
         change.run(change.database.index_early(model, field))
 
     def target(self, model: type[Model], alias: str, apps: StateApps, once: Sequence[str] = ()) -> Target:
-        null_fields = [name for name in self.names if model._meta.get_field(name).null]
+        null_fields = [name for name in self.names if field_of(model, name).null]
         return Target(model, self.names, null_fields, alias, apps, once)
 
     def _target_of(self, change: Change, once: Sequence[str] = ()) -> Target:
@@ -248,9 +249,7 @@ class SetNotNull(FieldStep, AlterField):
 
     def plan(self, change: Change) -> Plan:
         model = change.after(self.model_name)
-        steps = change.database.require(
-            change.before(self.model_name), model, model._meta.get_field(self.name)
-        )
+        steps = change.database.require(change.before(self.model_name), model, field_of(model, self.name))
         return steps.in_order()
 
     def forwards(self, change: Change) -> None:
@@ -264,7 +263,7 @@ class SetNotNull(FieldStep, AlterField):
                 populate, once = noted
                 populate.fill(change.within(change.from_state), once, at_once=at_once)
 
-        Requiring(change.database, before, model, model._meta.get_field(self.name), catch_up).run()
+        Requiring(change.database, before, model, field_of(model, self.name), catch_up).run()
 
     def _populate(self, app_label: str, state: ProjectState) -> tuple[Populate, list[str]] | None:
         noted = fields.notes(state.models[app_label, self.model_name_lower].fields[self.name]).populate
@@ -278,7 +277,7 @@ class SetNotNull(FieldStep, AlterField):
     def backwards(self, change: Change) -> None:
         self.refuse_transaction(change)
         model = change.after(self.model_name)
-        before, field = change.before(self.model_name), model._meta.get_field(self.name)
+        before, field = change.before(self.model_name), field_of(model, self.name)
         change.run(change.database.release(before, model, field))
 
     def describe(self) -> str:
@@ -354,9 +353,7 @@ class GuardWrites(FieldStep):
             change.app_label, change.alias, change.to_state
         )
         source = resolve(self.populate, [self.name])
-        return guards.up(
-            change.database, model, model._meta.get_field(self.name), source, change.to_state.apps
-        )
+        return guards.up(change.database, model, field_of(model, self.name), source, change.to_state.apps)
 
     def backwards(self, change: Change) -> None:
         UnguardWrites(self.model_name, self.name).apply(change.within(change.from_state))
@@ -393,7 +390,7 @@ class UnguardWrites(FieldStep):
 
     def plan(self, change: Change) -> list[Step]:
         model = change.after(self.model_name)
-        return guards.down(change.database, model, model._meta.get_field(self.name))
+        return guards.down(change.database, model, field_of(model, self.name))
 
     def backwards(self, change: Change) -> None:
         field = change.to_state.models[change.app_label, self.model_name.lower()].fields[self.name]

@@ -14,6 +14,7 @@ from datetime import datetime, tzinfo
 from typing import Any, Protocol
 
 from django.db import connections
+from django.db.models import Model
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
@@ -31,14 +32,14 @@ ASK_SECONDS = 1.0
 class Throttle(Protocol):
     """Says before each batch whether the fill has to wait."""
 
-    def __init__(self, model: Any, alias: str) -> None: ...
+    def __init__(self, model: type[Model], alias: str) -> None: ...
     def reason(self, run: Any) -> str | None: ...
 
 
 class Throttles:
     """All that are named, asked in that order; the first that says wait is heard."""
 
-    def __init__(self, model: Any, alias: str, paths: Sequence[str]) -> None:
+    def __init__(self, model: type[Model], alias: str, paths: Sequence[str]) -> None:
         self.each = [_class(path)(model, alias) for path in paths]
 
     def reason(self, run: Any) -> str | None:
@@ -68,7 +69,7 @@ class Watch:
     A class of your own may build on it: `ask` is called at most once in ASK_SECONDS.
     """
 
-    def __init__(self, model: Any, alias: str) -> None:
+    def __init__(self, model: type[Model], alias: str) -> None:
         self.model, self.alias = model, alias
         self.monitoring = get_backend(connections[alias]).monitoring
         self.blind_for = get("SAFEMIGRATE_BLIND_SECONDS")
@@ -110,7 +111,7 @@ class Watch:
 class ReplicationLag(Watch):
     """Waits while a replica is more than SAFEMIGRATE_MAX_REPLICATION_LAG seconds behind."""
 
-    def __init__(self, model: Any, alias: str) -> None:
+    def __init__(self, model: type[Model], alias: str) -> None:
         super().__init__(model, alias)
         self.most = get("SAFEMIGRATE_MAX_REPLICATION_LAG")
 
@@ -135,7 +136,7 @@ class Vacuum(Watch):
     So the next rows find room where the last ones left it, and the table does not double.
     """
 
-    def __init__(self, model: Any, alias: str) -> None:
+    def __init__(self, model: type[Model], alias: str) -> None:
         super().__init__(model, alias)
         self.every = get("SAFEMIGRATE_VACUUM_ROWS")
         self.vacuumed = 0
@@ -175,7 +176,7 @@ class Vacuum(Watch):
 class Nice:
     """Pauses after each batch for SAFEMIGRATE_NICE_RATIO times as long as it took."""
 
-    def __init__(self, model: Any, alias: str) -> None:
+    def __init__(self, model: type[Model], alias: str) -> None:
         self.ratio = get("SAFEMIGRATE_NICE_RATIO")
         self.batches = 0
         self.until = 0.0
@@ -190,7 +191,7 @@ class Nice:
 class FillHours:
     """Lets the fill run in SAFEMIGRATE_FILL_HOURS alone, by the clock of the project's TIME_ZONE."""
 
-    def __init__(self, model: Any, alias: str) -> None:
+    def __init__(self, model: type[Model], alias: str) -> None:
         hours = get("SAFEMIGRATE_FILL_HOURS")
         if hours is None:
             raise InvalidSetting(

@@ -23,6 +23,7 @@ from safemigrate.backends.sqlite.guards import SQLiteGuards
 from safemigrate.backends.sqlite.monitoring import SQLiteMonitoring
 from safemigrate.backends.sqlite.schema import SQLite
 from safemigrate.backends.sqlite.writer import SQLiteWrite
+from safemigrate.types import field_of
 
 __all__ = ["Column", "Database", "Guards", "Monitoring", "Write", "for_connection", "get_backend"]
 
@@ -44,7 +45,7 @@ class Backend:
 
     def writer(self, target: Any) -> Write:
         """Return what writes the values of a `batches.Target` that Python made."""
-        fields = [target.model._meta.get_field(name) for name in target.names]
+        fields = [field_of(target.model, name) for name in target.names]
         write = Write if any(map(has_own_sql, fields)) else self.write
         return write(self.schema, target)
 

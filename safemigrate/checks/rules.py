@@ -22,7 +22,7 @@ from django.db.migrations import (
     RunPython,
 )
 from django.db.migrations.writer import MigrationWriter
-from django.db.models import NOT_PROVIDED
+from django.db.models import NOT_PROVIDED, Field, Model
 
 from safemigrate import conf, operations
 from safemigrate.backends import for_connection
@@ -31,6 +31,7 @@ from safemigrate.checks.unapplied import UnappliedOperation, UnappliedOperations
 from safemigrate.exceptions import InvalidField
 from safemigrate.operations import GuardWrites, Populate, UnguardWrites
 from safemigrate.schema import fields
+from safemigrate.types import AnyField
 
 logger = logging.getLogger("safemigrate")
 
@@ -147,7 +148,7 @@ def _value(operation: Any) -> str:
     return "an empty text" if field.blank and field.empty_strings_allowed else ""
 
 
-def _repeats_unique(field: Any) -> bool:
+def _repeats_unique(field: Field[Any, Any]) -> bool:
     return bool(
         field.unique and callable(field.default) and not field.has_db_default() and field.has_default()
     )
@@ -182,7 +183,7 @@ def _populate_line(ahead: UnappliedOperation) -> str:
     return f'Populate(model_name="{operation.model_name}", name="{operation.name}", populate={called})'
 
 
-def _is_fillable(field: Any) -> bool:
+def _is_fillable(field: AnyField) -> bool:
     """Is it a column that could be filled, were it required?"""
     field = field.clone()
     field.null = False
@@ -233,7 +234,7 @@ def _kept(operation: Any) -> Any:
     return field
 
 
-def _set_not_null(model_name: str, name: str, field: Any) -> str:
+def _set_not_null(model_name: str, name: str, field: AnyField) -> str:
     written = _written(field, f"models.{type(field).__name__}(...)")
     return (
         f'SetNotNull(model_name="{model_name}", name="{name}", field={written}) from safemigrate.operations'
@@ -396,7 +397,7 @@ def _is_required(key: Key) -> bool:
 # Words
 
 
-def _label(ahead: UnappliedOperation, model: Any) -> str:
+def _label(ahead: UnappliedOperation, model: type[Model]) -> str:
     return f"{model._meta.label}.{ahead.operation.name}"
 
 
@@ -404,7 +405,7 @@ def _path(key: Key, unapplied: UnappliedOperations) -> str:
     return f"{key[0]}.{unapplied.state.models[key[:2]].name}.{key[2]}"
 
 
-def _table(ahead: UnappliedOperation, model: Any) -> str:
+def _table(ahead: UnappliedOperation, model: type[Model]) -> str:
     return f"{model._meta.db_table} on {ahead.alias}"
 
 

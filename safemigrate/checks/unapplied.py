@@ -8,6 +8,7 @@ from typing import Any
 
 from django.apps.registry import Apps
 from django.db import DatabaseError, models
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import (
     AlterModelTable,
     CreateModel,
@@ -18,7 +19,7 @@ from django.db.migrations import (
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.db.transaction import atomic
 
 Key = tuple[str, str]
@@ -27,7 +28,7 @@ Key = tuple[str, str]
 class Tables:
     """The tables that models to come have today, and which of them have rows."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.alias: str = connection.alias
         # Only of models that are made, or change their table, by what is not applied yet; None: not there yet.
         self._today: dict[Key, str | None] = {}
@@ -48,7 +49,7 @@ class Tables:
     def may_exist(self, key: Key) -> bool:
         return self._today.get(key, "") is not None
 
-    def has_rows(self, key: Key, model: Any) -> bool:
+    def has_rows(self, key: Key, model: type[Model]) -> bool:
         table = self._today.get(key, str(model._meta.db_table))
         if table is None:
             return False
@@ -63,7 +64,7 @@ class Tables:
 
     def _ask(self, table: str) -> bool:
         meta = type("Meta", (), {"apps": Apps(), "app_label": "safemigrate", "db_table": table})
-        model: Any = type("Row", (models.Model,), {"__module__": __name__, "Meta": meta})
+        model: type[Model] = type("Row", (models.Model,), {"__module__": __name__, "Meta": meta})
         try:
             with atomic(self.alias):
                 return QuerySet(model, using=self.alias).exists()
@@ -110,7 +111,7 @@ class UnappliedOperations:
     project with all migrations.
     """
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.executor = MigrationExecutor(connection)
         self.tables = Tables(connection)
         self.state = ProjectState(real_apps=self.executor.loader.unmigrated_apps)

@@ -25,6 +25,7 @@ from safemigrate.engine.uniqueness import Deduplicator
 from safemigrate.exceptions import BadRow, InvalidPopulate, SafemigrateError
 from safemigrate.populate.sources import InDatabase, InPython
 from safemigrate.schema import guards
+from safemigrate.types import AnyField, field_of
 
 Result = tuple[int, list[BadRow]]
 Work = Callable[[Batches, Range], Result]
@@ -53,10 +54,9 @@ def may_share(source: InDatabase | InPython, target: Target, database: Database)
 
 def _by_the_server(source: InPython, target: Target, database: Database) -> InDatabase | None:
     """Return the UPDATE that makes what uuid.uuid4 would make, where the server can: no row has to come here."""
-    field = target.model._meta.get_field(target.names[0])
-    sql = (
-        guards.random_uuid(database, field) if source.function is uuid4 and type(field) is UUIDField else None
-    )
+    field = field_of(target.model, target.names[0])
+    kind: type = type(field)
+    sql = guards.random_uuid(database, field) if source.function is uuid4 and kind is UUIDField else None
     if sql is None:
         return None
     made = RawSQL(sql, [], output_field=field)  # noqa: S611  the SQL is the database module's own
@@ -98,7 +98,7 @@ class ComputedInDatabase:
         return dict(sorted(values.items(), key=lambda item: item[0] not in kept))
 
     def _or_own(self, name: str, value: Any) -> Any:
-        field = self.model._meta.get_field(name)
+        field = field_of(self.model, name)
         # A bare text would be taken for the name of a column.
         given = value if hasattr(value, "resolve_expression") else Value(value, output_field=field)
         return Coalesce(F(name), given, output_field=field)
@@ -118,7 +118,7 @@ class ComputedInPython:
 
     def __init__(self, source: InPython, target: Target, database: Database) -> None:
         self.source, self.target, self.database = source, target, database
-        self.fields = [target.model._meta.get_field(name) for name in target.names]
+        self.fields = [field_of(target.model, name) for name in target.names]
         self.prepared = source.prepare(target.apps, target.alias) if source.prepare else None
         self.unique = self._deduplicator()
         # Django's own `pk` looks the field up in each row.
@@ -225,7 +225,7 @@ def written(write: Write, made: Made) -> int:
 PLAIN = {bool, int, float, str, bytes, date, datetime, time, timedelta, Decimal, UUID}
 
 
-def plain(field: Any, value: Any) -> Any:
+def plain(field: AnyField, value: Any) -> Any:
     """Return what of a function's result is to be stored. Raises NoValue."""
     if value is None:
         raise NoValue("the function returned None")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db.models import Q, QuerySet
+from django.db.models import Model, Q, QuerySet
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Target:
     fields are rewritten along with them.
     """
 
-    model: Any
+    model: type[Model]
     names: Sequence[str]
     null_fields: Sequence[str]
     alias: str
@@ -58,7 +58,7 @@ class Batches:
     `null_fields` are the fields of which at least one is NULL in a row that is still to be filled.
     """
 
-    model: Any
+    model: type[Model]
     alias: str
     null_fields: Sequence[str]
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from django.db.models import Model
+
 #: The app, the model in small letters, and the fields of a fill.
 Fill = tuple[str, str, str]
 
@@ -48,7 +50,7 @@ def changed(**values: Any) -> Iterator[None]:
         current = before
 
 
-def migration_of(model: Any, names: Sequence[str]) -> str:
+def migration_of(model: type[Model], names: Sequence[str]) -> str:
     """Return the migration in which the fields are filled, as far as it was noted."""
     return current.migrations.get(_fill(model, names), "")
 
@@ -58,8 +60,8 @@ def work_factory_of(target: Any) -> Sequence[str]:
     return current.work_factories.get((_fill(target.model, target.names), target.alias), ())
 
 
-def _fill(model: Any, names: Sequence[str]) -> Fill:
-    return model._meta.app_label, model._meta.model_name, "+".join(names)
+def _fill(model: type[Model], names: Sequence[str]) -> Fill:
+    return model._meta.app_label, str(model._meta.model_name), "+".join(names)
 
 
 def note_plan(plan: Iterable[tuple[Any, bool]]) -> None:

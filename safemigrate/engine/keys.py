@@ -6,6 +6,7 @@ from base64 import b64encode
 from typing import Any
 
 from django.core.exceptions import ValidationError
+from django.db.models import Model
 
 
 def key_to_json(key: Any) -> Any:
@@ -17,7 +18,7 @@ def key_to_json(key: Any) -> Any:
     return key if key is None or isinstance(key, int) else str(key)
 
 
-def key_from_json(model: Any, value: Any) -> Any:
+def key_from_json(model: type[Model], value: Any) -> Any:
     """Return the key of the model that `key_to_json` wrote."""
     if value is None:
         return None

@@ -8,6 +8,7 @@ from typing import Any
 from django.db.models import QuerySet
 
 from safemigrate.populate import Suffix
+from safemigrate.types import AnyField
 
 CANDIDATES = 20
 LAST = 10_000_000
@@ -19,7 +20,9 @@ class Deduplicator:
     Asks the database for the taken ones, batch by batch, by the index of the column.
     """
 
-    def __init__(self, rows: QuerySet[Any], field: Any, suffix: Suffix, same: Callable[[str], str]) -> None:
+    def __init__(
+        self, rows: QuerySet[Any], field: AnyField, suffix: Suffix, same: Callable[[str], str]
+    ) -> None:
         self.rows, self.field, self.suffix, self.same = rows, field, suffix, same
 
     def unique(self, values: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ from safemigrate.populate.sources import AsWritten
 from safemigrate.schema.change import Change
 from safemigrate.schema.plan import Fill
 from safemigrate.schema.steps import Step
+from safemigrate.types import field_of
 
 ROW_LOCKS = "row locks"
 
@@ -232,7 +233,7 @@ class _Look:
 
     def _required(self) -> bool:
         """Is NOT NULL in force? All that is left then comes after it."""
-        field = self._fills[-1].target.model._meta.get_field(self.target.name) if self._fills else None
+        field = field_of(self._fills[-1].target.model, self.target.name) if self._fills else None
         return field is not None and self.database.is_required(self.model, field)
 
     def _needed(self, part: Step | Fill) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import router
+from django.db.models import Model
 
 from safemigrate.backends import Database, Monitoring
 from safemigrate.conf import get
@@ -16,6 +17,7 @@ from safemigrate.operations import AddRequiredField
 from safemigrate.schema import guards
 from safemigrate.schema.plan import Fill
 from safemigrate.schema.steps import Step
+from safemigrate.types import field_of
 
 #: Fewer rows than this are filled, read and copied before anybody notices.
 SMALL = 10_000
@@ -38,7 +40,7 @@ class Situation:
     """What is about to be done, and to which table. `done` when nothing is left to do."""
 
     target: Target
-    model: Any
+    model: type[Model]
     database: Database
     monitoring: Monitoring
     rows: int
@@ -205,7 +207,7 @@ def _old_code(situation: Situation) -> Iterator[Risk]:
 
 
 def _no_guard(situation: Situation, fill: Fill) -> str | None:
-    field = fill.target.model._meta.get_field(situation.target.name)
+    field = field_of(fill.target.model, situation.target.name)
     if reason := guards.why_not(fill.source):
         return reason
     try:

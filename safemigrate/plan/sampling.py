@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from django.db import DataError, Error, IntegrityError, connections, models
-from django.db.models import Count, Q
+from django.db.models import Count, Model, Q
 from django.db.transaction import atomic
 
 from safemigrate.backends import Database, for_connection
@@ -19,6 +19,7 @@ from safemigrate.engine.batch_runner import BatchFailed, Work, reason, work_for
 from safemigrate.engine.batches import Batches, Range, Target
 from safemigrate.exceptions import BadRow
 from safemigrate.populate.sources import AsWritten, Source
+from safemigrate.types import AnyField, field_of
 
 ROWS = 2_000
 SLICES = 10
@@ -51,7 +52,7 @@ def take(target: Target, source: Source, *, largest: int | None = None) -> Sampl
         return Sample(skipped=f"{source.title} runs in the migration alone, and writes what it likes")
     database = for_connection(connections[target.alias])
     scratch = _renamed(target.model, database.scratch_name(target.model))
-    fields = [target.model._meta.get_field(name) for name in target.null_fields]
+    fields = [field_of(target.model, name) for name in target.null_fields]
     with ExitStack() as stack:
         try:
             slices = _slices(Batches(target.model, target.alias, []))
@@ -63,7 +64,7 @@ def take(target: Target, source: Source, *, largest: int | None = None) -> Sampl
         return _Trial(replace(target, model=scratch), source, database, largest or ROWS).run()
 
 
-def _renamed(model: Any, table: str) -> Any:
+def _renamed(model: type[Model], table: str) -> Any:
     """Return the model on another table, unknown to its apps, which go on relating to the real one."""
     options = copy(model._meta)
     options.db_table = table
@@ -151,7 +152,7 @@ class _Trial:
     def _problem(self) -> str | None:
         tried = self.batches.rows.filter(pk__lte=self.done.last)
         left = self.batches.todo.filter(pk__lte=self.done.last).order_by("pk")
-        fields = [self.target.model._meta.get_field(name) for name in self.target.names]
+        fields = [field_of(self.target.model, name) for name in self.target.names]
         found = [self._nulls(tried, left), *(self._repeated(tried, f) for f in fields if f.unique)]
         found += [self._orphans(f) for f in fields if f.remote_field and f.db_constraint]
         return next(filter(None, found), None)
@@ -172,7 +173,7 @@ class _Trial:
             f"{field.name} is to be unique, and {repeated:,} of {counts['rows']:,} values were there already"
         )
 
-    def _orphans(self, field: Any) -> str | None:
+    def _orphans(self, field: AnyField) -> str | None:
         orphans = self.database.orphans(self.target.model, field)
         number = orphans.count()
         if not number:
@@ -181,5 +182,5 @@ class _Trial:
         return f"{number:,} rows got a {field.name} that is no row of {_label(field)}, such as {value!r}"
 
 
-def _label(field: Any) -> str:
+def _label(field: AnyField) -> str:
     return str(field.remote_field.model._meta.label)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.core.exceptions import FieldDoesNotExist, FieldError
-from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models import Model, OuterRef, QuerySet, Subquery
 from django.utils.deconstruct import deconstructible
 
 from safemigrate.exceptions import InvalidPopulate
@@ -32,7 +32,7 @@ class FromRelated:
     def __str__(self) -> str:
         return f"{self.path.replace('__', '.')} of the related row"
 
-    def expression(self, model: Any) -> Subquery:
+    def expression(self, model: type[Model]) -> Subquery:
         """Return the subquery that reads the value, for use on `model`'s rows."""
         first, _, rest = self.path.partition("__")
         relation = self._relation(model, first)
@@ -45,7 +45,7 @@ class FromRelated:
         except FieldError as error:
             raise InvalidPopulate(f"FromRelated({self.path!r}): {error}") from error
 
-    def _relation(self, model: Any, name: str) -> Any:
+    def _relation(self, model: type[Model], name: str) -> Any:
         try:
             relation = model._meta.get_field(name)
         except FieldDoesNotExist as error:

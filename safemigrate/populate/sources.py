@@ -30,7 +30,7 @@ class InDatabase:
     values: Mapping[str, Any]
     title: str
 
-    def assignments(self, model: Any, apps: Any) -> dict[str, Any]:
+    def assignments(self, model: type[Model], apps: Any) -> dict[str, Any]:
         return {name: _expression(value, model, apps) for name, value in self.values.items()}
 
 
@@ -234,7 +234,7 @@ def _each(function: Callable[[Any], Any], rows: Iterable[Any]) -> list[Any]:
     return results
 
 
-def _expression(value: Any, model: Any, apps: Any) -> Any:
+def _expression(value: Any, model: type[Model], apps: Any) -> Any:
     if isinstance(value, FromRelated):
         return value.expression(model)
     if isinstance(value, FromApps):

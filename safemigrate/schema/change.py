@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
-from django.db.models import Field, Model
+from django.db.models import Model
 
 from safemigrate.backends import Database, for_connection
 from safemigrate.exceptions import InTransaction
@@ -69,7 +69,6 @@ class FieldStep(Operation):
     atomic = False
     name: str
     model_name: str
-    field: Any
 
     #: The arguments that are written into a migration: those that always are, and the others by their defaults.
     arguments: ClassVar[tuple[str, ...]] = ("model_name", "name", "field")
@@ -166,10 +165,3 @@ class FieldStep(Operation):
 
     def label(self, app_label: str) -> str:
         return f"{app_label}.{self.model_name}.{self.name}"
-
-
-def field_of(model: type[Model], name: str) -> Field[Any, Any]:
-    """Return a field of the model that has a column."""
-    field = model._meta.get_field(name)
-    assert isinstance(field, Field)
-    return field

@@ -20,6 +20,7 @@ from safemigrate.exceptions import NoGuard
 from safemigrate.populate.sources import InDatabase, InPython, Source, resolve
 from safemigrate.schema import guards, runner
 from safemigrate.schema.steps import Step
+from safemigrate.types import field_of
 
 logger = logging.getLogger("safemigrate")
 
@@ -57,7 +58,7 @@ class Shortcut:
 
     @property
     def field(self) -> Any:
-        return self.target.model._meta.get_field(self.target.names[0])
+        return field_of(self.target.model, self.target.names[0])
 
     def _step(self, *value: str) -> Step | None:
         return self.database.add_required(self.before, self.target.model, self.field, *value)
@@ -91,7 +92,8 @@ class Shortcut:
 
     def _sql(self, source: Source) -> str | None:
         """Return the SQL of the field's value, None where the database does not compute it."""
-        if isinstance(source, InPython) and source.function is uuid4 and type(self.field) is UUIDField:
+        kind: type = type(self.field)
+        if isinstance(source, InPython) and source.function is uuid4 and kind is UUIDField:
             return guards.random_uuid(self.database, self.field)
         if not isinstance(source, InDatabase):
             return None

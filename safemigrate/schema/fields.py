@@ -26,7 +26,7 @@ class Notes:
     guard: Any = None
 
 
-def notes(field: Any) -> Notes:
+def notes(field: models.Field[Any, Any]) -> Notes:
     found: Notes = getattr(field, "safemigrate_notes", Notes())
     return found
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from django.db.models import Value
+from django.db.models import Model, Value
 
 from safemigrate.backends import Database, get_backend
 from safemigrate.exceptions import NoGuard
 from safemigrate.populate.sources import InDatabase, Source
 from safemigrate.schema.steps import Step
+from safemigrate.types import AnyField
 
 
 def why_not(source: Source) -> str | None:
@@ -20,7 +21,7 @@ def why_not(source: Source) -> str | None:
     return f"{source.title} is computed in Python, and a database cannot run that when old code inserts a row"
 
 
-def up(database: Database, model: Any, field: Any, source: Source, apps: Any) -> list[Step]:
+def up(database: Database, model: type[Model], field: AnyField, source: Source, apps: Any) -> list[Step]:
     """Return the steps that guard the field: a default for a value or a uuid, triggers for an expression.
 
     Each takes a short lock. Run again they replace a guard that is different. A field with a default of the
@@ -45,12 +46,12 @@ def up(database: Database, model: Any, field: Any, source: Source, apps: Any) ->
     return (guards.constant if reads_no_column else guards.expression)(model, field, sql)
 
 
-def down(database: Database, model: Any, field: Any) -> list[Step]:
+def down(database: Database, model: type[Model], field: AnyField) -> list[Step]:
     """Return the steps that take any guard of the field away; nothing is done where there is none."""
     return get_backend(database.connection).guards.down(model, field)
 
 
-def random_uuid(database: Database, field: Any) -> str | None:
+def random_uuid(database: Database, field: AnyField) -> str | None:
     """Return the SQL of a uuid as uuid.uuid4 makes it, in the form of the field's column; None without any."""
     return get_backend(database.connection).guards.random_uuid(field)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from django.db import DatabaseError, Error
+from django.db.models import Model
 
 from safemigrate.backends import Database
 from safemigrate.exceptions import SafemigrateError
 from safemigrate.schema import runner
 from safemigrate.schema.proofs import refuse_duplicates
 from safemigrate.schema.steps import Requirement
+from safemigrate.types import AnyField, field_of
 
 logger = logging.getLogger("safemigrate")
 
@@ -27,7 +28,12 @@ class Requiring:
     """
 
     def __init__(
-        self, database: Database, from_model: Any, model: Any, field: Any, catch_up: Callable[..., None]
+        self,
+        database: Database,
+        from_model: type[Model],
+        model: type[Model],
+        field: AnyField,
+        catch_up: Callable[..., None],
     ) -> None:
         self.database, self.from_model, self.model = database, from_model, model
         self.field, self.catch_up = field, catch_up
@@ -56,7 +62,7 @@ class Requiring:
         if self.field.unique:
             refuse_duplicates(self.from_model, self.database.connection.alias, self.field)
         if self.field.remote_field and self.field.db_constraint:
-            self.database.refuse_orphans(self.from_model, self.from_model._meta.get_field(self.field.name))
+            self.database.refuse_orphans(self.from_model, field_of(self.from_model, self.field.name))
 
     def _enforce(self, *, last: bool) -> bool:
         """Set NOT NULL; return False where a row came in as NULL in the last moment."""

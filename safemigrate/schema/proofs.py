@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from django.db.models import Count
+from django.db.models import Count, Model
 
 from safemigrate import conf
 from safemigrate.backends import Database
 from safemigrate.engine import context
 from safemigrate.engine.batches import Batches, Target
 from safemigrate.exceptions import BadRows, DuplicateValues, InvalidField, NullsRemain, TooManyRows
+from safemigrate.types import AnyField
 
 EXAMPLES = 10
 
@@ -34,7 +33,7 @@ def refuse_nulls(batches: Batches, label: str, source: str = "") -> None:
     raise BadRows(message, count=batches.todo.count(), examples=[]) if source else NullsRemain(message)
 
 
-def refuse_duplicates(model: Any, alias: str, field: Any) -> None:
+def refuse_duplicates(model: type[Model], alias: str, field: AnyField) -> None:
     """Raise DuplicateValues when a value of the field stands in more than one row."""
     rows = Batches(model, alias, [field.name]).rows
     rows = rows.filter(**{f"{field.attname}__isnull": False})
@@ -73,7 +72,7 @@ def refuse_many(target: Target) -> None:
     )
 
 
-def refuse_other_type(database: Database, model: Any, field: Any) -> None:
+def refuse_other_type(database: Database, model: type[Model], field: AnyField) -> None:
     """Raise InvalidField where the table has the column already, of another type than a stopped run would have left."""
     found = database.other_type(model, field)
     if found:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.backends.utils import split_identifier
+from django.db.models import Model
 from django.db.models.expressions import RawSQL
 from django.db.models.sql import UpdateQuery
 
 from safemigrate.backends.base.schema import short_name
 from safemigrate.exceptions import NoGuard
 from safemigrate.schema.steps import Lock, Step
+from safemigrate.types import AnyField
 
 SUFFIX = "safemigrate_guard"
 
@@ -27,11 +29,11 @@ class Guards:
 
     # Questions
 
-    def random_uuid(self, field: Any) -> str | None:
+    def random_uuid(self, field: AnyField) -> str | None:
         """Return the SQL of a random uuid (version 4) as the field's column holds it, None without any."""
         return None
 
-    def sql(self, model: Any, field: Any, value: Any) -> str:
+    def sql(self, model: type[Model], field: AnyField, value: Any) -> str:
         """Return the SQL of `value` as an UPDATE of the model would have it, parameters written in.
 
         Columns stand in it qualified by the table's name.
@@ -51,14 +53,14 @@ class Guards:
         if any(isinstance(part, RawSQL) for part in getattr(value, "flatten", list)()):
             raise NoGuard("it is raw SQL, in which the columns of the new row cannot be told")
 
-    def refuse(self, model: Any, sql: str) -> None:
+    def refuse(self, model: type[Model], sql: str) -> None:
         """Raise NoGuard where the database could not compute this for a row that is just coming in."""
         if split_identifier(model._meta.db_table)[0]:
             raise NoGuard("its table is named together with a schema, so a new row cannot stand for it")
         if generated := [field for field in self.read(model, sql) if getattr(field, "generated", False)]:
             raise NoGuard(f"{generated[0].name} is a generated field, not known before the row is stored")
 
-    def read(self, model: Any, sql: str) -> list[Any]:
+    def read(self, model: type[Model], sql: str) -> list[Any]:
         """Return the fields whose columns an expression over the model reads."""
         table = self.quote(model._meta.db_table)
         return [
@@ -69,25 +71,25 @@ class Guards:
 
     # Steps
 
-    def constant(self, model: Any, field: Any, sql: str) -> list[Step]:
+    def constant(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
         """Return the steps that put `sql`, which reads no column, into new rows."""
         return self.expression(model, field, sql)
 
-    def expression(self, model: Any, field: Any, sql: str) -> list[Step]:
+    def expression(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
         """Return the steps that put `sql` into rows that come in, or are updated, with NULL."""
         raise NoGuard(f"no write guard is written for {self.connection.display_name}")
 
-    def down(self, model: Any, field: Any) -> list[Step]:
+    def down(self, model: type[Model], field: AnyField) -> list[Step]:
         """Return the steps that take any guard of the field away."""
         return []
 
     # For the subclasses
 
-    def name(self, model: Any, field: Any, *more: str, limit: int = 63) -> str:
+    def name(self, model: type[Model], field: AnyField, *more: str, limit: int = 63) -> str:
         table = split_identifier(model._meta.db_table)[1].strip('"')
         return short_name(table, field.column, suffix="_".join([SUFFIX, *more]), limit=limit)
 
-    def row(self, model: Any, sql: str) -> str:
+    def row(self, model: type[Model], sql: str) -> str:
         """Return `sql` with the columns of NEW in the place of the table's own."""
         columns = [self.quote(field.column) for field in self.read(model, sql)]
         if not columns:
@@ -95,7 +97,7 @@ class Guards:
         listed = ", ".join(f"NEW.{column} AS {column}" for column in columns)
         return f"(SELECT {sql} FROM (SELECT {listed}) AS {self.quote(model._meta.db_table)})"
 
-    def default_steps(self, model: Any, field: Any, sql: str, ending: str = "") -> list[Step]:
+    def default_steps(self, model: type[Model], field: AnyField, sql: str, ending: str = "") -> list[Step]:
         table, column = self.quote(model._meta.db_table), self.quote(field.column)
         return [
             Step(
@@ -106,7 +108,7 @@ class Guards:
             )
         ]
 
-    def drop_default(self, model: Any, field: Any, ending: str = "") -> list[Step]:
+    def drop_default(self, model: type[Model], field: AnyField, ending: str = "") -> list[Step]:
         if field.has_db_default():
             return []
         table, column = self.quote(model._meta.db_table), self.quote(field.column)

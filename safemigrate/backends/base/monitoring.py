@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.db import Error, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Model
 
 from safemigrate.conf import get
 from safemigrate.exceptions import InvalidSetting, NotVisible
@@ -20,8 +22,8 @@ class Monitoring:
     #: Does a row that is written leave its old version in the table, until a vacuum?
     keeps_dead_rows = False
 
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.connection: Any = connection  # Each vendor's has attributes of its own.
 
     # The server
 
@@ -41,34 +43,34 @@ class Monitoring:
 
     # A table
 
-    def waiting_for(self, model: Any) -> list[str]:
+    def waiting_for(self, model: type[Model]) -> list[str]:
         """Return who waits for a lock on the model's table now, one line each."""
         return []
 
-    def vacuuming(self, model: Any) -> bool:
+    def vacuuming(self, model: type[Model]) -> bool:
         """Is a vacuum at work on the table, be it the server's own?"""
         return False
 
-    def vacuum(self, model: Any) -> None:
+    def vacuum(self, model: type[Model]) -> None:
         """Make the space of the table's dead rows free for new ones, where the server keeps dead rows.
 
         Blocks neither readers nor writers, and does nothing when another session holds a lock against it. Must be
         called outside a transaction.
         """
 
-    def size(self, model: Any) -> tuple[int | None, int | None]:
+    def size(self, model: type[Model]) -> tuple[int | None, int | None]:
         """Return the bytes of the table, and of all its indexes; None for what is not known."""
         return None, None
 
-    def triggers(self, model: Any) -> list[str]:
+    def triggers(self, model: type[Model]) -> list[str]:
         """Return the names of the user's triggers that fire when rows of the table are filled."""
         return []
 
-    def fillfactor(self, model: Any) -> int | None:
+    def fillfactor(self, model: type[Model]) -> int | None:
         """Return how full, in percent, the server packs a page; None where there is no such thing."""
         return None
 
-    def indexes(self, model: Any) -> int:
+    def indexes(self, model: type[Model]) -> int:
         """Return how many indexes the table has, that of the primary key among them."""
         with self.connection.cursor() as cursor:
             found = self.connection.introspection.get_constraints(cursor, model._meta.db_table)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import DatabaseError, IntegrityError, NotSupportedError, OperationalError
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 from django.db.transaction import atomic
 
 from safemigrate.exceptions import OrphanRows
 from safemigrate.schema import fields
 from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
+from safemigrate.types import AnyField, field_of
 
 COPY = Lock("the table, exclusively", "everyone", "while it is copied")
 
@@ -33,15 +35,15 @@ class Database:
     #: The lock for a change of the table that takes an instant.
     alter = Lock("the table, exclusively", "everyone")
 
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.connection: Any = connection  # Each vendor's has attributes of its own.
 
     # Questions
 
-    def has_table(self, model: Any) -> bool:
+    def has_table(self, model: type[Model]) -> bool:
         return model._meta.db_table in self.connection.introspection.table_names()
 
-    def column(self, model: Any, column: str) -> Column | None:
+    def column(self, model: type[Model], column: str) -> Column | None:
         """Return the column as it is, or None where the table has none of that name."""
         with self.connection.cursor() as cursor:
             table = model._meta.db_table
@@ -50,11 +52,11 @@ class Database:
                     return Column(bool(info.null_ok), info.default is not None)
         return None
 
-    def other_type(self, model: Any, field: Any) -> str | None:
+    def other_type(self, model: type[Model], field: AnyField) -> str | None:
         """Return the type of the field's column where it is there with another type than the field's."""
         return None
 
-    def estimated_rows(self, model: Any) -> int:
+    def estimated_rows(self, model: type[Model]) -> int:
         """Return about how many rows the table has, as cheaply as the database can say."""
         return int(QuerySet(model, using=self.connection.alias).count())
 
@@ -89,7 +91,7 @@ class Database:
         """Return a text that is equal for two values which a unique index here may hold to be equal."""
         return value
 
-    def orphans(self, model: Any, field: Any) -> QuerySet[Any]:
+    def orphans(self, model: type[Model], field: AnyField) -> QuerySet[Any]:
         """Return the rows that refer by the foreign key `field` to rows that are not there."""
         alias = self.connection.alias
         parents: QuerySet[Any] = QuerySet(field.remote_field.model, using=alias)
@@ -97,7 +99,7 @@ class Database:
         rows: QuerySet[Any] = QuerySet(model, using=alias)
         return rows.filter(~Exists(parent), **{f"{field.attname}__isnull": False})
 
-    def refuse_orphans(self, model: Any, field: Any) -> None:
+    def refuse_orphans(self, model: type[Model], field: AnyField) -> None:
         """Raise OrphanRows when rows refer by the foreign key `field` to rows that are not there."""
         alias = self.connection.alias
         orphans = self.orphans(model, field)
@@ -123,7 +125,7 @@ class Database:
     #: Can `add_required` compute the value of the rows that are there?
     fills_at_once = False
 
-    def session(self, model: Any) -> tuple[Any, ...]:
+    def session(self, model: type[Model]) -> tuple[Any, ...]:
         """Return what decides which rows a statement on the model's table means, on this very connection."""
         return (str(self.connection.settings_dict["NAME"]),)
 
@@ -144,7 +146,7 @@ class Database:
 
     # The steps
 
-    def add_column(self, model: Any, field: Any) -> list[Step]:
+    def add_column(self, model: type[Model], field: AnyField) -> list[Step]:
         """Return the steps that add the field's bare, nullable column."""
         statements = self.sql(lambda editor: editor.add_field(model, self.bare(field)))
         return [
@@ -157,7 +159,7 @@ class Database:
             )
         ]
 
-    def drop_column(self, model: Any, field: Any) -> list[Step]:
+    def drop_column(self, model: type[Model], field: AnyField) -> list[Step]:
         """Return the steps that drop the field's column, with its index and constraints."""
         return [
             Step(
@@ -169,16 +171,16 @@ class Database:
             )
         ]
 
-    def index_early(self, model: Any, field: Any) -> list[Step]:
+    def index_early(self, model: type[Model], field: AnyField) -> list[Step]:
         """Return the steps that index a still empty column that is to be unique, to look values up by."""
         return list(self.require(model, model, field).before)
 
-    def require(self, from_model: Any, model: Any, field: Any) -> Requirement:
+    def require(self, from_model: type[Model], model: type[Model], field: AnyField) -> Requirement:
         """Return the steps that make the filled column required, indexed, unique and referring.
 
         `from_model` has the column as AddNullableField left it, `model` and `field` as it shall be.
         """
-        old = self.bare(from_model._meta.get_field(field.name))
+        old = self.bare(field_of(from_model, field.name))
         alter = Step(
             f"make {field.column} required, with its index and constraints",
             self.sql(lambda editor: editor.alter_field(from_model, old, fields.required(field))),
@@ -188,9 +190,9 @@ class Database:
         )
         return Requirement(enforce=[alter])
 
-    def release(self, from_model: Any, model: Any, field: Any) -> list[Step]:
+    def release(self, from_model: type[Model], model: type[Model], field: AnyField) -> list[Step]:
         """Return the steps that take `require` back; `from_model` has the field as it was required."""
-        old = fields.required(from_model._meta.get_field(field.name))
+        old = fields.required(field_of(from_model, field.name))
         alter = Step(
             f"let {field.column} be NULL again, without its index and constraints",
             self.sql(lambda editor: editor.alter_field(from_model, old, self.bare(field))),
@@ -200,7 +202,9 @@ class Database:
         )
         return [alter]
 
-    def add_required(self, from_model: Any, model: Any, field: Any, value: str = "NULL") -> Step | None:
+    def add_required(
+        self, from_model: type[Model], model: type[Model], field: AnyField, value: str = "NULL"
+    ) -> Step | None:
         """Return the one step that adds the column as it shall be in the end, None where there is none.
 
         `from_model` has no such field. It is for a table without rows, and fails where one has come in; where
@@ -208,16 +212,16 @@ class Database:
         """
         return None
 
-    def tables(self, model: Any, field: Any) -> tuple[str, ...]:
+    def tables(self, model: type[Model], field: AnyField) -> tuple[str, ...]:
         """Return the model's table, and the one that the field's foreign key refers to, quoted."""
         models = [model, field.remote_field.model] if field.remote_field and field.db_constraint else [model]
         return tuple(dict.fromkeys(self.quote(each._meta.db_table) for each in models))
 
-    def is_required(self, model: Any, field: Any) -> bool:
+    def is_required(self, model: type[Model], field: AnyField) -> bool:
         """Is NOT NULL in force already, and proven?"""
         return not self._is_nullable(model, field)
 
-    def _is_nullable(self, model: Any, field: Any) -> bool:
+    def _is_nullable(self, model: type[Model], field: AnyField) -> bool:
         column = self.column(model, field.column)
         return column is None or column.nullable
 
@@ -242,12 +246,12 @@ class Database:
 
     # A sample
 
-    def scratch_name(self, model: Any) -> str:
+    def scratch_name(self, model: type[Model]) -> str:
         """Return the name (as of db_table) of a table beside the model's, for a sample of its rows."""
         return short_name(model._meta.db_table, suffix="safemigrate_sample", limit=60)
 
     def scratch(
-        self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]
+        self, model: type[Model], copy: Any, fields: Sequence[Any], samples: Sequence[Q]
     ) -> AbstractContextManager[None]:
         """Run with the rows that `samples` choose in the table of the model `copy`, which nobody else sees.
 
@@ -258,7 +262,7 @@ class Database:
             f"a table that nobody else sees is not made on {self.connection.display_name}"
         )
 
-    def copy_rows(self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]) -> None:
+    def copy_rows(self, model: type[Model], copy: Any, fields: Sequence[Any], samples: Sequence[Q]) -> None:
         """Insert the rows that `samples` choose into the table of `copy`, but for the columns of `fields`."""
         columns = ", ".join(map(self.quote, self._stored_columns(model, fields)))
         source, target = (self.quote(each._meta.db_table) for each in (model, copy))
@@ -269,14 +273,14 @@ class Database:
             with self.connection.cursor() as cursor:
                 cursor.execute(sql, params)
 
-    def _stored_columns(self, model: Any, fields: Sequence[Any]) -> list[str]:
+    def _stored_columns(self, model: type[Model], fields: Sequence[Any]) -> list[str]:
         computed = {f.column for f in model._meta.local_concrete_fields if getattr(f, "generated", False)}
         without = computed | {field.column for field in fields}
         with self.connection.cursor() as cursor:
             cursor.execute(f"SELECT * FROM {self.quote(model._meta.db_table)} WHERE 1 = 0")
             return [column[0] for column in cursor.description if column[0] not in without]
 
-    def renew_columns(self, model: Any, copy: Any, fields: Sequence[Any]) -> None:
+    def renew_columns(self, model: type[Model], copy: Any, fields: Sequence[Any]) -> None:
         """Give the table of `copy`, made like the model's, bare columns for `fields`."""
         for field in fields:
             if self.column(model, field.column) is not None:
@@ -284,7 +288,7 @@ class Database:
                 self.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
             self.execute(*self._adding(copy, self.bare(field)))
 
-    def _adding(self, model: Any, field: Any) -> tuple[str, ...]:
+    def _adding(self, model: type[Model], field: AnyField) -> tuple[str, ...]:
         return self.sql(lambda editor: editor.add_field(model, field))
 
     @contextmanager
@@ -296,7 +300,7 @@ class Database:
 
     # For the subclasses
 
-    def bare(self, field: Any) -> Any:
+    def bare(self, field: AnyField) -> Any:
         """Return the field as the column is while it is filled."""
         return fields.bare(field)
 
@@ -334,7 +338,7 @@ class Database:
         return tuple(text.rstrip().rstrip(";") for text in editor.collected_sql if text.strip(" ;"))
 
 
-def key_columns(model: Any) -> list[Any]:
+def key_columns(model: type[Model]) -> list[Any]:
     """Return the fields whose columns are the primary key."""
     return list(getattr(model._meta, "pk_fields", None) or [model._meta.pk])
 

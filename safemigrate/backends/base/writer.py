@@ -11,6 +11,7 @@ from django.db.models.sql import UpdateQuery
 from django.db.transaction import atomic
 
 from safemigrate.backends.base.schema import key_columns
+from safemigrate.types import AnyField
 
 #: Django gives the database such a key as it is.
 WHOLE_NUMBERS = {
@@ -56,7 +57,7 @@ class Write:
                 written += cursor.rowcount
         return written
 
-    def _placed(self, field: Any, value: Any) -> Any:
+    def _placed(self, field: AnyField, value: Any) -> Any:
         """Return a value as SQL and parameters, as Django's UPDATE has it."""
         compiler = UpdateQuery(self.target.model).get_compiler(connection=self.connection)
         if hasattr(field, "get_placeholder_sql"):  # From Django 6.1 on.
@@ -84,19 +85,20 @@ class Write:
         parts: Sequence[Any] = [keys] if len(self.keys) == 1 else list(zip(*keys, strict=True))
         return [self._prepared(field, part) for field, part in zip(self.keys, parts, strict=True)]
 
-    def _prepared(self, field: Any, values: Sequence[Any]) -> Sequence[Any]:
-        if type(field) in WHOLE_NUMBERS:
+    def _prepared(self, field: AnyField, values: Sequence[Any]) -> Sequence[Any]:
+        kind: type = type(field)
+        if kind in WHOLE_NUMBERS:
             return values
         return [field.get_db_prep_value(value, self.connection) for value in values]
 
-    def _column(self, field: Any, table: str = "") -> str:
+    def _column(self, field: AnyField, table: str = "") -> str:
         return f"{table}{self.quote(field.column)}"
 
     def _todo(self, table: str = "") -> str:
         null_fields = (self._column(self.meta.get_field(name), table) for name in self.target.null_fields)
         return " OR ".join(f"{column} IS NULL" for column in null_fields)
 
-    def _assigned(self, column: str, value: str, field: Any) -> str:
+    def _assigned(self, column: str, value: str, field: AnyField) -> str:
         # A single field is written only where it is NULL; of several, one may have its value already.
         return (
             f"COALESCE({column}, {value})"
@@ -113,7 +115,7 @@ def in_rows(columns: Sequence[Sequence[Any]]) -> list[Any]:
 PLACEHOLDERS = ("get_placeholder_sql", "get_placeholder")
 
 
-def has_own_sql(field: Any) -> bool:
+def has_own_sql(field: AnyField) -> bool:
     """Does the field put SQL of its own around each value, as fields do that encrypt in the database?"""
     for each in type(field).__mro__:
         if any(name in vars(each) for name in PLACEHOLDERS):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from django.db.models import BinaryField, UUIDField
+from django.db.models import BinaryField, Model, UUIDField
 
 from safemigrate.backends.base.guards import Guards
 from safemigrate.backends.mysql.schema import INSTANT, METADATA, create_trigger, drop_trigger
 from safemigrate.exceptions import NoGuard
 from safemigrate.schema.steps import Step
+from safemigrate.types import AnyField
 
 # Its errors are no reason to refuse the row of a writer that knows nothing of the column.
 BODY = (
@@ -27,27 +26,28 @@ EVENTS = {"insert": "INSERT", "update": "UPDATE"}
 class MySQLGuards(Guards):
     alter = METADATA
 
-    def random_uuid(self, field: Any) -> str | None:
+    def random_uuid(self, field: AnyField) -> str | None:
         if not isinstance(field, UUIDField):
             return None
         native = self.connection.features.has_native_uuid_field
         return f"({UUID4})" if native else f"(REPLACE({UUID4}, '-', ''))"
 
-    def refuse(self, model: Any, sql: str) -> None:
+    def refuse(self, model: type[Model], sql: str) -> None:
         super().refuse(model, sql)
-        if model._meta.auto_field in self.read(model, sql):
+        key = model._meta.auto_field
+        if key is not None and key in self.read(model, sql):
             raise NoGuard(
-                f"{model._meta.auto_field.name} is given its number by {self.connection.display_name} only "
+                f"{key.name} is given its number by {self.connection.display_name} only "
                 "after a trigger could use it"
             )
 
-    def constant(self, model: Any, field: Any, sql: str) -> list[Step]:
+    def constant(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
         if isinstance(field, BinaryField):
             # Its default could not be read back, to be kept when the column is made required.
             return self.expression(model, field, sql)
         return self.default_steps(model, field, f"({sql})", f", {INSTANT}")
 
-    def expression(self, model: Any, field: Any, sql: str) -> list[Step]:
+    def expression(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
         body = BODY.format(column=self.quote(field.column), value=self.row(model, sql))
         return [
             create_trigger(
@@ -61,7 +61,7 @@ class MySQLGuards(Guards):
             for ending, event in EVENTS.items()
         ]
 
-    def down(self, model: Any, field: Any) -> list[Step]:
+    def down(self, model: type[Model], field: AnyField) -> list[Step]:
         title = f"take the guard of {field.column} away: a trigger"
         names = [self.name(model, field, ending, limit=64) for ending in EVENTS]
         triggers = [drop_trigger(self.database, model, name, title) for name in names]

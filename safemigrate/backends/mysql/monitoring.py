@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.db import DatabaseError
+from django.db.models import Model
 
 from safemigrate.backends.base.monitoring import Monitoring, one_line
 from safemigrate.exceptions import NotVisible
@@ -85,7 +86,7 @@ class MySQLMonitoring(Monitoring):
             for pid, user, host, command, age, query in rows
         ]
 
-    def waiting_for(self, model: Any) -> list[str]:
+    def waiting_for(self, model: type[Model]) -> list[str]:
         # The server does not report the table that they wait for; their statement names it.
         rows = self._privileged(
             "SELECT p.id, p.user, p.host, p.state, p.info FROM information_schema.processlist p "
@@ -100,7 +101,7 @@ class MySQLMonitoring(Monitoring):
             for pid, user, host, state, query in rows
         ]
 
-    def size(self, model: Any) -> tuple[int | None, int | None]:
+    def size(self, model: type[Model]) -> tuple[int | None, int | None]:
         rows = self.fetch(
             "SELECT data_length, index_length FROM information_schema.tables "
             "WHERE table_schema = DATABASE() AND table_name = %s",
@@ -108,7 +109,7 @@ class MySQLMonitoring(Monitoring):
         )
         return rows[0] if rows else (None, None)
 
-    def triggers(self, model: Any) -> list[str]:
+    def triggers(self, model: type[Model]) -> list[str]:
         rows = self.fetch(
             "SELECT trigger_name FROM information_schema.triggers WHERE event_object_schema = DATABASE() "
             "AND event_object_table = %s AND event_manipulation = 'UPDATE' AND trigger_name NOT LIKE %s ORDER BY 1",
@@ -116,7 +117,7 @@ class MySQLMonitoring(Monitoring):
         )
         return [name for (name,) in rows]
 
-    def indexes(self, model: Any) -> int:
+    def indexes(self, model: type[Model]) -> int:
         with self.connection.cursor() as cursor:
             cursor.execute(f"SHOW INDEX FROM {self.quote(model._meta.db_table)}")
             return len({row[2] for row in cursor.fetchall()})

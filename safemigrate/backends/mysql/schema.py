@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from django.db import DatabaseError, Error
-from django.db.models import Q
+from django.db.models import Model, Q
 
 from safemigrate.backends.base.schema import Column, Database, error_code, short_name
 from safemigrate.backends.mysql import blockers
@@ -19,6 +19,7 @@ from safemigrate.conf import get
 from safemigrate.exceptions import OrphanRows
 from safemigrate.schema import fields
 from safemigrate.schema.steps import Blocked, Lock, Requirement, Step, Time
+from safemigrate.types import AnyField
 
 ONLINE = "ALGORITHM=INPLACE, LOCK=NONE"
 INSTANT = "ALGORITHM=INSTANT"
@@ -38,14 +39,14 @@ class MySQL(Database):
     gives_defaults_early = True
     writes_at_once = True
 
-    def column(self, model: Any, column: str) -> Column | None:
+    def column(self, model: type[Model], column: str) -> Column | None:
         table = self.quote(model._meta.db_table)
         for row in self.fetch(f"SHOW COLUMNS FROM {table} WHERE Field = %s", [column]):
             # MariaDB gives the text 'NULL' as the default of a nullable column without one.
             return Column(row[2] == "YES", row[4] is not None and row[4] != "NULL")
         return None
 
-    def estimated_rows(self, model: Any) -> int:
+    def estimated_rows(self, model: type[Model]) -> int:
         rows = self.fetch(
             "SELECT table_rows FROM information_schema.tables "
             "WHERE table_schema = DATABASE() AND table_name = %s",
@@ -53,7 +54,7 @@ class MySQL(Database):
         )
         return int(rows[0][0] or 0) if rows else 0
 
-    def session(self, model: Any) -> tuple[Any, ...]:
+    def session(self, model: type[Model]) -> tuple[Any, ...]:
         return self.fetch("SELECT DATABASE(), CURRENT_USER()")[0]
 
     def is_lock_timeout(self, error: BaseException) -> bool:
@@ -87,14 +88,14 @@ class MySQL(Database):
             f"X'{p.hex()}'" if isinstance(p, bytes | bytearray | memoryview) else quote(p) for p in params
         )
 
-    def add_column(self, model: Any, field: Any) -> list[Step]:
+    def add_column(self, model: type[Model], field: AnyField) -> list[Step]:
         steps = [
             replace(step, statements=self._with(step.statements, f", {INSTANT}"))
             for step in super().add_column(model, field)
         ]
         return [*steps, *self._default_steps(model, field)]
 
-    def _default_steps(self, model: Any, field: Any) -> list[Step]:
+    def _default_steps(self, model: type[Model], field: AnyField) -> list[Step]:
         if not field.has_db_default():
             return []
         old, new = self.bare(field), fields.with_default(field)
@@ -108,11 +109,11 @@ class MySQL(Database):
             )
         ]
 
-    def _has_default(self, model: Any, field: Any) -> bool:
+    def _has_default(self, model: type[Model], field: AnyField) -> bool:
         column = self.column(model, field.column)
         return column is not None and column.has_default
 
-    def require(self, from_model: Any, model: Any, field: Any) -> Requirement:
+    def require(self, from_model: type[Model], model: type[Model], field: AnyField) -> Requirement:
         table, column = self.quote(model._meta.db_table), self.quote(field.column)
         modify = f"ALTER TABLE {table} MODIFY {column} {self._definition(model, field)}"
         enforce = Step(
@@ -131,7 +132,9 @@ class MySQL(Database):
             after=self._foreign_key_steps(model, field),
         )
 
-    def add_required(self, from_model: Any, model: Any, field: Any, value: str = "NULL") -> Step:
+    def add_required(
+        self, from_model: type[Model], model: type[Model], field: AnyField, value: str = "NULL"
+    ) -> Step:
         # Nullable first: the server would give a row that has come in a zero or an empty text.
         require = self.require(model, model, field)
         steps = [*self.add_column(model, field), *require.before, require.enforce[0], *require.after]
@@ -144,7 +147,7 @@ class MySQL(Database):
             verify=steps[-1].verify,
         )
 
-    def _close_door(self, model: Any, field: Any) -> list[Step]:
+    def _close_door(self, model: type[Model], field: AnyField) -> list[Step]:
         """Refuse new NULLs by triggers, or rows of old code would make the rebuild fail at its end, each time."""
         column = self.quote(field.column)
         message = self.editor().quote_value(f"{field.column} must not be NULL any more (safemigrate)"[:128])
@@ -167,18 +170,18 @@ class MySQL(Database):
             for event, name in self._door(model, field).items()
         ]
 
-    def _open_door(self, model: Any, field: Any) -> list[Step]:
+    def _open_door(self, model: type[Model], field: AnyField) -> list[Step]:
         names = self._door(model, field).values()
         return [drop_trigger(self, model, name, f"let NULL into {field.column} again") for name in names]
 
     @staticmethod
-    def _door(model: Any, field: Any) -> dict[str, str]:
+    def _door(model: type[Model], field: AnyField) -> dict[str, str]:
         return {
             event: short_name(model._meta.db_table, field.column, suffix=f"safemigrate_{event}", limit=64)
             for event in ("insert", "update")
         }
 
-    def _definition(self, model: Any, field: Any) -> str:
+    def _definition(self, model: type[Model], field: AnyField) -> str:
         """Return the whole column: MODIFY drops a default, collation, comment or check that it is not told of."""
         required = fields.bare(field, null=False)
         required.db_default = field.db_default
@@ -194,7 +197,7 @@ class MySQL(Database):
             f"{definition} CHECK ({check})" if check and self.connection.mysql_is_mariadb else definition
         )
 
-    def _kept_default(self, model: Any, field: Any) -> str:
+    def _kept_default(self, model: type[Model], field: AnyField) -> str:
         """Return the default of a write guard, for old code that goes on inserting while the column is changed."""
         rows = self.fetch(
             "SELECT column_default, extra FROM information_schema.columns "
@@ -208,7 +211,7 @@ class MySQL(Database):
             default = str(self.editor().quote_value(default))  # MySQL gives a literal without its quotes.
         return f" DEFAULT ({default})"
 
-    def _index_steps(self, model: Any, field: Any) -> list[Step]:
+    def _index_steps(self, model: type[Model], field: AnyField) -> list[Step]:
         editor, steps = self.editor(), []
         if field.unique:
             statement = editor._create_unique_sql(model, [field])
@@ -218,7 +221,7 @@ class MySQL(Database):
         steps += [self._index_step(model, field, statement, online) for statement in indexes]
         return steps
 
-    def _index_step(self, model: Any, field: Any, statement: Any, online: str) -> Step:
+    def _index_step(self, model: type[Model], field: AnyField, statement: Any, online: str) -> Step:
         name = str(statement.parts["name"]).strip("`")
         return Step(
             f"index {field.column} as {name}",
@@ -228,11 +231,11 @@ class MySQL(Database):
             needed=lambda: not self._index_exists(model, name),
         )
 
-    def _index_exists(self, model: Any, name: str) -> bool:
+    def _index_exists(self, model: type[Model], name: str) -> bool:
         table = self.quote(model._meta.db_table)
         return bool(self.fetch(f"SHOW INDEX FROM {table} WHERE Key_name = %s", [name]))
 
-    def _foreign_key_steps(self, model: Any, field: Any) -> list[Step]:
+    def _foreign_key_steps(self, model: type[Model], field: AnyField) -> list[Step]:
         if not (field.remote_field and field.db_constraint):
             return []
         statement = self.editor()._create_fk_sql(model, field, "_fk_%(to_table)s_%(to_column)s")
@@ -253,11 +256,11 @@ class MySQL(Database):
             )
         ]
 
-    def _foreign_key_exists(self, model: Any, name: str) -> bool:
+    def _foreign_key_exists(self, model: type[Model], name: str) -> bool:
         with self.connection.cursor() as cursor:
             return name in self.connection.introspection.get_constraints(cursor, model._meta.db_table)
 
-    def _take_back_for_orphans(self, model: Any, field: Any, undo: str) -> None:
+    def _take_back_for_orphans(self, model: type[Model], field: AnyField, undo: str) -> None:
         try:
             self.refuse_orphans(model, field)
         except OrphanRows:
@@ -331,7 +334,9 @@ class MySQL(Database):
         return tuple(statement + ending for statement in statements)
 
     @contextmanager
-    def scratch(self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]) -> Iterator[None]:
+    def scratch(
+        self, model: type[Model], copy: Any, fields: Sequence[Any], samples: Sequence[Q]
+    ) -> Iterator[None]:
         table = self.quote(copy._meta.db_table)
         try:
             self.execute(f"CREATE TEMPORARY TABLE {table} LIKE {self.quote(model._meta.db_table)}")
@@ -346,7 +351,7 @@ class MySQL(Database):
 
 def create_trigger(
     database: Database,
-    model: Any,
+    model: type[Model],
     name: str,
     timing: str,
     body: str,
@@ -369,7 +374,7 @@ def create_trigger(
     )
 
 
-def drop_trigger(database: Database, model: Any, name: str, title: str) -> Step:
+def drop_trigger(database: Database, model: type[Model], name: str, title: str) -> Step:
     return Step(
         title,
         (f"DROP TRIGGER IF EXISTS {database.quote(name)}",),

@@ -9,6 +9,7 @@ from typing import Any
 from django.db.transaction import atomic
 
 from safemigrate.backends.base.writer import Write, in_rows
+from safemigrate.types import AnyField
 
 ROWS = 1_000
 #: Keys that a list of literals is joined with by the index: on any server, and on MariaDB alone.
@@ -68,14 +69,14 @@ class MySQLWrite(Write):
         return f"SELECT {named}{other * (rows - 1)}"
 
 
-def _kind(field: Any) -> str:
+def _kind(field: AnyField) -> str:
     """Return the type of a key, of a foreign one that of what it refers to."""
     while field.remote_field:
         field = field.target_field
     return str(field.get_internal_type())
 
 
-def unites(field: Any, column: Sequence[Any]) -> bool:
+def unites(field: AnyField, column: Sequence[Any]) -> bool:
     """Does a UNION keep each value as it is? It makes numbers of several kinds, or scales, into one."""
     types = {*map(type, column)}
     if len(types) > 1 or any(hasattr(kind, "as_sql") for kind in types):

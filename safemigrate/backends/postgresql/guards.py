@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from django.db.models import UUIDField
+from django.db.models import Model, UUIDField
 
 from safemigrate.backends.base.guards import Guards
 from safemigrate.backends.postgresql.schema import EXCLUSIVE
 from safemigrate.schema.steps import Lock, Step
+from safemigrate.types import AnyField
 
 # Its errors are no reason to refuse the row of a writer that knows nothing of the column.
 BODY = """
@@ -25,13 +24,13 @@ class PostgreSQLGuards(Guards):
     alter = EXCLUSIVE
     create = Lock("SHARE ROW EXCLUSIVE on the table", "writers")
 
-    def random_uuid(self, field: Any) -> str | None:
+    def random_uuid(self, field: AnyField) -> str | None:
         return "gen_random_uuid()" if isinstance(field, UUIDField) else None
 
-    def constant(self, model: Any, field: Any, sql: str) -> list[Step]:
+    def constant(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
         return self.default_steps(model, field, sql)
 
-    def expression(self, model: Any, field: Any, sql: str) -> list[Step]:
+    def expression(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
         table, column = self.quote(model._meta.db_table), self.quote(field.column)
         body = BODY.format(column=column, value=self.row(model, sql))
         function, trigger = self._function(model, field), self.quote(self._name(model, field))
@@ -55,7 +54,7 @@ class PostgreSQLGuards(Guards):
             )
         ]
 
-    def down(self, model: Any, field: Any) -> list[Step]:
+    def down(self, model: type[Model], field: AnyField) -> list[Step]:
         table = self.quote(model._meta.db_table)
         trigger, function = self.quote(self._name(model, field)), self._function(model, field)
         drop = Step(
@@ -67,11 +66,11 @@ class PostgreSQLGuards(Guards):
         )
         return [*self.drop_default(model, field), drop]
 
-    def _name(self, model: Any, field: Any) -> str:
+    def _name(self, model: type[Model], field: AnyField) -> str:
         # Triggers run in the order of their names: what others put into the row is there before this one.
         return f"zz_{self.name(model, field, limit=60)}"
 
-    def _function(self, model: Any, field: Any) -> str:
+    def _function(self, model: type[Model], field: AnyField) -> str:
         """Return the function's name, in the schema of the table."""
         rows = self.database.fetch(
             "SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
@@ -82,10 +81,10 @@ class PostgreSQLGuards(Guards):
             self.quote(part) for part in [*(schema for (schema,) in rows), self._name(model, field)]
         )
 
-    def _function_exists(self, model: Any, field: Any) -> bool:
+    def _function_exists(self, model: type[Model], field: AnyField) -> bool:
         return bool(self.database.fetch("SELECT to_regproc(%s)", [self._function(model, field)])[0][0])
 
-    def _body(self, model: Any, field: Any) -> str | None:
+    def _body(self, model: type[Model], field: AnyField) -> str | None:
         """Return what the guard that is up does, None where there is none."""
         rows = self.database.fetch(
             "SELECT p.prosrc FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db.models import Model
+
 from safemigrate.backends.base.monitoring import Monitoring, one_line, slowest
 from safemigrate.backends.postgresql.schema import PostgreSQL
 from safemigrate.exceptions import NotVisible
@@ -83,7 +85,7 @@ class PostgreSQLMonitoring(Monitoring):
         )
         return [f"prepared transaction {gid}, user {owner}, open for {age}" for gid, owner, age in rows]
 
-    def waiting_for(self, model: Any) -> list[str]:
+    def waiting_for(self, model: type[Model]) -> list[str]:
         rows = self.fetch(
             "SELECT a.pid, a.usename, a.application_name, l.mode, a.query "
             "FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
@@ -96,7 +98,7 @@ class PostgreSQLMonitoring(Monitoring):
             for pid, user, application, mode, query in rows
         ]
 
-    def vacuuming(self, model: Any) -> bool:
+    def vacuuming(self, model: type[Model]) -> bool:
         # By its lock: which table it is at is in the view for those alone who may see all statistics.
         rows = self.fetch(
             "SELECT 1 FROM pg_stat_progress_vacuum v JOIN pg_locks l ON l.pid = v.pid AND l.database = v.datid "
@@ -106,19 +108,19 @@ class PostgreSQLMonitoring(Monitoring):
         )
         return bool(rows)
 
-    def vacuum(self, model: Any) -> None:
+    def vacuum(self, model: type[Model]) -> None:
         # TRUNCATE would ask for an exclusive lock, to give back pages that the fill is about to need.
         sql = f"VACUUM (SKIP_LOCKED, TRUNCATE false) {self._table(model)}"
         PostgreSQL(self.connection).run_online((sql,))
 
-    def size(self, model: Any) -> tuple[int | None, int | None]:
+    def size(self, model: type[Model]) -> tuple[int | None, int | None]:
         rows = self.fetch(
             "SELECT pg_table_size(oid), pg_indexes_size(oid) FROM pg_class WHERE oid = to_regclass(%s)",
             [self._table(model)],
         )
         return rows[0] if rows else (None, None)
 
-    def triggers(self, model: Any) -> list[str]:
+    def triggers(self, model: type[Model]) -> list[str]:
         # Those of some columns alone do not fire: the fill writes none of them.
         rows = self.fetch(
             "SELECT tgname FROM pg_trigger WHERE tgrelid = to_regclass(%s) AND NOT tgisinternal "
@@ -127,7 +129,7 @@ class PostgreSQLMonitoring(Monitoring):
         )
         return [name for (name,) in rows]
 
-    def fillfactor(self, model: Any) -> int | None:
+    def fillfactor(self, model: type[Model]) -> int | None:
         rows = self.fetch(
             "SELECT option_value::int FROM pg_class, pg_options_to_table(reloptions) "
             "WHERE oid = to_regclass(%s) AND option_name = 'fillfactor'",
@@ -135,13 +137,13 @@ class PostgreSQLMonitoring(Monitoring):
         )
         return rows[0][0] if rows else 100
 
-    def indexes(self, model: Any) -> int:
+    def indexes(self, model: type[Model]) -> int:
         rows = self.fetch(
             "SELECT count(*) FROM pg_index WHERE indrelid = to_regclass(%s)", [self._table(model)]
         )
         return int(rows[0][0])
 
-    def _table(self, model: Any) -> str:
+    def _table(self, model: type[Model]) -> str:
         return self.quote(model._meta.db_table)
 
 

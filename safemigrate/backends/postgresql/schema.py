@@ -10,13 +10,14 @@ from typing import Any
 
 from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.utils import split_identifier
-from django.db.models import NOT_PROVIDED, Q
+from django.db.models import NOT_PROVIDED, Model, Q
 from django.db.transaction import atomic
 
 from safemigrate.backends.base.schema import Column, Database, error_code, short_name
 from safemigrate.backends.postgresql import blockers
 from safemigrate.schema import fields
 from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
+from safemigrate.types import AnyField, field_of
 
 LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"
 INSUFFICIENT_PRIVILEGE = "42501"
@@ -41,11 +42,11 @@ class PostgreSQL(Database):
     gives_defaults_early = True
     writes_at_once = True
 
-    def has_table(self, model: Any) -> bool:
+    def has_table(self, model: type[Model]) -> bool:
         # Also one in another schema than the first.
         return self.fetch("SELECT to_regclass(%s) IS NOT NULL", [self._table(model)]) == [(True,)]
 
-    def column(self, model: Any, column: str) -> Column | None:
+    def column(self, model: type[Model], column: str) -> Column | None:
         rows = self.fetch(
             "SELECT attnotnull, atthasdef FROM pg_attribute "
             "WHERE attrelid = to_regclass(%s) AND attname = %s AND attnum > 0 AND NOT attisdropped",
@@ -58,7 +59,7 @@ class PostgreSQL(Database):
         valid = not_null and not self._constraints(model, column, kind="n", valid=False)
         return Column(not valid, has_default)
 
-    def other_type(self, model: Any, field: Any) -> str | None:
+    def other_type(self, model: type[Model], field: AnyField) -> str | None:
         wanted = field.db_type(self.connection)
         rows = self.fetch(
             "SELECT format_type(atttypid, atttypmod), atttypid = to_regtype(%s) FROM pg_attribute "
@@ -69,7 +70,7 @@ class PostgreSQL(Database):
         same = same_kind is not False and _limits(found or wanted) == _limits(wanted)
         return None if same else found
 
-    def estimated_rows(self, model: Any) -> int:
+    def estimated_rows(self, model: type[Model]) -> int:
         rows = self.fetch(
             "SELECT reltuples::bigint, pg_relation_size(oid) FROM pg_class WHERE oid = to_regclass(%s)",
             [self._table(model)],
@@ -78,7 +79,7 @@ class PostgreSQL(Database):
         # Never analyzed: as good a guess as any, and the progress goes on counting.
         return max(int(estimate), int(size) // 100 if estimate < 0 else 0)
 
-    def session(self, model: Any) -> tuple[Any, ...]:
+    def session(self, model: type[Model]) -> tuple[Any, ...]:
         # A project may have set the path, for a tenant, or the role on the caller's connection alone.
         asked = (
             "SELECT current_database(), current_user, current_setting('search_path'), to_regclass(%s)::oid"
@@ -103,13 +104,13 @@ class PostgreSQL(Database):
 
     # The steps
 
-    def bare(self, field: Any) -> Any:
+    def bare(self, field: AnyField) -> Any:
         clone = fields.bare(field)
         # ADD COLUMN with a CHECK reads the whole table under its lock; `require` adds it, validated later.
         clone.db_check = lambda connection: None
         return clone
 
-    def add_column(self, model: Any, field: Any) -> list[Step]:
+    def add_column(self, model: type[Model], field: AnyField) -> list[Step]:
         add = super().add_column(model, field)
         if field.db_default is NOT_PROVIDED:
             return add
@@ -122,7 +123,9 @@ class PostgreSQL(Database):
         )
         return [*add, default]
 
-    def add_required(self, from_model: Any, model: Any, field: Any, value: str = "NULL") -> Step:
+    def add_required(
+        self, from_model: type[Model], model: type[Model], field: AnyField, value: str = "NULL"
+    ) -> Step:
         # Without a default, the server refuses NOT NULL where a row is. The rest is made under its own names.
         bare, final = fields.bare(field, null=False), fields.required(field)
         return Step(
@@ -135,7 +138,7 @@ class PostgreSQL(Database):
             tables=self.tables(model, field),
         )
 
-    def drop_column(self, model: Any, field: Any) -> list[Step]:
+    def drop_column(self, model: type[Model], field: AnyField) -> list[Step]:
         sql = f"ALTER TABLE {self._table(model)} DROP COLUMN {self.quote(field.column)} CASCADE"
 
         def there() -> bool:
@@ -148,10 +151,10 @@ class PostgreSQL(Database):
             self._short(model, f"drop the column {field.column}", sql, needed=there, lock=lock, others=others)
         ]
 
-    def index_early(self, model: Any, field: Any) -> list[Step]:
+    def index_early(self, model: type[Model], field: AnyField) -> list[Step]:
         return self._index_steps(model, field)
 
-    def require(self, from_model: Any, model: Any, field: Any) -> Requirement:
+    def require(self, from_model: type[Model], model: type[Model], field: AnyField) -> Requirement:
         before = [
             *self._index_steps(model, field),
             *self._check_steps(model, field),
@@ -165,7 +168,7 @@ class PostgreSQL(Database):
             before=before, reject_nulls=[reject_nulls], accept_nulls=[accept_nulls], enforce=enforce
         )
 
-    def _not_null_constraint(self, model: Any, field: Any) -> tuple[Step, Step, list[Step]]:
+    def _not_null_constraint(self, model: type[Model], field: AnyField) -> tuple[Step, Step, list[Step]]:
         alter, column = f"ALTER TABLE {self._table(model)}", self.quote(field.column)
         there = self._constraints(model, field.column, kind="n")
         # The name that CREATE TABLE would have given it, so that a dump equals that of a fresh database.
@@ -194,7 +197,7 @@ class PostgreSQL(Database):
         )
         return reject_nulls, accept_nulls, [validate]
 
-    def _not_null_by_check(self, model: Any, field: Any) -> tuple[Step, Step, list[Step]]:
+    def _not_null_by_check(self, model: type[Model], field: AnyField) -> tuple[Step, Step, list[Step]]:
         alter, column = f"ALTER TABLE {self._table(model)}", self.quote(field.column)
         plain = self._default_name(model, field, "safemigrate")
         name = self.quote(plain)
@@ -226,7 +229,7 @@ class PostgreSQL(Database):
         )
         return reject_nulls, accept_nulls, [validate, enforce]
 
-    def _index_steps(self, model: Any, field: Any) -> list[Step]:
+    def _index_steps(self, model: type[Model], field: AnyField) -> list[Step]:
         editor, steps = self.editor(), []
         if field.unique:
             steps += self._unique_steps(model, field, editor)
@@ -238,7 +241,7 @@ class PostgreSQL(Database):
             )
         return steps
 
-    def _unique_steps(self, model: Any, field: Any, editor: Any) -> list[Step]:
+    def _unique_steps(self, model: type[Model], field: AnyField, editor: Any) -> list[Step]:
         name = str(editor._unique_constraint_name(model._meta.db_table, [field.column], quote=False))
         table, column, quoted = self._table(model), self.quote(field.column), self.quote(name)
 
@@ -260,7 +263,7 @@ class PostgreSQL(Database):
         )
         return [*build, use]
 
-    def _index(self, model: Any, field: Any, name: str, sql: str, *, needed: Any) -> list[Step]:
+    def _index(self, model: type[Model], field: AnyField, name: str, sql: str, *, needed: Any) -> list[Step]:
         drop = self._online(
             model,
             f"drop what a failed attempt left of {name}",
@@ -270,7 +273,7 @@ class PostgreSQL(Database):
         build = self._online(model, f"index {field.column} as {name}", sql, needed=needed)
         return [drop, build]
 
-    def _index_valid(self, model: Any, name: str) -> bool | None:
+    def _index_valid(self, model: type[Model], name: str) -> bool | None:
         """Return whether the table's index of that name is valid, None where there is none."""
         rows = self.fetch(
             "SELECT i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
@@ -279,7 +282,7 @@ class PostgreSQL(Database):
         )
         return bool(rows[0][0]) if rows else None
 
-    def _check_steps(self, model: Any, field: Any) -> list[Step]:
+    def _check_steps(self, model: type[Model], field: AnyField) -> list[Step]:
         check = field.db_parameters(connection=self.connection)["check"]
         if not check:
             return []
@@ -287,7 +290,7 @@ class PostgreSQL(Database):
         add = f"ADD CONSTRAINT {self.quote(name)} CHECK ({check}) NOT VALID"
         return self._validated_later(model, field, name, add, kind="c")
 
-    def _foreign_key_steps(self, model: Any, field: Any) -> list[Step]:
+    def _foreign_key_steps(self, model: type[Model], field: AnyField) -> list[Step]:
         if not (field.remote_field and field.db_constraint):
             return []
         statement = self.editor()._create_fk_sql(model, field, "_fk_%(to_table)s_%(to_column)s")
@@ -295,7 +298,9 @@ class PostgreSQL(Database):
         add = str(statement).partition(f"ALTER TABLE {self._table(model)} ")[2] + " NOT VALID"
         return self._validated_later(model, field, name, add, kind="f")
 
-    def _validated_later(self, model: Any, field: Any, name: str, add: str, *, kind: str) -> list[Step]:
+    def _validated_later(
+        self, model: type[Model], field: AnyField, name: str, add: str, *, kind: str
+    ) -> list[Step]:
         alter = f"ALTER TABLE {self._table(model)}"
         what = "foreign key" if kind == "f" else "check"
         lock = REFERRING if kind == "f" else EXCLUSIVE
@@ -320,7 +325,7 @@ class PostgreSQL(Database):
             ),
         ]
 
-    def release(self, from_model: Any, model: Any, field: Any) -> list[Step]:
+    def release(self, from_model: type[Model], model: type[Model], field: AnyField) -> list[Step]:
         alter = f"ALTER TABLE {self._table(model)}"
         nullable = self._short(
             model,
@@ -328,20 +333,20 @@ class PostgreSQL(Database):
             f"{alter} ALTER COLUMN {self.quote(field.column)} DROP NOT NULL",
             needed=lambda: not self._is_nullable(model, field),
         )
-        old = from_model._meta.get_field(field.name)
+        old = field_of(from_model, field.name)
         constraints = [
             self._drop_constraint(from_model, old, name) for name in self._own_constraints(from_model, old)
         ]
         return [nullable, *constraints, *self._drop_index_steps(from_model, old)]
 
-    def _drop_constraint(self, model: Any, field: Any, name: str) -> Step:
+    def _drop_constraint(self, model: type[Model], field: AnyField, name: str) -> Step:
         sql = f"ALTER TABLE {self._table(model)} DROP CONSTRAINT {self.quote(name)}"
         others = self.tables(model, field)[1:]
         if name not in self._constraints(model, field.column, kind="f"):
             return self._short(model, f"drop the constraint {name}", sql)
         return self._short(model, f"drop the constraint {name}", sql, lock=EXCLUSIVE_BOTH, others=others)
 
-    def _own_constraints(self, model: Any, field: Any) -> list[str]:
+    def _own_constraints(self, model: type[Model], field: AnyField) -> list[str]:
         names = [self._default_name(model, field, "check"), self._default_name(model, field, "safemigrate")]
         editor = self.editor()
         if field.unique:
@@ -355,11 +360,11 @@ class PostgreSQL(Database):
         there = {name for kind in "cuf" for name in self._constraints(model, field.column, kind=kind)}
         return [name for name in names if name in there]
 
-    def _drop_index_steps(self, model: Any, field: Any) -> list[Step]:
+    def _drop_index_steps(self, model: type[Model], field: AnyField) -> list[Step]:
         statements = self.editor()._field_indexes_sql(model, field)
         return [self._drop_index(model, str(statement.parts["name"]).strip('"')) for statement in statements]
 
-    def _drop_index(self, model: Any, name: str) -> Step:
+    def _drop_index(self, model: type[Model], name: str) -> Step:
         return self._online(
             model,
             f"drop the index {name}",
@@ -418,13 +423,15 @@ class PostgreSQL(Database):
 
     # A sample
 
-    def scratch_name(self, model: Any) -> str:
+    def scratch_name(self, model: type[Model]) -> str:
         # Two of the same name wait for each other's end, which is soon.
         name = short_name(split_identifier(model._meta.db_table)[1], suffix="safemigrate_sample")
         return self._qualified(model, name)
 
     @contextmanager
-    def scratch(self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]) -> Iterator[None]:
+    def scratch(
+        self, model: type[Model], copy: Any, fields: Sequence[Any], samples: Sequence[Q]
+    ) -> Iterator[None]:
         with self.rolled_back():
             # Who changes the table now may hold it for long: better no sample than to wait for it.
             self.execute("SET LOCAL lock_timeout = '3s'")
@@ -437,23 +444,23 @@ class PostgreSQL(Database):
             self.copy_rows(model, copy, fields, samples)
             yield
 
-    def _storage(self, model: Any) -> str:
+    def _storage(self, model: type[Model]) -> str:
         rows = self.fetch("SELECT reloptions FROM pg_class WHERE oid = to_regclass(%s)", [self._table(model)])
         options = rows[0][0] if rows else None
         return f" WITH ({', '.join(options)})" if options else ""
 
     # For this module
 
-    def _table(self, model: Any) -> str:
+    def _table(self, model: type[Model]) -> str:
         return self.quote(model._meta.db_table)
 
-    def _qualified(self, model: Any, name: str) -> str:
+    def _qualified(self, model: type[Model], name: str) -> str:
         namespace, _ = split_identifier(model._meta.db_table)
         return ".".join(self.quote(part) for part in (namespace, name) if part)
 
     def _short(
         self,
-        model: Any,
+        model: type[Model],
         title: str,
         *statements: str,
         needed: Any = None,
@@ -463,11 +470,13 @@ class PostgreSQL(Database):
         step = Step(title, statements, lock, tables=(self._table(model), *others))
         return step if needed is None else Step(title, statements, lock, tables=step.tables, needed=needed)
 
-    def _online(self, model: Any, title: str, statement: str, *, needed: Any) -> Step:
+    def _online(self, model: type[Model], title: str, statement: str, *, needed: Any) -> Step:
         tables = (self._table(model),)
         return Step(title, (statement,), ONLINE, online=True, tables=tables, needed=needed)
 
-    def _constraints(self, model: Any, column: str, *, kind: str, valid: bool | None = None) -> list[str]:
+    def _constraints(
+        self, model: type[Model], column: str, *, kind: str, valid: bool | None = None
+    ) -> list[str]:
         """Return the names of the constraints of a kind (as in pg_constraint) on exactly this column."""
         rows = self.fetch(
             "SELECT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid "
@@ -477,14 +486,14 @@ class PostgreSQL(Database):
         )
         return [name for (name,) in rows]
 
-    def _default_name(self, model: Any, field: Any, label: str) -> str:
+    def _default_name(self, model: type[Model], field: AnyField, label: str) -> str:
         """Return the name that the server itself would give to a constraint of this column."""
         table = split_identifier(model._meta.db_table)[1]
         labels = chain([label], (f"{label}{number}" for number in count(1)))
         names = (object_name(table, field.column, each) for each in labels)
         return next(name for name in names if not self._is_taken(model, field.column, name))
 
-    def _is_taken(self, model: Any, column: str, name: str) -> bool:
+    def _is_taken(self, model: type[Model], column: str, name: str) -> bool:
         rows = self.fetch(
             "SELECT 1 FROM pg_constraint c JOIN pg_class t ON t.oid = to_regclass(%s) "
             "WHERE c.conname = %s AND c.connamespace = t.relnamespace AND NOT (c.conrelid = t.oid AND EXISTS "

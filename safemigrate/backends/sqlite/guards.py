@@ -6,12 +6,13 @@ import sqlite3
 from contextlib import closing, suppress
 from typing import Any
 
-from django.db.models import UUIDField
+from django.db.models import Model, UUIDField
 
 from safemigrate.backends.base.guards import Guards
 from safemigrate.backends.base.schema import key_columns
 from safemigrate.exceptions import NoGuard
 from safemigrate.schema.steps import Lock, Step
+from safemigrate.types import AnyField
 
 UUID4 = (
     "lower(hex(randomblob(6)) || '4' || substr(hex(randomblob(2)), 2) || "
@@ -23,16 +24,16 @@ EVENTS = {"insert": "INSERT", "update": "UPDATE"}
 class SQLiteGuards(Guards):
     alter = Lock("the database's one writer", "writers")
 
-    def random_uuid(self, field: Any) -> str | None:
+    def random_uuid(self, field: AnyField) -> str | None:
         return UUID4 if isinstance(field, UUIDField) else None
 
-    def refuse(self, model: Any, sql: str) -> None:
+    def refuse(self, model: type[Model], sql: str) -> None:
         """The row is stored when the trigger runs: nothing of it is unknown then."""
 
     def refuse_raw(self, value: Any) -> None:
         """The trigger is an UPDATE of the table, in which raw SQL means what it means in the fill."""
 
-    def expression(self, model: Any, field: Any, sql: str) -> list[Step]:
+    def expression(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
         table, column = self.quote(model._meta.db_table), self.quote(field.column)
         key = " AND ".join(
             f"{table}.{name} = NEW.{name}"
@@ -42,7 +43,7 @@ class SQLiteGuards(Guards):
         self._refuse_functions(update)
         return [self._up(model, field, ending, f"BEGIN {update}; END") for ending in EVENTS]
 
-    def _up(self, model: Any, field: Any, ending: str, body: str) -> Step:
+    def _up(self, model: type[Model], field: AnyField, ending: str, body: str) -> Step:
         table, name = self.quote(model._meta.db_table), self.name(model, field, ending)
         create = (
             f"CREATE TRIGGER {self.quote(name)} AFTER {EVENTS[ending]} ON {table} FOR EACH ROW "
@@ -56,10 +57,10 @@ class SQLiteGuards(Guards):
             needed=lambda: self._trigger(name) != create,
         )
 
-    def down(self, model: Any, field: Any) -> list[Step]:
+    def down(self, model: type[Model], field: AnyField) -> list[Step]:
         return [self._drop(model, field, self.name(model, field, ending)) for ending in EVENTS]
 
-    def _drop(self, model: Any, field: Any, name: str) -> Step:
+    def _drop(self, model: type[Model], field: AnyField, name: str) -> Step:
         return Step(
             f"take the guard of {field.column} away: a trigger",
             (f"DROP TRIGGER IF EXISTS {self.quote(name)}",),

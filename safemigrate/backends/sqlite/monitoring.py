@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from django.db import OperationalError
+from django.db.models import Model
 
 from safemigrate.backends.base.monitoring import Monitoring
 
@@ -13,7 +13,7 @@ UPDATE_TRIGGER = re.compile(r"\bUPDATE\s+ON\b", re.IGNORECASE)
 
 
 class SQLiteMonitoring(Monitoring):
-    def size(self, model: Any) -> tuple[int | None, int | None]:
+    def size(self, model: type[Model]) -> tuple[int | None, int | None]:
         table = model._meta.db_table
         indexes = "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = %s"
         try:
@@ -26,7 +26,7 @@ class SQLiteMonitoring(Monitoring):
         sql = f"SELECT COALESCE(SUM(pgsize), 0) FROM dbstat WHERE aggregate = TRUE AND name {which}"
         return int(self.fetch(sql, [table])[0][0])
 
-    def triggers(self, model: Any) -> list[str]:
+    def triggers(self, model: type[Model]) -> list[str]:
         rows = self.fetch(
             "SELECT name, sql FROM sqlite_master "
             "WHERE type = 'trigger' AND tbl_name = %s AND name NOT LIKE %s ORDER BY name",
@@ -34,5 +34,5 @@ class SQLiteMonitoring(Monitoring):
         )
         return [name for name, sql in rows if UPDATE_TRIGGER.search(sql)]
 
-    def indexes(self, model: Any) -> int:
+    def indexes(self, model: type[Model]) -> int:
         return len(self.fetch(f"PRAGMA index_list({self.quote(model._meta.db_table)})"))

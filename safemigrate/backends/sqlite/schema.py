@@ -10,12 +10,13 @@ from typing import Any
 
 from django.db import DatabaseError
 from django.db.backends.utils import strip_quotes
-from django.db.models import Q
+from django.db.models import Model, Q
 from django.db.transaction import atomic
 
 from safemigrate.backends.base.schema import Column, Database, short_name
 from safemigrate.conf import get
 from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
+from safemigrate.types import AnyField
 
 EARLY = "safemigrate_early"
 # As a name stands in the SQL that the file keeps.
@@ -27,14 +28,14 @@ class SQLite(Database):
     guards_before_not_null = False
     fills_at_once = True
 
-    def column(self, model: Any, column: str) -> Column | None:
+    def column(self, model: type[Model], column: str) -> Column | None:
         table = self.quote(model._meta.db_table)
         for _, name, _, not_null, default, _ in self.fetch(f"PRAGMA table_info({table})"):
             if name == column:
                 return Column(not not_null, default is not None)
         return None
 
-    def other_type(self, model: Any, field: Any) -> str | None:
+    def other_type(self, model: type[Model], field: AnyField) -> str | None:
         table = self.quote(model._meta.db_table)
         types = {row[1]: row[2] for row in self.fetch(f"PRAGMA table_info({table})")}
         found = types.get(field.column)
@@ -52,7 +53,7 @@ class SQLite(Database):
     def blockers(self, tables: Sequence[str], blocks: Blocked = "everyone") -> list[str]:
         return ["another connection that reads or writes the file; SQLite does not tell which"]
 
-    def index_early(self, model: Any, field: Any) -> list[Step]:
+    def index_early(self, model: type[Model], field: AnyField) -> list[Step]:
         # A UNIQUE constraint needs the copy of the table; until then a plain index serves.
         name, table, column = self._early_index(model, field), model._meta.db_table, field.column
         return [
@@ -64,11 +65,13 @@ class SQLite(Database):
             )
         ]
 
-    def require(self, from_model: Any, model: Any, field: Any) -> Requirement:
+    def require(self, from_model: type[Model], model: type[Model], field: AnyField) -> Requirement:
         steps = super().require(from_model, model, field).enforce
         return Requirement(enforce=[self._keeping_extras(step, model) for step in steps])
 
-    def add_required(self, from_model: Any, model: Any, field: Any, value: str = "NULL") -> Step:
+    def add_required(
+        self, from_model: type[Model], model: type[Model], field: AnyField, value: str = "NULL"
+    ) -> Step:
         (step,) = self.require(model, model, field).enforce
         # Where another process has added the column in the meantime, this fails, and its values stay.
         add = self.sql(lambda editor: editor.add_field(model, self.bare(field)))
@@ -83,7 +86,7 @@ class SQLite(Database):
             needed=lambda: True,
         )
 
-    def _copying(self, from_model: Any, field: Any, value: str) -> str:
+    def _copying(self, from_model: type[Model], field: AnyField, value: str) -> str:
         """Return the statement that copies the rows when Django changes a table, with `value` for the field."""
         if field.remote_field and field.db_constraint:
             # What refers to no row comes out as NULL, which NOT NULL refuses.
@@ -94,17 +97,17 @@ class SQLite(Database):
             )
         name = from_model._meta.db_table
         stored = [f for f in from_model._meta.local_concrete_fields if not getattr(f, "generated", False)]
-        columns = ", ".join(self.quote(f.column) for f in stored)
+        columns = ", ".join(self.quote(str(f.column)) for f in stored)
         return (
             f"INSERT INTO {self.quote(f'new__{strip_quotes(name)}')} ({columns}, {self.quote(field.column)}) "
             f"SELECT {columns}, {value} FROM {self.quote(name)}"
         )
 
-    def release(self, from_model: Any, model: Any, field: Any) -> list[Step]:
+    def release(self, from_model: type[Model], model: type[Model], field: AnyField) -> list[Step]:
         steps = super().release(from_model, model, field)
         return [self._keeping_extras(step, model, without=field.column) for step in steps]
 
-    def drop_column(self, model: Any, field: Any) -> list[Step]:
+    def drop_column(self, model: type[Model], field: AnyField) -> list[Step]:
         steps = super().drop_column(model, field)
         return [self._keeping_extras(step, model, without=field.column) for step in steps]
 
@@ -122,7 +125,9 @@ class SQLite(Database):
             self.execute(f"PRAGMA busy_timeout = {wait}")
 
     @contextmanager
-    def scratch(self, model: Any, copy: Any, fields: Sequence[Any], samples: Sequence[Q]) -> Iterator[None]:
+    def scratch(
+        self, model: type[Model], copy: Any, fields: Sequence[Any], samples: Sequence[Q]
+    ) -> Iterator[None]:
         mode, checked = self.connection.transaction_mode, self.connection.disable_constraint_checking()
         # Any other mode would lock the file, though only what is not in the file is written.
         self.connection.transaction_mode = "DEFERRED"
@@ -137,7 +142,7 @@ class SQLite(Database):
             if checked:
                 self.connection.enable_constraint_checking()
 
-    def _make_scratch(self, model: Any, copy: Any, fields: Sequence[Any]) -> None:
+    def _make_scratch(self, model: type[Model], copy: Any, fields: Sequence[Any]) -> None:
         table, name = model._meta.db_table, self.quote(copy._meta.db_table)
         ((made,),) = self.fetch("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = %s", [table])
         self.execute(re.sub(rf"^CREATE TABLE{NAME}", f"CREATE TEMP TABLE {name}", made, count=1))
@@ -148,7 +153,7 @@ class SQLite(Database):
                 own = self.quote(f"safemigrate_sample_{number}")
                 self.execute(INDEX.sub(f"INDEX temp.{own} ON {name}", sql, count=1))
 
-    def _keeping_extras(self, step: Step, model: Any, without: str | None = None) -> Step:
+    def _keeping_extras(self, step: Step, model: type[Model], without: str | None = None) -> Step:
         """Make a copied table get back the triggers and indexes that only the database knows of."""
         if not any("new__" in statement for statement in step.statements):
             return step
@@ -172,5 +177,5 @@ class SQLite(Database):
         return {name: sql for name, kind, sql in rows if kind in (kinds or ("index", "trigger"))}
 
     @staticmethod
-    def _early_index(model: Any, field: Any) -> str:
+    def _early_index(model: type[Model], field: AnyField) -> str:
         return short_name(model._meta.db_table, field.column, suffix=EARLY)
