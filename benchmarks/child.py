@@ -72,7 +72,7 @@ def build(shape: Shape) -> None:
             cursor.execute(statement)
 
 
-def settle(connection: Any) -> None:
+def flush(connection: Any) -> None:
     """Read the table once, and leave nothing to be written later that is of the time before."""
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT SUM(LENGTH(question_text)) FROM {TABLE}")
@@ -87,7 +87,7 @@ def settle(connection: Any) -> None:
 def measure(method: Method, shape: Shape) -> dict[str, Any]:
     table = method.table(shape)
     method.prepare(table)
-    settle(table.connection)
+    flush(table.connection)
     gc.collect()
     forget_peak()
     base, log, transactions, times = peak(), written(table.connection), Transactions(), []

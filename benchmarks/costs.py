@@ -69,7 +69,7 @@ class Line:
 
 
 class Standin:
-    """A queue that is not there: whoever works comes again by itself."""
+    """A queue that is not there: a worker comes again by itself."""
 
     is_apart = True
 

@@ -113,8 +113,8 @@ class Figures:
         return "" if found is None else f"{number(found)}{GAP}×"  # noqa: RUF001
 
     def _failures(self) -> list[str]:
-        told = {METHODS[name].title: errors[0] for name in self.names if (errors := self.errors(name))}
-        lines = [f"- {title}: `{error.strip().splitlines()[-1]}`" for title, error in told.items()]
+        failed = {METHODS[name].title: errors[0] for name in self.names if (errors := self.errors(name))}
+        lines = [f"- {title}: `{error.strip().splitlines()[-1]}`" for title, error in failed.items()]
         return ["\n".join(["What failed:", "", *lines])] if lines else []
 
 

@@ -91,7 +91,7 @@ def not_null(title: str, run: Way, **more: Any) -> Method:
     )
 
 
-def road(title: str, run: Way, **more: Any) -> Method:
+def whole(title: str, run: Way, **more: Any) -> Method:
     return Method(title=title, run=run, kind="text", prepare=ways.nothing, required=True, **more)
 
 
@@ -167,17 +167,19 @@ METHODS = {
         needs="django_zero_downtime_migrations",
         engine="django_zero_downtime_migrations.backends.postgres",
     ),
-    # The whole road, on a table of any size.
-    "plain_road": road(
-        "`AddField`, UPDATE, `AlterField`", ways.plain_road, base="plain_road", everywhere=True
+    # The whole operation, on a table of any size.
+    "plain_operation": whole(
+        "`AddField`, UPDATE, `AlterField`", ways.plain_operation, base="plain_operation", everywhere=True
     ),
-    "road": road("`AddRequiredField`", ways.road(TEXT), base="plain_road", ours=True, everywhere=True),
-    "plain_0": road(
+    "operation": whole(
+        "`AddRequiredField`", ways.operation(TEXT), base="plain_operation", ours=True, everywhere=True
+    ),
+    "plain_0": whole(
         "no rows: `AddField`", ways.plain_add_field, base="plain_0", everywhere=True, most_rows=0, times=9
     ),
-    "road_0": road(
+    "operation_0": whole(
         "no rows: `AddRequiredField`",
-        ways.road(TEXT),
+        ways.operation(TEXT),
         base="plain_0",
         ours=True,
         everywhere=True,
@@ -186,10 +188,10 @@ METHODS = {
     ),
 }
 for most in SMALL:
-    told, base = f"{most:,} rows", f"plain_{most}"
-    METHODS[base] = road(
-        f"{told}: `AddField`, UPDATE, `AlterField`", ways.plain_road, base=base, most_rows=most
+    size, base = f"{most:,} rows", f"plain_{most}"
+    METHODS[base] = whole(
+        f"{size}: `AddField`, UPDATE, `AlterField`", ways.plain_operation, base=base, most_rows=most
     )
-    METHODS[f"road_{most}"] = road(
-        f"{told}: `AddRequiredField`", ways.road(TEXT), base=base, ours=True, most_rows=most
+    METHODS[f"operation_{most}"] = whole(
+        f"{size}: `AddRequiredField`", ways.operation(TEXT), base=base, ours=True, most_rows=most
     )

@@ -71,7 +71,7 @@ def memory(measured: Measured) -> float | None:
 
 
 def held_alone(measured: Measured) -> float | None:
-    longest = measured.speed.highest("exclusive", LONG_ROADS) if measured.speed else None
+    longest = measured.speed.highest("exclusive", LONG_OPERATIONS) if measured.speed else None
     return longest * 1000 if longest else None
 
 
@@ -85,7 +85,7 @@ def flat(*names: str) -> Reached:
     return reached
 
 
-LONG_ROADS = ("set_not_null", "road")
+LONG_OPERATIONS = ("set_not_null", "operation")
 OURS = [name for name, method in METHODS.items() if method.ours]
 PSYCOPG, PSYCOPG2 = ("postgresql", "postgresql-system"), ("postgresql-psycopg2",)
 POSTGRESQL, SQLITE = (*PSYCOPG, *PSYCOPG2), ("sqlite", "sqlite-wal")
@@ -122,8 +122,14 @@ PROMISES = [
         against_base("own_uuid"),
         on(PSYCOPG, 1.8) | on(PSYCOPG2, 2.1),
     ),
-    Promise("The whole road, to `AddField`, UPDATE, `AlterField`", against_base("road"), on(SQLITE, 1.1)),
-    Promise("The whole road on no rows, to a plain `AddField`", against_base("road_0"), on(EVERYWHERE, 5)),
+    Promise(
+        "The whole operation, to `AddField`, UPDATE, `AlterField`", against_base("operation"), on(SQLITE, 1.1)
+    ),
+    Promise(
+        "The whole operation on no rows, to a plain `AddField`",
+        against_base("operation_0"),
+        on(EVERYWHERE, 5),
+    ),
     Promise("Memory of the client", memory, on(EVERYWHERE, 32), unit=f"{GAP}MB"),
     Promise("A table held alone (ACCESS EXCLUSIVE)", held_alone, on(POSTGRESQL, 20), unit=f"{GAP}ms"),
     Promise(

@@ -99,10 +99,10 @@ def _with_version(module: str) -> str:
 
 def section(runs: Sequence[Sequence[Run]], rows: int, facts: dict[str, Any], command: str) -> str:
     times = len(runs[0])
-    told = (
+    lines = (
         f"{facts['database']} (durable), {rows:,} rows, {times} runs of each; {on_what(facts)}; `{command}`."
     )
-    return f"{told}\n\n{table(runs, rows)}\n\n{failures(runs)}"
+    return f"{lines}\n\n{table(runs, rows)}\n\n{failures(runs)}"
 
 
 def on_what(facts: dict[str, Any]) -> str:

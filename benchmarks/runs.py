@@ -24,7 +24,7 @@ LEAD, TAIL = 1.0, 2.0  # seconds of traffic before and after the migration
 
 @dataclass(frozen=True)
 class Run:
-    """What became of the migration and of each request meanwhile."""
+    """What became of the migration, and of each request beside it."""
 
     scenario: str
     rows: int

@@ -40,14 +40,14 @@ def cases(vendor: str, most: int) -> list[Case]:
     """Return the tables to be measured, none with more rows than `most`."""
     sizes = [size for size in SIZES if size < most] + [most]
     rows = min(most, MOST_ROUNDS)
-    told = f"{rows:,} rows"
-    small = Case(f"{told}, `shared_buffers` of 16 MB", Shape(rows), buffers=True)
+    size = f"{rows:,} rows"
+    small = Case(f"{size}, `shared_buffers` of 16 MB", Shape(rows), buffers=True)
     return [
         *(Case(f"{size:,} rows", Shape(size), grows=True) for size in sizes),
-        Case(f"{told}, UUID key in no order", Shape(rows, key="uuid")),
-        Case(f"{told}, composite key", Shape(rows, key="composite")),
-        Case(f"{told}, no secondary index", Shape(rows, indexes=0)),
-        Case(f"{told}, 5 secondary indexes", Shape(rows, indexes=5)),
+        Case(f"{size}, UUID key in no order", Shape(rows, key="uuid")),
+        Case(f"{size}, composite key", Shape(rows, key="composite")),
+        Case(f"{size}, no secondary index", Shape(rows, indexes=0)),
+        Case(f"{size}, 5 secondary indexes", Shape(rows, indexes=5)),
         *([small] if vendor == "postgresql" else []),
     ]
 
@@ -115,7 +115,7 @@ def small_buffers(place: Place) -> Iterator[Place]:
 def run(
     place: Place, case: Case, methods: Sequence[str], rounds: int, before: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Measure the methods in turns; one of which the tables before tell that it would take too long is left out."""
+    """Measure the methods in turns; one that would take too long, by the tables before, is left out."""
     outcomes: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for _ in range(rounds if case.shape.rows <= MOST_ROUNDS else 1):
         for name in methods:

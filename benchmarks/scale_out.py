@@ -116,7 +116,7 @@ def set_up(url: str = "") -> None:
         DATABASES={"default": parse(url) if url else memory},
         INSTALLED_APPS=["django.contrib.contenttypes", "safemigrate"],
         USE_TZ=True,
-        # In virtual time nobody dies.
+        # In virtual time no worker dies.
         SAFEMIGRATE_LEASE_SECONDS=15 if url else 1e7,
         LOGGING_CONFIG=None,
     )

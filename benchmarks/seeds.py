@@ -9,7 +9,7 @@ TABLE = "polls_question"
 COLUMNS = {"question_text": "text", "pub_date": "date"}
 
 # How each database spells the values of the n-th row. What is in no order is at random: a regular stride, which would
-# be the same every time, makes each batch sweep through the whole index as no real one does.
+# be the same every time, makes each batch go through the whole index as no real one does.
 SPELLINGS = {
     "postgresql": {
         "text": "rpad('Question ' || n || '?', 76, '.')",

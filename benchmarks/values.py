@@ -1,4 +1,4 @@
-"""What the column is filled with: the field, the one UPDATE that does it, and how a wrong row is told."""
+"""What the column is filled with: the field, the one UPDATE that does it, and how a wrong row is found."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class Processors:
             self.clock.at(self.clock.now + left / self._speed, partial(self._end, self._version))
 
     def _end(self, version: int) -> None:
-        if version != self._version:  # Somebody came or left meanwhile.
+        if version != self._version:  # Another one came or left in the meantime.
             return
         self._go_on()
         while self._jobs and self._jobs[0][0] <= self._given + 1e-9:

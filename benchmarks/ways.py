@@ -162,16 +162,16 @@ def migration_tools(table: Table) -> None:
     table.apply(operations.SaferAlterFieldSetNotNull("question", table.value.name, table.value.field))
 
 
-# The whole road
+# The whole operation
 
 
-def road(populate: Any) -> Way:
+def operation(populate: Any) -> Way:
     return lambda table: table.apply(
         AddRequiredField("question", table.value.name, table.value.field, populate)
     )
 
 
-def plain_road(table: Table) -> None:
+def plain_operation(table: Table) -> None:
     """Add, update and alter, as short as Django has it; in one transaction, where the database can."""
     name, field = table.value.name, table.value.field
     nullable = field.clone()

@@ -64,7 +64,7 @@ class TooManyRetries(SafemigrateError):
 
 
 class NotVisible(SafemigrateError):
-    """The server does not tell this user how loaded it is, or a replica does not answer."""
+    """The server does not show this user how loaded it is, or a replica does not answer."""
 
 
 class PlanningError(SafemigrateError):
@@ -140,4 +140,4 @@ class Interrupted(SystemExit):
 
 
 class LimitReached(SystemExit):
-    """A limit of time or rows, which is no failure: `backfill run` ends in good order, and goes on next time."""
+    """A limit of time or rows, which is no failure: `backfill run` ends cleanly, and goes on next time."""

@@ -98,7 +98,7 @@ class BackfillRun(models.Model):
 
     @property
     def next_command(self) -> str:
-        """The line to type where nobody is at work on it."""
+        """The line to type where no process is at work on it."""
         waits = self.is_shared and self.status in HELD | {Status.QUEUED}
         return "python manage.py backfill requeue" if waits else self.command
 
@@ -117,7 +117,7 @@ class BackfillRun(models.Model):
         return self.status in OVER
 
     def is_held(self, now: datetime | None = None) -> bool:
-        """Does a process hold the run, as far as its heartbeat, and this machine, tell?"""
+        """Does a process hold the run, as far as its heartbeat, and this machine, show?"""
         alive = self.lease_until is not None and self.lease_until > (now or timezone.now())
         return alive and not (self.process and is_gone(self.process, self.machine))
 

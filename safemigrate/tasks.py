@@ -17,5 +17,5 @@ def work(run: int, tries: int = 0) -> None:
 
 @background
 def requeue() -> None:
-    """Enqueue what nobody works on: see `backfill requeue`. For a clock: Celery's beat, cron, a scheduler."""
+    """Enqueue what no worker holds: see `backfill requeue`. For a clock: Celery's beat, cron, a scheduler."""
     scheduler.requeue()

@@ -103,7 +103,7 @@ class Demo:
         self.aliases = ["default", "archive"] + ["postgresql"] * ("POSTGRESQL_URL" in os.environ)
 
     def run(self) -> bool:
-        """Walk the whole road; return whether every check passed."""
+        """Do all of it; return whether every check passed."""
         heading("A project with full tables")
         copy_project_before(self.folder)
         self.fill()
@@ -181,7 +181,7 @@ class Demo:
         return passed
 
     def finish_project(self) -> None:
-        """Give the copy the rest of what uses the field, and somebody who may log in."""
+        """Give the copy the rest of what uses the field, and a user who may log in."""
         for name in CHANGED:
             shutil.copy(EXAMPLE / name, self.folder / name)
         self.manage(

@@ -31,7 +31,7 @@ class Combination:
 
     @property
     def name(self) -> str:
-        """What tells it from the others, for a person and as the name of a folder."""
+        """What distinguishes it from the others, for a reader and as the name of a folder."""
         others = [part for part in (self.mysql_driver, self.postgresql) if part not in ("", "pymysql")]
         return "-".join([f"python{self.python}", f"django{self.django}", self.driver, *others])
 

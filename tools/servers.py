@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -32,8 +33,6 @@ START_SECONDS = 60
 # because this process is gone, be it by SIGKILL. A line ends the server alone, by the signal
 # that it names; another one starts it again.
 WATCHDOG = """
-folder=$1 signal=$2
-shift 2
 exec 3<&0 2>>"$folder/log"
 while
     "$@" </dev/null >>"$folder/log" 2>&1 3<&- &
@@ -147,7 +146,8 @@ class Server:
         return None
 
     def _launch(self) -> None:
-        script = ["/bin/sh", "-c", WATCHDOG, "watchdog", str(self.folder), self.stop_signal]
+        names = f"folder={shlex.quote(str(self.folder))} signal={self.stop_signal}"
+        script = ["/bin/sh", "-c", names + WATCHDOG, "watchdog"]
         self._watchdog = subprocess.Popen(
             script + self._command(),
             cwd=self.folder,
@@ -239,7 +239,7 @@ class PostgreSQL(Server):
     database = "postgres"
     scheme = "postgresql"
     system_user = "nobody"  # PostgreSQL refuses to run as root
-    stop_signal = "QUIT"  # at once: nobody needs the data any more
+    stop_signal = "QUIT"  # at once: the data is not needed any more
     halt_signal = "INT"  # all clients are cut off, and what was committed is written
 
     def __init__(self, programs: Path | None = None, *, durable: bool = False) -> None:

@@ -236,7 +236,7 @@ class BackfillRunAdmin(ModelAdmin):
     # Action
 
     def _control(self, request: HttpRequest, asked: str, chosen: Iterable[BackfillRun]) -> None:
-        """Ask it of each run, and tell the person what came of it."""
+        """Ask it of each run, and report what came of it."""
         who = request.user.get_username()[:150]
         for run in chosen:
             try:

@@ -1,7 +1,7 @@
 """The engine: range after range of primary keys, each committed by itself, until nothing is NULL.
 
 NULL is the to-do mark: the column itself says what is left. So the engine can be stopped or killed at any
-instruction and started again, a value that the application wrote meanwhile is never overwritten, and a
+instruction and started again, a value that the application wrote in the meantime is never overwritten, and a
 range done twice changes nothing.
 """
 
@@ -77,7 +77,7 @@ class Run:
 
 
 class Observer(Protocol):
-    """Is told of a run after each committed batch, and again and again while it waits; ends it by raising.
+    """Is informed of a run after each committed batch, and again and again while it waits; ends it by raising.
 
     `hold` returns why the run has to wait, or None.
     """
@@ -158,7 +158,7 @@ class Filling:
         return Throttles(self.target.model, self.target.alias, self.paths)
 
     def run(self) -> Run:
-        """Fill the whole table; nothing is told of one that is full."""
+        """Fill the whole table; of one that is full no observer is informed."""
         if self.batches.any_left():
             self.state.total = self.database.estimated_rows(self.target.model)
             observer = NullObserver() if self.at_once else new_observer()

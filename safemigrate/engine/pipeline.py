@@ -110,7 +110,7 @@ class Pool:
             if self.executor.submit(_session, *self.batches).result() == session:
                 return True
             logger.info(
-                "others would see another table: this connection was told of a schema, a role, or a database"
+                "other connections would see another table: this one was given a schema, a role, or a database"
             )
         except FAILED_TO_START as error:
             logger.warning("Nobody else works on it (%s). This process goes on alone.", error)
@@ -166,14 +166,14 @@ def chosen(work: Work, batches: Batches, number: int, work_factory: Sequence[str
     alone = connection.in_atomic_block or not connection.get_autocommit()
     if alone or not for_connection(connection).writes_at_once:
         return Sequential()
-    session, workers = _session(batches), _hired(work, batches, number, work_factory)
+    session, workers = _session(batches), _started_for(work, batches, number, work_factory)
     if workers is None or workers.sees(session):
         return workers or Sequential()
     workers.close()
     return Sequential()
 
 
-def _hired(work: Work, batches: Batches, number: int, work_factory: Sequence[str]) -> Pool | None:
+def _started_for(work: Work, batches: Batches, number: int, work_factory: Sequence[str]) -> Pool | None:
     if isinstance(work, ComputedInDatabase):
         return _threads(work, batches, number) if number > 1 else None
     if not (isinstance(work, ComputedInPython) and work.may_be_apart):
@@ -224,7 +224,7 @@ def _threads(work: Work, batches: Batches, number: int) -> Pool:
 
 
 def _pool(alias: str, number: int) -> tuple[ThreadPoolExecutor, list[Any]]:
-    """Return threads, and their connections, which whoever ends the threads has to close."""
+    """Return threads, and their connections, which the caller that ends the threads has to close."""
     opened: list[Any] = []
 
     def share_connection() -> None:

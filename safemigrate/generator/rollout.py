@@ -50,7 +50,7 @@ def check_keep_guard(targets: Iterable[Target], why_not: Reasons) -> None:
             )
 
 
-def told(why_not: Reasons, *, phases: int, keep_guard: bool) -> str:
+def notice(why_not: Reasons, *, phases: int, keep_guard: bool) -> str:
     """Return in a few lines what becomes of the rows that old code inserts, or nothing where nothing does."""
     guarded = [target for target, reason in why_not.items() if not reason]
     paragraphs = []

@@ -43,7 +43,7 @@ class PlannedMigration:
 class Action:
     """One thing that is done: a step, or the fill, which alone has batches, seconds and a sample.
 
-    `blocks` says who waits for it: nobody, writers (those of one batch's rows, in a fill) or everyone;
+    `blocks` says who waits for it: none, writers (those of one batch's rows, in a fill) or everyone;
     `lasts` for how long. `wait` is how long, in seconds, others may stand behind one try to get the lock.
     """
 

@@ -1,4 +1,4 @@
-"""How old rows get their value: the kinds of populate, told apart by what they are."""
+"""How old rows get their value: the kinds of populate, recognized by what they are."""
 
 from safemigrate.populate.kinds import FromApps, FromRelated, PerBatch, PerRow, Suffix
 

@@ -167,9 +167,9 @@ def _size(run: BackfillRun, newest: BackfillRange | None = None) -> int:
 
 
 def _timed(run: BackfillRun) -> BackfillRange | None:
-    """Return the newest range whose time tells something: those that were just cut have none."""
-    told = Q(ended__isnull=False) | Q(rows_done__gt=0)
-    return of(run).filter(told, seconds__gt=0, last__isnull=False).order_by("-number").first()
+    """Return the newest range that has a time: those that were just cut have none."""
+    timed = Q(ended__isnull=False) | Q(rows_done__gt=0)
+    return of(run).filter(timed, seconds__gt=0, last__isnull=False).order_by("-number").first()
 
 
 def _create(run: BackfillRun, number: int, part: Range | None) -> BackfillRange:
@@ -192,12 +192,12 @@ def _lease(run: BackfillRun, found: BackfillRange, worker: str) -> None:
 
 
 def owned(part: BackfillRange) -> QuerySet[BackfillRange]:
-    """Return the range as long as nobody else has taken it; nothing otherwise."""
+    """Return the range as long as no other worker has taken it; nothing otherwise."""
     return records().filter(pk=part.pk, token=part.token, ended=None)
 
 
 def release(part: BackfillRange) -> bool:
-    """Let anybody take it at once: it was left in good order."""
+    """Let any worker take it at once: it was left cleanly."""
     return bool(owned(part).update(lease_until=None, attempts=0))
 
 

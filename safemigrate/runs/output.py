@@ -1,4 +1,4 @@
-"""What a run prints and warns of: kept with its record, and told apart in the log."""
+"""What a run prints and warns of: kept with its record, and marked with its number in the log."""
 
 from __future__ import annotations
 

@@ -183,8 +183,8 @@ class RunRecorder(Recorder):
     def _lost(self, found: Any) -> LeaseLost:
         if found is None:
             return LeaseLost(
-                f"{self.record}: run {self.record.pk} was deleted, so nobody can see or control this process any "
-                "more. It ends; what was filled stays filled, and the same command goes on."
+                f"{self.record}: run {self.record.pk} was deleted, so this process can no longer be seen or "
+                "controlled. It ends; what was filled stays filled, and the same command goes on."
             )
         return LeaseLost(
             f"{self.record}: run {self.record.pk} was taken from this process, because it gave no sign of life for "

@@ -222,7 +222,7 @@ def finalize(run: BackfillRun) -> bool:
 
 
 def requeue() -> list[str]:
-    """Enqueue what nobody works on, and return in words what was done.
+    """Enqueue what no worker holds, and return in words what was done.
 
     Whatever was lost: a broker's messages, all workers at once. What is enqueued and not taken is enqueued
     again after a lease, then after two, four, ... up to an hour. To be run every minute or so; harmless twice.
@@ -258,4 +258,4 @@ def _reenqueued(run: BackfillRun) -> str:
         enqueue_workers(run)
     except NotEnqueued as error:
         return str(error)
-    return f"Run {run.pk} ({run}): nobody works on it; enqueued in {run.options['queue']} again."
+    return f"Run {run.pk} ({run}): no worker holds it; enqueued in {run.options['queue']} again."

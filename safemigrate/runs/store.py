@@ -111,7 +111,9 @@ def _control(key: int, who: str, action: Action) -> BackfillRun:
             if to in (Status.QUEUED, Status.RUNNING):
                 send_signal(run_queued, moved)
             return moved
-    raise IllegalMove(f"Run {key} is moved by somebody else at this moment. Look at it, and try again.")
+    raise IllegalMove(
+        f"Run {key} is being moved by another process at this moment. Look at it, and try again."
+    )
 
 
 def _taken_away(to: str) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def _no_such_move(record: BackfillRun, to: str) -> str:
 
 
 def move(record: BackfillRun, to: str, who: str, **changes: Any) -> bool:
-    """Move the run from the state in which it was read; return False where somebody was quicker.
+    """Move the run from the state in which it was read; return False where another process was quicker.
 
     Raises IllegalMove for what is not in the table of moves.
     """
@@ -197,7 +199,7 @@ def queue(target: Target, details: dict[str, Any]) -> BackfillRun:
 
 
 def _moved(target: Target, move_it: Callable[[BackfillRun], bool]) -> BackfillRun:
-    """Move the open run of a field that nobody holds, tried again where somebody is quicker."""
+    """Move the open run of a field that no process holds, tried again where another one is quicker."""
     for _ in range(10):
         record = _open(target)
         if record.status == Status.CANCELLING and not record.is_held():
@@ -232,7 +234,7 @@ def _succeed(record: BackfillRun) -> None:
 
 
 def finalize(alias: str, migrations: Collection[str]) -> None:
-    """Close the runs of these migrations that nobody holds and that are applied: nothing is NULL any more.
+    """Close the runs of these migrations that no process holds and that are applied: nothing is NULL any more.
 
     Their process died after its last batch, or the rows got their values otherwise: by the site, or by hand.
     """

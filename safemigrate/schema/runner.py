@@ -51,7 +51,7 @@ def _run(database: Database, step: Step) -> None:
 
 
 def _with_short_lock(database: Database, step: Step) -> None:
-    """Try and try again inside one preparation, so that what gave way does not come back meanwhile."""
+    """Try and try again inside one preparation, so that what gave way does not come back between two tries."""
     tries = _Tries(database, step)
 
     def prepare_and_attempt() -> None:

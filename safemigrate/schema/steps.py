@@ -24,7 +24,7 @@ class Lock:
 
     @property
     def hurts(self) -> bool:
-        """Does somebody wait for as long as the table is large?"""
+        """Does another session wait for a time that grows with the table?"""
         return self.blocks != "nobody" and self.lasts != "briefly"
 
 

@@ -298,7 +298,7 @@ LOGS = {
 
 
 class Terminal:
-    """A `migrate` as somebody started it, and what it says."""
+    """A `migrate` as a user started it, and what it prints."""
 
     def __init__(self, polls: Polls, *, nice: float) -> None:
         """`nice` times as long as a batch takes, it waits after the batch."""

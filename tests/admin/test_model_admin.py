@@ -192,7 +192,7 @@ def test_who_did_it_is_written_down(asked: str) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_move_is_not_seen_before_who_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or the process that is to pause says on its terminal that somebody else paused it."""
+    """Or the process that is to pause says on its terminal that another user paused it."""
     run, seen = a_run(Status.QUEUED), []
 
     def look(*arguments: Any) -> None:
@@ -285,8 +285,8 @@ def test_what_the_page_offers_is_what_can_be_done(status: str, held: bool) -> No
 def test_a_move_that_is_not_legal_any_more_is_told() -> None:
     run = a_run(Status.SUCCEEDED)
     response = admin().post(button(run, "pause"), follow=True)
-    told = f"Run {run.pk} (polls.Question.expires_date on default) cannot be paused: it is succeeded."
-    assert told in shown(response)
+    message = f"Run {run.pk} (polls.Question.expires_date on default) cannot be paused: it is succeeded."
+    assert message in shown(response)
 
 
 # Deleting
@@ -657,7 +657,7 @@ def test_the_pages_speak_portuguese(settings: Any) -> None:
     run.events.create(text="queued → running", who="ada")
     with translation.override("pt-br"):
         listed, detail = shown(client.get(LIST)), shown(client.get(page(run)))
-        told = shown(client.post(button(run, "resume"), follow=True))
+    text = shown(client.post(button(run, "resume"), follow=True))
     for part in ("execuções", "travada", "410.000 de cerca de 1.000.000", "linhas/s", "situação"):
         assert part.lower() in listed.lower(), part
     for part in (
@@ -668,4 +668,4 @@ def test_the_pages_speak_portuguese(settings: Any) -> None:
         "na fila → em andamento",
     ):
         assert part in detail, part
-    assert "Não é possível retomar a execução" in told
+    assert "Não é possível retomar a execução" in text

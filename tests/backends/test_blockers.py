@@ -1,4 +1,4 @@
-"""What a PostgreSQL server itself puts in the way: autovacuum, prepared transactions, what a user may not see."""
+"""What blocks on a PostgreSQL server by itself: autovacuum, prepared transactions, what a user may not see."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_autovacuum_gives_way_and_nobody_waits(
     # Without the weaker lock first, everybody would wait for deadlock_timeout, which is 1 s.
     run(sandbox.connection, f"ALTER TABLE {TABLE} SET ({SLOWLY})")
     run(sandbox.connection, f"UPDATE {TABLE} SET question_text = 'dead rows'")
-    sandbox.connection.close()  # An idle session tells the server only after 10 s what it wrote.
+    sandbox.connection.close()  # An idle session reports to the server only after 10 s what it wrote.
     worker = vacuumed(server, admin)
     with Traffic(sandbox.alias) as traffic:
         sandbox.run(add_expires())
@@ -158,7 +158,7 @@ def test_autovacuum_gives_way_and_nobody_waits(
 
 @pytest.fixture
 def overdue(admin: Any, sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many transactions ago was the table frozen that autovacuum gives way to nobody; tries are few."""
+    """So many transactions ago was the table frozen that autovacuum gives way to none; tries are few."""
     monkeypatch.setattr(schema, "YIELD_SECONDS", 0.1)
     settings.SAFEMIGRATE_LOCK_TRIES = 2
     run(sandbox.connection, f"ALTER TABLE {TABLE} SET ({SLOWLY}, autovacuum_freeze_max_age = 100000)")
@@ -237,7 +237,7 @@ def test_a_session_of_another_user_is_named_as_far_as_it_may_be_seen(
 
 
 @pytest.mark.parametrize("user", [PLAIN], indirect=True)
-def test_who_holds_the_same_table_of_another_database_is_not_in_the_way(
+def test_who_holds_the_same_table_of_another_database_does_not_block(
     server: PostgreSQL, admin: Any, sandbox: MigrationSandbox
 ) -> None:
     database = for_connection(sandbox.connection)

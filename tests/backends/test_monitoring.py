@@ -1,4 +1,4 @@
-"""What the servers tell of their load: with others that really wait, hold, vacuum and lag."""
+"""What the servers report of their load: with others that really wait, hold, vacuum and lag."""
 
 from __future__ import annotations
 
@@ -140,12 +140,13 @@ def test_a_transaction_open_for_long_is_named(sandbox: MigrationSandbox) -> None
 
 @SQLITE
 def test_a_file_tells_of_nobody(sandbox: MigrationSandbox) -> None:
-    told = seen(sandbox)
-    assert told.waiting_for(sandbox.model()) == []
-    assert told.open_transactions(0) == []
-    assert told.replication_lag() is None
-    assert told.vacuuming(sandbox.model()) is False
-    told.vacuum(sandbox.model())
+    reported = seen(sandbox)
+    assert reported.waiting_for(sandbox.model()) == []
+    assert reported.open_transactions(0) == []
+    assert reported.replication_lag() is None
+    assert reported.vacuuming(sandbox.model()) is False
+
+    reported.vacuum(sandbox.model())
 
 
 @MARIADB
@@ -156,12 +157,12 @@ def test_a_user_without_the_right_is_told_which_one_it_lacks(
     execute(sandbox.connection, f"GRANT SELECT ON {sandbox.connection.settings_dict['NAME']}.* TO plain@'%'")
     with another(sandbox.alias) as other:
         monkeypatch.setitem(other.settings_dict, "USER", "plain")
-        told = get_backend(other).monitoring
+        reported = get_backend(other).monitoring
         try:
             with pytest.raises(NotVisible, match="grant it PROCESS ON"):
-                told.waiting_for(sandbox.model())
+                reported.waiting_for(sandbox.model())
             with pytest.raises(NotVisible, match="grant it PROCESS ON"):
-                told.open_transactions(1)
+                reported.open_transactions(1)
         finally:
             execute(sandbox.connection, "DROP USER plain@'%'")
 
@@ -195,14 +196,14 @@ def test_a_vacuum_at_work_is_seen(alias: str) -> None:
     assert seen(sandbox).vacuuming(sandbox.model()) is False
     with slow_vacuum(sandbox):
         assert seen(sandbox).vacuuming(sandbox.model("Answer")) is False
-        with plain_user(sandbox) as told:
-            assert told.vacuuming(sandbox.model()) is True
+        with plain_user(sandbox) as reported:
+            assert reported.vacuuming(sandbox.model()) is True
     assert seen(sandbox).vacuuming(sandbox.model()) is False
 
 
 @contextmanager
 def plain_user(sandbox: MigrationSandbox) -> Iterator[Monitoring]:
-    """What is told to a user who may see no statistics of others."""
+    """What a user gets who may see no statistics of others."""
     with another(sandbox.alias) as other:
         execute(other, "CREATE ROLE plain")
         execute(other, "SET ROLE plain")

@@ -55,11 +55,11 @@ def open_place(kind: str, folder: Path) -> Place:
 def test_each_kind_of_method_is_measured_on_a_copy_of_its_own(place: Place) -> None:
     with closing(connect(place.fresh(Shape(ROWS)))) as connection:
         vendor = connection.vendor
-    for name in ("update", "row", "own_uuid", "bulk_update", "set_not_null", "road", "road_0"):
+    for name in ("update", "row", "own_uuid", "bulk_update", "set_not_null", "operation", "operation_0"):
         done = place.measure(name, METHODS[name].shaped(ROWS))
         assert "error" not in done, done["error"]
         assert done["wrong"] == 0
-        assert done["rows"] == {"bulk_update": 1_000, "road_0": 0}.get(name, ROWS)
+        assert done["rows"] == {"bulk_update": 1_000, "operation_0": 0}.get(name, ROWS)
         assert done["seconds"] > 0
         assert done["longest"] > 0
         assert 0 <= done["memory"] < 100_000_000

@@ -35,7 +35,7 @@ Runner = Callable[..., Run]
 def run(kind: str, django_db_blocker: DjangoDbBlocker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
     url = os.environ.get(f"SAFEMIGRATE_TEST_{kind.upper()}") or pytest.skip(missing(kind))
 
-    def until_in_the_way(name: str, rows: int = ROWS[kind]) -> Run:
+    def until_blocking(name: str, rows: int = ROWS[kind]) -> Run:
         """On a busy machine `migrate` may begin when what was to be in its way is gone: that says nothing."""
         for seconds in (5, 10, 20):
             monkeypatch.setattr(obstacles, "READER_SECONDS", seconds)
@@ -44,7 +44,7 @@ def run(kind: str, django_db_blocker: DjangoDbBlocker, monkeypatch: pytest.Monke
         return runs.run(url, name, rows)
 
     with django_db_blocker.unblock():
-        yield until_in_the_way
+        yield until_blocking
 
 
 def assert_nobody_noticed(run: Run) -> None:

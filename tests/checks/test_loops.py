@@ -1,4 +1,4 @@
-"""Which functions write row after row, told from their source."""
+"""Which functions write row after row, found from their source."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ NAME = "expires_date"
 
 
 class Observer(engine.NullObserver):
-    """Writes down what it is told, and calls a function after each batch."""
+    """Writes down what it is informed of, and calls a function after each batch."""
 
     def __init__(self, after_batch: Callable[[engine.Run], Any] = lambda run: None) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.sizes: list[int] = []
         self.rows: list[int] = []
         self.cursors: list[Any] = []
@@ -38,17 +38,17 @@ class Observer(engine.NullObserver):
         self.after_batch = after_batch
 
     def start(self, run: engine.Run) -> None:
-        self.told.append("start")
+        self.calls.append("start")
 
     def advance(self, run: engine.Run) -> None:
-        self.told.append("advance")
+        self.calls.append("advance")
         self.sizes.append(run.batch_size)
         self.rows.append(run.rows)
         self.cursors.append(run.cursor)
         self.after_batch(run)
 
     def end(self, run: engine.Run, error: BaseException | None) -> None:
-        self.told.append("end")
+        self.calls.append("end")
         self.error = error
 
 
@@ -219,7 +219,7 @@ def test_on_an_empty_table_nothing_is_told_asked_or_printed(alias: str, capfd: A
     with sandbox.connection.execute_wrapper(statements):
         done = fill(sandbox, observer=observer)
     assert done.rows == 0
-    assert observer.told == []
+    assert observer.calls == []
     assert len(statements.texts) == 1
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
@@ -231,7 +231,7 @@ def test_on_an_empty_table_nothing_is_told_asked_or_printed(alias: str, capfd: A
 def test_the_ledger_is_told_in_order(sandbox: MigrationSandbox) -> None:
     observer = Observer()
     fill(sandbox, observer=observer, batch_size=100)
-    assert observer.told == ["start", "advance", "advance", "advance", "end"]
+    assert observer.calls == ["start", "advance", "advance", "advance", "end"]
     assert observer.error is None
     assert observer.cursors == [sandbox.values("pk")[n] for n in (99, 199, 299)]
 
@@ -247,7 +247,7 @@ def test_what_the_ledger_raises_ends_the_run_after_the_batch(sandbox: MigrationS
     observer = Observer(enough)
     with pytest.raises(Enough) as caught:
         fill(sandbox, observer=observer, batch_size=100)
-    assert observer.told == ["start", "advance", "advance", "end"]
+    assert observer.calls == ["start", "advance", "advance", "end"]
     assert observer.error is caught.value
     assert sandbox.values(NAME).count(None) == 100
 
@@ -292,7 +292,7 @@ def test_a_connection_lost_between_two_batches_is_made_anew(sandbox: MigrationSa
         observer = Observer(lambda run_: cut(sandbox, other))
         done = fill(sandbox, populate, observer=observer, batch_size=100)
     assert done.rows == 300
-    assert observer.told.count("advance") == 3
+    assert observer.calls.count("advance") == 3
     assert month_later(sandbox.rows())
 
 
@@ -371,7 +371,7 @@ def test_a_serialization_failure_is_tried_again(
 
 @contextmanager
 def locked_rows(sandbox: MigrationSandbox) -> Iterator[Any]:
-    """Another connection that has changed a row and does not commit; nobody waits long for it."""
+    """Another connection that has changed a row and does not commit; no other one waits long for it."""
     with another(sandbox.alias) as other:
         if other.vendor == "sqlite":
             run(sandbox.connection, "PRAGMA busy_timeout = 20")
@@ -431,7 +431,7 @@ def test_rows_that_others_insert_meanwhile_are_filled(sandbox: MigrationSandbox,
 
     def insert(run_: engine.Run) -> None:
         if len(added) < 4:
-            # Behind the sweep, and beyond the end that it has set itself.
+            # Behind the pass, and beyond the end that it has set itself.
             added.extend([-1 - len(added), 10_000 + len(added)])
             for key in added[-2:]:
                 run(
@@ -470,7 +470,7 @@ def test_a_run_stops_when_more_rows_are_bad_than_allowed(sandbox: MigrationSandb
     observer = Observer()
     with pytest.raises(BadRows) as caught:
         fill(sandbox, never, observer=observer, batch_size=100)
-    assert observer.told == ["start", "advance", "end"]
+    assert observer.calls == ["start", "advance", "end"]
     assert observer.error is caught.value
     text = str(caught.value)
     assert text.startswith(

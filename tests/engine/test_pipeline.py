@@ -325,7 +325,7 @@ class Slow:
     """A throttle that holds the run once, after some batches."""
 
     seconds = 0.2
-    meanwhile: Callable[[], Any] = staticmethod(lambda: None)
+    beside: Callable[[], Any] = staticmethod(lambda: None)
 
     def __init__(self, model: Any, alias: str) -> None:
         self.until: float | None = None
@@ -335,7 +335,7 @@ class Slow:
             return None
         if self.until is None:
             self.until = time.monotonic() + Slow.seconds
-            Slow.meanwhile()
+            Slow.beside()
         return "a moment" if time.monotonic() < self.until else None
 
 
@@ -363,7 +363,7 @@ def test_rows_that_were_read_before_a_long_wait_are_read_again(
 ) -> None:
     settings.SAFEMIGRATE_THROTTLES = [f"{__name__}.Slow"]
     monkeypatch.setattr(pipeline, "LONG", 0.1)
-    monkeypatch.setattr(Slow, "meanwhile", lambda: sandbox.rows().update(pub_date=START))
+    monkeypatch.setattr(Slow, "beside", lambda: sandbox.rows().update(pub_date=START))
     fill(sandbox, month_later)
     assert sandbox.rows().filter(pub_date=START, expires_date=START + MONTH).count() == ROWS - 6 * SIZE
 

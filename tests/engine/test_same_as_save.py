@@ -50,7 +50,7 @@ POSTGRESQLS = ["postgresql", "postgresql_old"]
 THREAD, NO_THREAD = ({"SAFEMIGRATE_WRITER_THREAD": value} for value in (True, False))
 WORKERS = [{"SAFEMIGRATE_WORKERS": number} for number in (1, 2)]
 
-#: A column as the database itself tells it, past drivers and fields.
+#: A column as the database itself shows it, past drivers and fields.
 RAW = {
     "postgresql": "{0}::text",
     "mysql": "HEX(CAST({0} AS BINARY))",
@@ -81,7 +81,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> None:
 def types(alias: str) -> Iterator[None]:
     """The types that a PostgreSQL has to be given, as django.contrib.postgres makes them known to the driver."""
     connection = connections[alias]
-    # psycopg2 keeps what it was told for the whole process, by numbers that another server gives to other types.
+    # psycopg2 keeps what it has registered for the whole process, by numbers that another server gives to other types.
     known = getattr(getattr(connection.Database, "extensions", None), "string_types", {})
     before = dict(known)
     for statement in everyfield.TYPES:

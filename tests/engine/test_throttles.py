@@ -466,7 +466,7 @@ def test_a_fill_waits_while_others_wait_for_the_table(sandbox: MigrationSandbox,
 @POSTGRESQL
 def test_a_fill_goes_on_when_nobody_waits_any_more(sandbox: MigrationSandbox, settings: Any) -> None:
     settings.SAFEMIGRATE_THROTTLES = builtin(WaitingLocks)
-    # An index waits for the writer, and lets the fill read meanwhile.
+    # An index waits for the writer, and lets the fill read.
     with another(sandbox.alias) as writer:
         writer.set_autocommit(False)
         execute(writer, f"INSERT INTO {TABLE} (question_text, pub_date) VALUES ('new', now())")
@@ -621,8 +621,8 @@ def test_the_hours_in_which_a_fill_may_run(
     settings.SAFEMIGRATE_FILL_HOURS = hours
     monkeypatch.setattr(FillHours, "now", lambda self: at(now))
     first, _, last = hours.partition("-")
-    told = None if may_run else f"it is {now}, and fills run from {first} to {last}"
-    assert FillHours(sandbox.model(), sandbox.alias).reason(None) == told
+    reason = None if may_run else f"it is {now}, and fills run from {first} to {last}"
+    assert FillHours(sandbox.model(), sandbox.alias).reason(None) == reason
 
 
 @SQLITE

@@ -1,4 +1,4 @@
-"""The example's report: asked for in the admin, made by each executor, told of by mail."""
+"""The example's report: asked for in the admin, made by each executor, announced by mail."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def redis() -> Iterator[Redis]:
 
 @pytest.fixture
 def apart(redis: Redis, settings: Any) -> None:
-    """A queue which nobody works on."""
+    """A queue without a worker."""
     use_rq(settings, redis.url)
 
 
@@ -238,7 +238,7 @@ def test_a_mail_server_that_is_away_loses_no_report(
         patch.setattr("django.core.mail.EmailMessage.send", away)
         assert "Your report is ready" in press(client)
     assert "No mail could be sent to user" in caplog.text
-    tasks.report(str(ada.pk), only(ada).key, "http://testserver/")  # Asked for again, it is told.
+    tasks.report(str(ada.pk), only(ada).key, "http://testserver/")  # Asked for again, it is announced.
     assert len(mail.outbox) == 1
 
 
@@ -347,11 +347,11 @@ def test_whoever_may_no_longer_see_polls_gets_nothing(ada: User) -> None:
 
 def test_only_for_those_who_may_see_polls(db: None, ada: User, client: Client) -> None:
     press(client)
-    nobody = logged_in(User.objects.create_user("nobody", is_staff=True))
+    stranger = logged_in(User.objects.create_user("stranger", is_staff=True))
     for path in (REPORTS, f"{REPORTS}{only(ada).key}/"):
-        assert nobody.get(path).status_code == 403
+        assert stranger.get(path).status_code == 403
         assert Client().get(path).headers["Location"].startswith("/admin/login/")
-    assert nobody.post(ASK, {"key": uuid4()}).status_code == 403
+    assert stranger.post(ASK, {"key": uuid4()}).status_code == 403
 
 
 def test_only_ones_own(client: Client, ada: User) -> None:

@@ -87,7 +87,7 @@ def template(server: PostgreSQLServer, tmp_path_factory: pytest.TempPathFactory)
     with server.database() as name:
         folder = tmp_path_factory.mktemp("template")
         tabled(QueueProject(folder, KINDS["tasks"], server, {"default": name}))
-        server.leave(name)  # PostgreSQL copies only what nobody uses.
+        server.leave(name)  # PostgreSQL copies only what no session uses.
         yield name
 
 

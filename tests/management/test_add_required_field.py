@@ -609,7 +609,7 @@ def test_other_pending_changes_are_listed(expiring: Project) -> None:
         "  polls: Add field votes to question\n"
         "They would be missing from this migration. Either run makemigrations polls first, with "
         "the new field "
-        "taken out of models.py meanwhile, or add --only-this-field to write this field now and "
+        "taken out of models.py for that, or add --only-this-field to write this field now and "
         "leave them for "
         "later."
     )

@@ -72,9 +72,9 @@ def newest() -> BackfillRun:
 
 
 def test_migrate_names_the_command_that_then_leaves_it_nothing_to_fill(polls: Polls, settings: Any) -> None:
-    with pytest.raises(TooManyRows, match="3,000 rows of") as told:
+    with pytest.raises(TooManyRows, match="3,000 rows of") as refused:
         call_command("migrate", "polls", database=polls.alias, verbosity=0)
-    (line,) = re.findall(r"python manage.py (.*)", str(told.value))
+    (line,) = re.findall(r"python manage.py (.*)", str(refused.value))
     assert line == f"backfill run {LABEL} --database {polls.alias}"
     assert polls.filled() == 0
     assert backfill(*line.split()[1:]) == f"{LABEL} on {polls.alias}: every row has a value.\n"

@@ -19,7 +19,7 @@ KILLS = int(os.environ.get("KILLS", "20" if IN_CI else "4"))
 ROWS = 300_000 if THOROUGH else 30_000
 SEED = int(os.environ.get("KILLS_SEED", "") or random.SystemRandom().randrange(10**6))
 
-#: What of a statement tells where on the sandbox the process is, in the order of the sandbox.
+#: What of a statement shows at which step the process is, in the order of the steps.
 PHASES = {
     "postgresql": [
         "ADD COLUMN",

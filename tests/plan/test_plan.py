@@ -138,13 +138,13 @@ def test_a_writer_passes_meanwhile(sandbox: MigrationSandbox) -> None:
         if not written:
             with another(sandbox.alias) as connection, connection.cursor() as cursor:
                 cursor.execute(NO_WAITING[connection.vendor])
-                cursor.execute("UPDATE boxes_question SET question_text = 'written meanwhile'")
+                cursor.execute("UPDATE boxes_question SET question_text = 'written in the meantime'")
                 written.append(cursor.rowcount)
         return row.pub_date
 
     assert sample(sandbox, expires(write)).problem is None
     assert written == [100]
-    assert set(sandbox.values("question_text")) == {"written meanwhile"}
+    assert set(sandbox.values("question_text")) == {"written in the meantime"}
 
 
 NO_WAITING = {

@@ -1,4 +1,4 @@
-"""The kinds of populate: told apart, run on every database, written as source, refused in words."""
+"""The kinds of populate: recognized, run on every database, written as source, refused in words."""
 
 from __future__ import annotations
 

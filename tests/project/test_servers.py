@@ -194,12 +194,12 @@ def answers(server: Server) -> bool:
 
 
 def processes_of(folder: str | Path) -> list[str]:
-    """Return the command lines of the processes that were told of the folder."""
+    """Return the command lines of the processes that were given the folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # It has ended, or is somebody else's.
-            told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
-            if str(folder).encode() in told:
+        with suppress(OSError):  # It has ended, or is another user's.
+            given = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            if str(folder).encode() in given:
                 found.append((process / "cmdline").read_text().replace("\0", " "))
     return found
 

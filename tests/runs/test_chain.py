@@ -109,7 +109,7 @@ def first_of(both: list[str]) -> BackfillRun:
 
 
 class Migrate:
-    """Is called in place of `migrate`, and fails as often as it is told to."""
+    """Is called in place of `migrate`, and fails as often as it is to."""
 
     def __init__(self, error: Exception, times: int) -> None:
         self.error, self.left = error, times
@@ -231,7 +231,7 @@ def test_one_worker_alone_takes_the_next_step(both: list[str], monkeypatch: pyte
 def test_a_worker_that_wakes_up_in_the_middle_of_a_step_ends_nothing(
     both: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its step was taken by another one meanwhile, whose chain goes on."""
+    """Its step was taken by another one, whose chain goes on."""
     real = chain._step
 
     def step(run: BackfillRun) -> None:

@@ -1,4 +1,4 @@
-"""Being told of a run: by mail, by signals, in the log; and what the pages say of it."""
+"""How a run is announced: by mail, by signals, in the log; and what the pages say of it."""
 
 from __future__ import annotations
 

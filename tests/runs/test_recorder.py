@@ -588,7 +588,7 @@ def test_a_pause_outlives_the_process(sandbox: MigrationSandbox) -> None:
 @SQLITE
 def test_a_record_that_is_deleted_ends_the_fill_in_plain_words(sandbox: MigrationSandbox) -> None:
     sandbox.fill(100)
-    gone = pytest.raises(LeaseLost, match=r"run \d+ was deleted, so nobody can see or control this process")
+    gone = pytest.raises(LeaseLost, match=r"run \d+ was deleted, so this process can no longer be seen")
     with heard(signals.batch_done, lambda **_: store.records().delete()), gone:
         sandbox.run(add_expires(slowly(0.01), batch_size=10))
     assert not store.records().exists()
@@ -623,34 +623,34 @@ def test_a_cancel_ends_it_and_the_next_fill_is_a_new_run(sandbox: MigrationSandb
 
 @SQLITE
 def test_the_signals_of_a_run(sandbox: MigrationSandbox) -> None:
-    told: list[tuple[str, Any]] = []
+    heard_of: list[tuple[str, Any]] = []
     sandbox.fill(25)
     with contextlib.ExitStack() as stack:
         for name in signals.__all__:
             stack.enter_context(
                 heard(
                     getattr(signals, name),
-                    lambda run, name=name, **more: told.append((name, run.status, more)),
+                    lambda run, name=name, **more: heard_of.append((name, run.status, more)),
                 )
             )
         sandbox.run(add_expires(batch_size=10))
-    assert [(name, status) for name, status, _ in told] == [
+    assert [(name, status) for name, status, _ in heard_of] == [
         ("run_started", Status.RUNNING),
         *[("batch_done", Status.RUNNING)] * 3,
         ("run_finished", Status.SUCCEEDED),
     ]
-    assert [more["rows"] for name, _, more in told if name == "batch_done"] == [10, 10, 5]
-    assert all(more["seconds"] > 0 for name, _, more in told if name == "batch_done")
+    assert [more["rows"] for name, _, more in heard_of if name == "batch_done"] == [10, 10, 5]
+    assert all(more["seconds"] > 0 for name, _, more in heard_of if name == "batch_done")
 
 
 @SQLITE
 def test_the_signal_of_a_failure_has_the_exception(sandbox: MigrationSandbox) -> None:
-    told: list[Any] = []
+    heard_of: list[Any] = []
     sandbox.fill(3)
-    hears = heard(signals.run_failed, lambda run, error: told.append((run.status, error)))
+    hears = heard(signals.run_failed, lambda run, error: heard_of.append((run.status, error)))
     with hears, pytest.raises(BadRows) as raised:
         sandbox.run(add_expires(lambda question: None))
-    assert told == [(Status.FAILED, raised.value)]
+    assert heard_of == [(Status.FAILED, raised.value)]
 
 
 @SQLITE
@@ -788,8 +788,8 @@ def test_a_process_pauses_after_its_batch_goes_on_and_is_cancelled(polls: Polls)
     assert ended.status == Status.CANCELLED
     assert ended.rows_done == polls.filled()
     assert ended.seconds_waiting > 0.5
-    told = [(event.text, event.who) for event in ended.events.all()]
-    assert told[:-1] == [
+    events = [(event.text, event.who) for event in ended.events.all()]
+    assert events[:-1] == [
         ("queued → running", store.person()),
         ("running → pausing", "ada"),
         ("pausing → paused", ""),
@@ -825,7 +825,7 @@ def test_the_lease_is_renewed_during_a_batch_that_is_longer(polls: Polls, tmp_pa
 
 
 def halt(process: Any, polls: Polls) -> None:
-    """Stop it where it holds no lock: the database would keep that for as long as it sleeps, and nobody could go on."""
+    """Stop it where it holds no lock: the database would keep it for as long as it sleeps, and none could go on."""
     for _ in range(200):
         process.send_signal(signal.SIGSTOP)
         time.sleep(0.05)  # What it sent before is done by now.
@@ -837,7 +837,7 @@ def halt(process: Any, polls: Polls) -> None:
 
 
 def is_free(alias: str, polls: Polls) -> bool:
-    """Does nobody keep a writer waiting there?"""
+    """Does no session keep a writer waiting there?"""
     connection = connections[alias]
     try:
         if connection.vendor == "sqlite":

@@ -437,7 +437,7 @@ def another_run(alias: str, name: str) -> BackfillRun:
 
 @SERVERS
 def test_several_runs_on_a_database_do_not_lock_each_other_out(polls: Polls) -> None:
-    """All who take a range wait for each other, and all write their progress meanwhile."""
+    """All who take a range wait for each other, and all write their progress."""
     several = [another_run(polls.alias, f"field_{number}") for number in range(4)]
     until = time.monotonic() + 1
     errors: list[str] = []

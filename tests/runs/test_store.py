@@ -46,7 +46,7 @@ def target(alias: str) -> Target:
 
 
 def details(process: int = 1, host: str = "elsewhere", who: str = "ada") -> dict[str, Any]:
-    """What a process of another machine says of itself: only its lease tells whether it is alive."""
+    """What a process of another machine says of itself: only its lease shows whether it is alive."""
     return {"host": host, "process": process, "machine": "another", "started_by": who}
 
 
@@ -86,9 +86,9 @@ def test_a_run_is_made_and_taken(target: Target) -> None:
 
 def test_while_it_is_held_nobody_else_takes_it_and_is_told_who_has_it(target: Target) -> None:
     record = claim(target, process=4711, host="web3")
-    with pytest.raises(AlreadyRunning) as told:
+    with pytest.raises(AlreadyRunning) as refused:
         claim(target, process=2, who="bob")
-    assert str(told.value) == (
+    assert str(refused.value) == (
         f"boxes.Question.slug on default is being filled already: run {record.pk}, by process 4711 on web3, "
         "started by ada; 0 rows so far."
     )
@@ -299,7 +299,7 @@ def test_what_is_held_elsewhere_or_not_applied_stays_open(applied: str) -> None:
     assert now(record).status == Status.FAILED
 
 
-# What it tells
+# What it reports
 
 
 def test_stalled_is_what_should_be_at_work_and_gives_no_sign(target: Target) -> None:

@@ -256,7 +256,7 @@ class Dying:
 def test_a_database_that_fails_puts_the_range_off(
     polls: Polls, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another range is taken meanwhile; this one is tried again later, the later the more often it failed."""
+    """Another range is taken; this one is tried again later, the later the more often it failed."""
     settings.SAFEMIGRATE_RETRIES = 0
     monkeypatch.setattr("random.uniform", lambda least, most: 60.0)
     failures: list[int] = []

@@ -257,7 +257,7 @@ def test_a_table_in_another_schema(alias: str) -> None:
     assert dump(sandbox) == one
 
 
-def test_who_is_in_the_way_is_named_and_nothing_is_changed(alias: str, settings: Any) -> None:
+def test_who_blocks_is_named_and_nothing_is_changed(alias: str, settings: Any) -> None:
     settings.SAFEMIGRATE_LOCK_TRIES, settings.SAFEMIGRATE_LOCK_PAUSE = 2, 0.01
     sandbox = made(alias)
     with blocking(alias), pytest.raises(LockNotAcquired):
@@ -378,7 +378,7 @@ def test_a_generated_column_and_a_table_with_an_awkward_name(alias: str) -> None
     assert sandbox.values("new") == [12, 12, 12]
 
 
-# Where the copy is refused, the long sandbox tells why
+# Where the copy is refused, the steps report why
 
 
 @LITE
@@ -517,21 +517,21 @@ def _recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 @LITE
 @pytest.mark.usefixtures("_recorded")
 def test_the_copy_is_a_run_like_any_other(alias: str) -> None:
-    sandbox, told = made(alias, 25), []
+    sandbox, heard = made(alias, 25), []
 
-    def tell(sender: Any, run: Any, rows: int, **kwargs: Any) -> None:
-        told.append((run.label, rows))
+    def hear(sender: Any, run: Any, rows: int, **kwargs: Any) -> None:
+        heard.append((run.label, rows))
 
-    batch_done.connect(tell)
+    batch_done.connect(hear)
     try:
         sandbox.run(AddRequiredField("question", "new", models.DateTimeField(), LATER))
     finally:
-        batch_done.disconnect(tell)
+        batch_done.disconnect(hear)
     record = store.records().get()
     assert (record.status, record.attempts, record.alias) == (Status.SUCCEEDED, 1, alias)
     assert (record.rows_done, record.rows_total, record.total_is_exact) == (25, 25, True)
     assert record.populate.startswith("F(pub_date) + ")
-    assert told == [("boxes.Question.new", 25)]
+    assert heard == [("boxes.Question.new", 25)]
 
 
 @LITE

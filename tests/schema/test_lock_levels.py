@@ -1,4 +1,4 @@
-"""Which lock each statement of the sandbox takes, as the server itself tells a second connection meanwhile."""
+"""Which lock each statement of an operation takes, as the server itself shows a second connection."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Recorder:
         return result
 
     def _during(self, execute: Callable[[], Any]) -> Any:
-        """Look at a statement that can be in no transaction while it waits for somebody who writes."""
+        """Look at a statement that can be in no transaction while it waits for a writer."""
         with another(self.sandbox.alias) as writer:
             writer.set_autocommit(False)
             run(writer, f"UPDATE {TABLE} SET question_text = 'new' WHERE id = 1")

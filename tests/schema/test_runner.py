@@ -1,4 +1,4 @@
-"""A table lock that somebody else holds: asked for shortly and again, and named when it is not to be had."""
+"""A table lock that another session holds: asked for shortly and again, and named when it is not to be had."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def sandbox(alias: str) -> MigrationSandbox:
     return sandbox
 
 
-def test_who_is_in_the_way_is_named_and_the_table_is_as_it_was(sandbox: MigrationSandbox) -> None:
+def test_who_blocks_is_named_and_the_table_is_as_it_was(sandbox: MigrationSandbox) -> None:
     schema = sandbox.schema()
     with blocking(sandbox.alias) as other:
         holder = identity(other)
@@ -82,7 +82,7 @@ def test_who_is_in_the_way_is_named_and_the_table_is_as_it_was(sandbox: Migratio
 
 
 def identity(other: Any) -> list[str]:
-    """What the message is to say of a connection that is in the way."""
+    """What the message is to say of a connection that blocks."""
     if other.vendor == "postgresql":
         ((pid, user),) = run(other, "SELECT pg_backend_pid(), current_user")
         run(other, "SELECT COUNT(*) FROM boxes_question")
@@ -248,7 +248,7 @@ def test_who_is_named_is_who_is_there_by_then(
 
 
 @POSTGRESQL
-def test_who_only_reads_is_not_in_the_way_of_a_lock_that_lets_readers_pass(
+def test_who_only_reads_does_not_block_a_lock_that_lets_readers_pass(
     sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
     settings.SAFEMIGRATE_LOCK_TRIES = 1
@@ -523,7 +523,7 @@ def test_a_user_who_may_not_see_the_others_is_told_their_number(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
-def test_a_reader_in_the_way_of_the_copy_s_commit_is_waited_for(sandbox: MigrationSandbox) -> None:
+def test_a_reader_that_blocks_the_copy_s_commit_is_waited_for(sandbox: MigrationSandbox) -> None:
     # Without a write-ahead log, who reads keeps others from committing.
     with another(sandbox.alias) as reader:
         run(reader, "BEGIN")

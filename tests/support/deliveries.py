@@ -145,7 +145,7 @@ def expire(**changes: Any) -> None:
 
 
 def hours_later(times: int = 1) -> list[str]:
-    """Let hours pass, in which all leases end; then sweep and deliver, and return what the sweep said."""
+    """Let hours pass, in which all leases end; then requeue and deliver, and return what was reported."""
     said = []
     for _ in range(times):
         expire(enqueued_at=timezone.now() - timedelta(hours=5))

@@ -43,7 +43,7 @@ SEEDS = {
 
 
 class Process(subprocess.Popen[bytes]):
-    """One that does not outlive a test that failed: nobody waits for its end then."""
+    """One that does not outlive a test that failed: it is not waited for then."""
 
     def __exit__(
         self,

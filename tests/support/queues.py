@@ -196,7 +196,7 @@ SEED = (
 )
 
 #: Who writes what: every UPDATE of the polls with the rows that it met, and those of them that had a value already;
-#: every time that the end of a range was noted, or taken back.
+#: every time that the end of a range was noted, or undone.
 AUDIT = """
 CREATE TABLE audit_writes (rows bigint, again bigint);
 CREATE FUNCTION note_write() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -420,13 +420,13 @@ class QueueProject(Project):
 
     @cached_property
     def guard(self) -> subprocess.Popen[bytes]:
-        """A process that ends whoever works in the folder, when our end of the pipe closes: see close()."""
+        """A process that ends all that work in the folder, when our end of the pipe closes: see close()."""
         return subprocess.Popen(
             [sys.executable, "-m", "tests.support.queues", str(self.folder)], cwd=ROOT, stdin=subprocess.PIPE
         )
 
     def work(self, number: int, folder: Path | None = None) -> list[Process]:
-        """Start so many workers, and a clock that sweeps; see keep()."""
+        """Start so many workers, and a clock that requeues; see keep()."""
         assert self.guard.poll() is None
         names = [f"worker-{len(self.workers) + n}" for n in range(number)]
         command = partial(self.kind.worker.format, queue=self.queue)
@@ -519,7 +519,7 @@ class Process:
                 os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """End it in good order, for good."""
+        """End it cleanly, for good."""
         self.project.workers.remove(self)
         self.process.terminate()
         self.process.wait()
@@ -540,7 +540,7 @@ def processes_in(folder: Path) -> dict[int, int]:
     """Return the processes whose current folder is below this one, with the session of each."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # It has ended, or is somebody else's.
+        with suppress(OSError):  # It has ended, or is another user's.
             if (process / "cwd").resolve(strict=True).is_relative_to(folder.resolve()):
                 fields = (process / "stat").read_text().rpartition(")")[2].split()
                 found[int(process.name)] = int(fields[3])

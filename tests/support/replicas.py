@@ -17,7 +17,7 @@ from tools.servers import MariaDB, PostgreSQL, Server
 PRIMARY, REPLICA = "primary", "replica"
 SLOT = "safemigrate_replica"
 SECONDS = 30
-# InnoDB tells the same again to whoever asks it more often than each 0.1 s.
+# InnoDB gives the same answer again when it is asked more often than each 0.1 s.
 PAUSE = 0.15
 
 

@@ -1,4 +1,4 @@
-"""More connections to a test's database: those in the way of a migration, and those that should not notice it."""
+"""More connections to a test's database: those that block a migration, and those that should not notice it."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Guards:
     def refuse_raw(self, value: Any) -> None:
         """Raise NoGuard for raw SQL: its columns are not named with their table, for which the new row stands."""
         if any(isinstance(part, RawSQL) for part in getattr(value, "flatten", list)()):
-            raise NoGuard("it is raw SQL, in which the columns of the new row cannot be told")
+            raise NoGuard("it is raw SQL, in which the columns of the new row cannot be found")
 
     def refuse(self, model: type[Model], sql: str) -> None:
         """Raise NoGuard where the database could not compute this for a row that is just coming in."""

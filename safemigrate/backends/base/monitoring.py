@@ -14,7 +14,7 @@ from safemigrate.exceptions import InvalidSetting, NotVisible
 
 
 class Monitoring:
-    """What one connection's server tells of its load. Subclasses know theirs; this one, what Django knows.
+    """What one connection's server reports of its load. Subclasses know theirs; this one, what Django knows.
 
     A method raises NotVisible where the server has an answer and does not give it to this user.
     """
@@ -84,7 +84,9 @@ class Monitoring:
 
     def _lag_of_this(self, position: Any) -> float:
         """Return how far this server, a replica, is behind `position`, which its primary gave."""
-        raise NotVisible(f"{self.connection.alias} is on a database that does not tell how far it is behind")
+        raise NotVisible(
+            f"{self.connection.alias} is on a database that does not report how far it is behind"
+        )
 
     def _position(self) -> Any:
         """Return how far this server, a primary, has written."""

@@ -241,7 +241,7 @@ class Database:
         self.execute(*statements)
 
     def run_online(self, statements: Sequence[str]) -> None:
-        """Run statements that block nobody and may take long, each by itself."""
+        """Run statements that block no other session and may take long, each by itself."""
         self.execute(*statements)
 
     # A sample
@@ -253,13 +253,13 @@ class Database:
     def scratch(
         self, model: type[Model], copy: Any, fields: Sequence[Any], samples: Sequence[Q]
     ) -> AbstractContextManager[None]:
-        """Run with the rows that `samples` choose in the table of the model `copy`, which nobody else sees.
+        """Run with the rows that `samples` choose in the table of the model `copy`, which no other session sees.
 
         It has the indexes of the model's own table, on which no more is held than a reader holds; the
         columns of `fields` are made anew. What is done in the meantime is undone at the end, and so is the table.
         """
         raise NotSupportedError(
-            f"a table that nobody else sees is not made on {self.connection.display_name}"
+            f"a table that no other session sees is not made on {self.connection.display_name}"
         )
 
     def copy_rows(self, model: type[Model], copy: Any, fields: Sequence[Any], samples: Sequence[Q]) -> None:
@@ -293,7 +293,7 @@ class Database:
 
     @contextmanager
     def rolled_back(self) -> Iterator[None]:
-        """Undo at the end what was done meanwhile."""
+        """Undo at the end what was done within."""
         with atomic(self.connection.alias):
             yield
             self.connection.set_rollback(True)

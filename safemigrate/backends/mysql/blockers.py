@@ -13,7 +13,7 @@ _UNSEEN = "which this user may not see: with the privilege PROCESS it may"
 
 
 def named(database: Database, tables: Sequence[str]) -> list[str]:
-    """Return who holds a lock on the tables; where the server does not tell, all open transactions."""
+    """Return who holds a lock on the tables; where the server does not show it, all open transactions."""
     started, holders = _transactions(database), _holders(database, tables)
     if holders is None:
         if started is None:

@@ -182,7 +182,7 @@ class MySQL(Database):
         }
 
     def _definition(self, model: type[Model], field: AnyField) -> str:
-        """Return the whole column: MODIFY drops a default, collation, comment or check that it is not told of."""
+        """Return the whole column: MODIFY drops a default, collation, comment or check that it does not name."""
         required = fields.bare(field, null=False)
         required.db_default = field.db_default
         editor = self.editor()
@@ -275,7 +275,7 @@ class MySQL(Database):
             yield
 
     def _wait_until_free(self, tables: Sequence[str]) -> None:
-        """Find out, without queueing, whether somebody holds the tables for long: behind a queue all others wait.
+        """Find out, without queueing, whether others hold the tables for long: behind a queue all wait.
 
         MySQL has no NOWAIT here, and waits its second.
         """

@@ -78,8 +78,8 @@ class Holder:
         # What a plain user may not see of it, the age of the table shows.
         wraparound = "wraparound" in (self.query or "") if self.age else self.overdue
         why = "to prevent wraparound: wait for it" if wraparound else "which gives way by itself"
-        told = f", running for {self.age}: {self.query}" if self.age else ""
-        return f"pid {self.pid}, autovacuum ({why}){told}"
+        query = f", running for {self.age}: {self.query}" if self.age else ""
+        return f"pid {self.pid}, autovacuum ({why}){query}"
 
 
 def named(database: Database, tables: Sequence[str], blocks: Blocked) -> list[str]:

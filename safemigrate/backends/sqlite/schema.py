@@ -51,7 +51,7 @@ class SQLite(Database):
         return isinstance(error, DatabaseError) and "NOT NULL constraint failed" in str(error)
 
     def blockers(self, tables: Sequence[str], blocks: Blocked = "everyone") -> list[str]:
-        return ["another connection that reads or writes the file; SQLite does not tell which"]
+        return ["another connection that reads or writes the file; SQLite does not show which"]
 
     def index_early(self, model: type[Model], field: AnyField) -> list[Step]:
         # A UNIQUE constraint needs the copy of the table; until then a plain index serves.

@@ -305,7 +305,7 @@ class Command(BaseCommand):
         phases = [phase for planner in planners for phase in planner(guarded=guarded, **shape)]
         for phase in phases:
             writer.load(phase)
-        return phases, rollout.told(why_not, **shape)
+        return phases, rollout.notice(why_not, **shape)
 
     def _migrate(self, targets: Sequence[Target], aliases: Sequence[str], options: Mapping[str, Any]) -> None:
         migrate = partial(self._migrate_alias, list(dict.fromkeys(t.app_label for t in targets)), options)

@@ -73,9 +73,7 @@ class Command(BaseCommand):
 
     def _add_run(self, parser: ArgumentParser) -> None:
         self._add_label(parser)
-        parser.add_argument(
-            "--max-time", type=_seconds, metavar="2h", help="stop in good order after this time"
-        )
+        parser.add_argument("--max-time", type=_seconds, metavar="2h", help="stop cleanly after this time")
         parser.add_argument("--max-rows", type=_count, metavar="N", help="stop after about so many rows")
         parser.add_argument("--until", type=_time_of_day, metavar="06:00", help="stop at this time of day")
         parser.add_argument("--batch-size", type=_count, metavar="N", help="rows in a batch")

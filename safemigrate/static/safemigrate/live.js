@@ -27,7 +27,7 @@
     const look = async () => {
         const response = await fetch(location.href);
         if (response.redirected) {
-            location.reload(); // logged out meanwhile
+            location.reload(); // logged out in the meantime
         } else if (response.ok) {
             update(new DOMParser().parseFromString(await response.text(), "text/html"));
         }
