@@ -113,7 +113,7 @@ class Pool:
                 "other connections would see another table: this one was given a schema, a role, or a database"
             )
         except FAILED_TO_START as error:
-            logger.warning("Nobody else works on it (%s). This process goes on alone.", error)
+            logger.warning("No other worker could start (%s). This process goes on alone.", error)
         return False
 
     def _is_full(self) -> bool:

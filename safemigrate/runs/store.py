@@ -285,7 +285,7 @@ def _refuse(record: BackfillRun) -> None:
     if record.is_held() and not _is_left_over(record):
         raise AlreadyRunning(
             f"{record} is being filled already: run {record.pk}, by {_holder(record)}, "
-            f"started by {record.started_by or 'somebody'}; {record.rows_done:,} rows so far."
+            f"started by {record.started_by or 'an unknown user'}; {record.rows_done:,} rows so far."
         )
     if record.status in (Status.PAUSED, Status.PAUSING):
         raise RunPaused(

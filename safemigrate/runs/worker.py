@@ -148,7 +148,8 @@ class Worker:
         raise Again(LATER)
 
     def _fill(self, run: BackfillRun, filling: Filling, until: float) -> None:
-        while time.monotonic() < until:
+        """Fill one range at least, however short the time: else no task would get anywhere."""
+        while True:
             try:
                 part = leases.take(run, filling.batches, name())
             except leases.Wait as wait:
@@ -160,6 +161,8 @@ class Worker:
             if part.was_left:
                 self._replace(run)
             self._fill_range(run, filling, part, until)
+            if time.monotonic() >= until:
+                return
 
     @staticmethod
     def _replace(run: BackfillRun) -> None:

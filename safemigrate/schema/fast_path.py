@@ -76,7 +76,7 @@ class Shortcut:
     # With rows
 
     def _may_fill(self) -> bool:
-        """Whoever has set the size of a batch, or a throttle, wants batches."""
+        """Not where the size of a batch, or a throttle, is set: then batches are wanted."""
         fixed = self.batch_size or conf.get("SAFEMIGRATE_BATCH_SIZE") or conf.get("SAFEMIGRATE_THROTTLES")
         return self.database.fills_at_once and not fixed
 

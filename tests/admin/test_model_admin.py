@@ -64,7 +64,7 @@ def a_run(status: str = Status.RUNNING, *, held: bool = False, alias: str = "def
 
 
 def person(*rights: str) -> Client:
-    """Somebody who may log in to the admin, with these permissions: "view", "polls.view_question"."""
+    """A user who may log in to the admin, with these permissions: "view", "polls.view_question"."""
     user = User.objects.create_user(f"user {User.objects.count()}", is_staff=True)
     for right in rights:
         app, _, name = right.rpartition(".")

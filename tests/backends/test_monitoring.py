@@ -413,7 +413,7 @@ def test_a_postgresql_replica_that_is_down_is_no_replica_without_lag(
         stopped = replicas.SLOT
         fetch(primary, f"SELECT pg_create_physical_replication_slot('{stopped}_2', true)")
         with pytest.raises(
-            NotVisible, match=f"nobody uses the replication slot {stopped}_2: its replica is down"
+            NotVisible, match=f"no replica uses the replication slot {stopped}_2: its replica is down"
         ):
             lag_of(primary)
 

@@ -94,7 +94,7 @@ def use_rq(settings: Any, url: str) -> None:
 
 
 def editor(name: str, address: str = "") -> User:
-    """Somebody who may see the polls in the admin, and nothing else."""
+    """A user who may see the polls in the admin, and nothing else."""
     user = User.objects.create_user(name, address, is_staff=True)
     user.user_permissions.add(Permission.objects.get(codename="view_question"))
     return user

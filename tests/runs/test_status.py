@@ -133,7 +133,7 @@ def test_of_many_threads_one_wins(table: str) -> None:
     def take() -> None:
         record = store.find(key)
         start.wait()
-        won.append(store.move(record, Status.RUNNING, "somebody"))
+        won.append(store.move(record, Status.RUNNING, "ada"))
         connections.close_all()
 
     threads = [threading.Thread(target=take) for _ in range(8)]

@@ -45,7 +45,7 @@ class PostgreSQLMonitoring(Monitoring):
         )
         if rows:
             raise NotVisible(
-                f"nobody uses the replication slot {rows[0][0]}: its replica is down. "
+                f"no replica uses the replication slot {rows[0][0]}: its replica is down. "
                 "Start it, or drop the slot if it is no longer needed"
             )
 
