@@ -61,14 +61,15 @@ class Figures:
 
     # As a text
 
-    def section(self) -> str:
+    def section(self, columns: Sequence[str] = ()) -> str:
+        """Return the table, with these columns alone if any are named."""
         rounds = f"{len(self.rounds)} round{'' if len(self.rounds) == 1 else 's'}"
         about = (
             f"{self.machine['database']} (durable), {self.rows:,} rows, {rounds}; "
             f"{on_what(self.machine)}; `{self.command}`."
         )
         rows = [self.row(name) for name in self.names]
-        return "\n\n".join([about, markdown(*_without_empty(HEADER, rows)), *self._failures()])
+        return "\n\n".join([about, markdown(*_chosen(rows, columns or HEADER)), *self._failures()])
 
     def row(self, name: str) -> list[str]:
         method = METHODS[name]
@@ -153,7 +154,9 @@ def milliseconds(seconds: float | None) -> str:
     return f"{seconds * 1000:,.0f}{GAP}ms" if seconds >= 0.01 else f"{seconds * 1000:.1f}{GAP}ms"
 
 
-def _without_empty(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """Leave out the columns in which this database has nothing."""
-    kept = [n for n in range(len(header)) if n == 0 or any(row[n] for row in rows)]
-    return [header[n] for n in kept], [[row[n] for n in kept] for row in rows]
+def _chosen(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Leave out the columns that are not asked for, or in which this database has nothing."""
+    kept = [
+        n for n, name in enumerate(HEADER) if not name or (name in columns and any(row[n] for row in rows))
+    ]
+    return [HEADER[n] for n in kept], [[row[n] for n in kept] for row in rows]

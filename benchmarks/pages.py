@@ -19,8 +19,17 @@ from tools.demo import ROOT
 
 KEPT = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/explanation/performance.md"
+EVERYTHING = KEPT / "README.md"
 PICTURE = ROOT / "docs/images/speed.svg"
 MISSING = "Not measured yet."
+#: The databases of the page, those of its second table, and the columns of the first.
+SHOWN = ("postgresql", "mariadb", "sqlite-wal")
+SCALED = ("postgresql",)
+COLUMNS = ("time", "times its base", "memory", "longest transaction", "held alone")
+ABOUT = (
+    "Written by `make bench` from the rounds beside it; `docs/explanation/performance.md` says how they were measured, "
+    "and what a column is."
+)
 
 
 def save(path: Path, data: dict[str, Any]) -> None:
@@ -45,11 +54,20 @@ def _read(folder: Path, what: str, name: str) -> Any:
 def sections(measured: dict[str, Measured]) -> Iterator[tuple[str, str]]:
     """Yield each text between marks of the page, with the name of its mark."""
     yield "promises", promises.section(measured) if measured else MISSING
-    for name in KINDS:
+    for name in SHOWN:
         known = measured.get(name, Measured())
-        yield name, known.speed.section() if known.speed else MISSING
-        if name in SCALED:
-            yield f"scale-{name}", known.growth.section() if known.growth else MISSING
+        yield name, known.speed.section(COLUMNS) if known.speed else MISSING
+    for name in SCALED:
+        known = measured.get(name, Measured())
+        yield f"scale-{name}", known.growth.section() if known.growth else MISSING
+
+
+def everything(measured: dict[str, Measured]) -> str:
+    """Return all tables with all columns."""
+    tables = [
+        f"## {known.speed.title}\n\n{known.speed.section()}" for known in measured.values() if known.speed
+    ]
+    return "\n\n".join(["# All figures", ABOUT, *tables]) + "\n"
 
 
 def write() -> None:
@@ -57,10 +75,9 @@ def write() -> None:
     measured = kept()
     for mark, text in sections(measured):
         write_page(mark, text, PAGE)
+    EVERYTHING.write_text(everything(measured), encoding="utf-8")
     PICTURE.write_text(plot([known.speed for known in measured.values() if known.speed]))
 
-
-SCALED = ("postgresql", "mariadb", "sqlite-wal")
 
 if __name__ == "__main__":
     write()

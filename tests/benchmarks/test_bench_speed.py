@@ -243,5 +243,6 @@ def test_the_page_shows_what_was_measured() -> None:
         assert f"<!-- figures: {mark} -->\n\n{text}\n\n<!-- end -->" in page
     marks = re.findall("<!-- figures: (.*) -->", page)
     assert sorted(marks) == sorted([*(mark for mark, _ in pages.sections(known)), "stages"])
+    assert pages.EVERYTHING.read_text(encoding="utf-8") == pages.everything(known)
     drawn = plot([each.speed for each in known.values() if each.speed])
     assert pages.PICTURE.read_text(encoding="utf-8") == drawn
