@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +15,8 @@ from django.db.migrations.writer import MigrationWriter
 from django.db.models import F, OuterRef, Subquery, Value
 from django.db.models.functions import Concat, Upper
 
+from safemigrate.backends import for_connection
+from safemigrate.engine.uniqueness import Deduplicator
 from safemigrate.exceptions import BadRows, InvalidPopulate
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from safemigrate.populate import FromApps, FromRelated, PerBatch, PerRow, Suffix
@@ -362,6 +364,36 @@ def test_equal_values_are_numbered(alias: str) -> None:
     unique = PerRow(lambda row: row.question_text, unique=Suffix("-"))
     sandbox.run(AddRequiredField("question", "code", UNIQUE, unique, batch_size=41))
     assert sandbox.values("code") == ["Same", *(f"Same-{n}" for n in range(2, 301))]
+
+
+def test_equal_values_cost_no_more_the_more_there_are(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, real = [], Deduplicator._taken
+
+    def counting(self: Deduplicator, forms: Sequence[str]) -> set[str]:
+        asked.append(len(forms))
+        return real(self, forms)
+
+    monkeypatch.setattr(Deduplicator, "_taken", counting)
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3_000, question_text=lambda n: f"Base {n % 3}")
+    unique = PerRow(lambda row: row.question_text, unique=Suffix("-"))
+    sandbox.run(AddRequiredField("question", "code", UNIQUE, unique, batch_size=100))
+    assert sandbox.values("code")[-3:] == ["Base 1-1000", "Base 2-1000", "Base 0-1000"]
+    assert sum(asked) < 4 * 3_000
+
+
+def test_a_number_that_was_freed_is_given_again(alias: str) -> None:
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(40, question_text="Same")
+    sandbox.run(AddNullableField("question", "code", UNIQUE))
+    keys = sandbox.values("pk")
+    rows, field = sandbox.rows(), sandbox.model()._meta.get_field("code")
+    deduplicator = Deduplicator(rows, field, Suffix("-"), for_connection(sandbox.connection).same_text)
+    assert deduplicator.unique(["Same"] * 30)[-1] == "Same-30"  # None of them is written.
+    assert deduplicator.unique(["Same", "Same"]) == ["Same", "Same-2"]
+    rows.filter(pk=keys[0]).update(code="Same")
+    rows.filter(pk=keys[1]).update(code="Same-2")
+    assert deduplicator.unique(["Same"]) == ["Same-3"]
 
 
 def test_numbered_values_fit_into_the_column(alias: str) -> None:
