@@ -143,8 +143,11 @@ class Populate(FieldStep):
             model.fields[name] = fields.noted(field, field, populate=(self, null_fields))
 
     def is_needed(self, change: Change) -> bool:
-        # A squashed migration made the table with the column required: nothing is NULL.
-        return bool(self._target_of(change).null_fields)
+        target = self._target_of(change)
+        if not target.null_fields:
+            proofs.refuse_unmarked(target)
+        # On the empty table of a squashed migration, which makes the column required at once, there is nothing to do.
+        return bool(target.null_fields)
 
     def plan(self, change: Change) -> Plan:
         target = self._target_of(change)
@@ -173,9 +176,10 @@ class Populate(FieldStep):
         source = resolve(self.populate, self.names)
         if isinstance(source, AsWritten):
             if once is None and change.editor is not None:
-                RunPython(source.function).database_forwards(
-                    change.app_label, change.editor, change.from_state, change.to_state
-                )
+                with change.database.filling():
+                    RunPython(source.function).database_forwards(
+                        change.app_label, change.editor, change.from_state, change.to_state
+                    )
             proofs.refuse_nulls(batches, target.label, source.title)
             return
         if isinstance(source, InPython) and source.unique:

@@ -187,7 +187,8 @@ class Filling:
         _ = self.throttles, self.work  # What is wrong with them is no part of a run.
         observer.start(self.state)
         try:
-            fill(observer)
+            with self.database.filling():
+                fill(observer)
         except BaseException as raised:
             error = raised
             if not isinstance(raised, KeyboardInterrupt):

@@ -265,6 +265,7 @@ def _find_work(path: str, *arguments: str) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
     django.setup()
     _found = import_string(path)(*arguments)
+    for_connection(connections[_found[1].alias]).filling().__enter__()  # Up to the end of the process.
 
 
 def _end_with_parent() -> None:

@@ -102,13 +102,19 @@ def with_default(field: models.Field[Any, Any]) -> Any:
     return clone
 
 
+#: What is Python's alone: the column is the same without it.
+PYTHON_ONLY = {*models.Field.non_db_attrs, "default"} - {"db_column"}
+
+
 def differences(before: Any, after: Any) -> list[str]:
-    """Return in which arguments two fields differ, beside null."""
+    """Return in which arguments the columns of two fields differ, beside null."""
     old_path, _, old = before.deconstruct()[1:]
     new_path, _, new = after.deconstruct()[1:]
     names = [] if old_path == new_path else ["type"]
     names += sorted(
-        name for name in {*old, *new} - {"null"} if not _same(old.get(name, _same), new.get(name, _same))
+        name
+        for name in {*old, *new} - {"null"} - PYTHON_ONLY
+        if not _same(old.get(name, _same), new.get(name, _same))
     )
     return names
 

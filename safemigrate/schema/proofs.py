@@ -8,7 +8,14 @@ from safemigrate import conf
 from safemigrate.backends import Database
 from safemigrate.engine import context
 from safemigrate.engine.batches import Batches, Target
-from safemigrate.exceptions import BadRows, DuplicateValues, InvalidField, NullsRemain, TooManyRows
+from safemigrate.exceptions import (
+    BadRows,
+    DuplicateValues,
+    InvalidField,
+    InvalidPopulate,
+    NullsRemain,
+    TooManyRows,
+)
 from safemigrate.types import AnyField
 
 EXAMPLES = 10
@@ -82,3 +89,16 @@ def refuse_other_type(database: Database, model: type[Model], field: AnyField) -
             "It may be left from a migration that was changed after it had begun. Drop the column, or name the "
             "field otherwise, and run migrate again."
         )
+
+
+def refuse_unmarked(target: Target) -> None:
+    """Raise InvalidPopulate where there are rows, and no field whose NULL says that one is still to be filled."""
+    if not Batches(target.model, target.alias, []).rows.exists():
+        return
+    name, label = target.names[0], target.model._meta.label
+    raise InvalidPopulate(
+        f"Populate of {label}.{', '.join(target.names)} on {target.alias} would change nothing: it fills rows that are "
+        f"NULL, and {name} is not null=True in the migrations. To give a new field its value, let AddNullableField "
+        "stand before it and SetNotNull behind it. To write values anew in rows that have one, use RunPython with one "
+        f"UPDATE: {target.model.__name__}.objects.update({name}=...). In a squashed migration, take the Populate out."
+    )

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from django.db import DatabaseError, connections, migrations, models
-from django.db.models import F
+from django.db.models import F, Value
+from django.utils import timezone
 
 from safemigrate.backends import for_connection
 from safemigrate.exceptions import (
@@ -24,6 +25,7 @@ from safemigrate.exceptions import (
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from safemigrate.schema import runner
 from tests.conftest import cleaned
+from tests.support import sample_populates as samples
 from tests.support.sandbox import APP, MONTH, START, MigrationSandbox, Statements, month_later, question
 
 LATER = F("pub_date") + timedelta(days=30)
@@ -146,8 +148,57 @@ def test_set_not_null_alone_proves_and_refuses(alias: str) -> None:
 def test_set_not_null_refuses_any_other_change(alias: str) -> None:
     sandbox = MigrationSandbox(alias)
     add, fill, _ = three_steps()
-    with pytest.raises(InvalidField, match="differs from the one that was added in: verbose_name"):
-        sandbox.run(add, fill, SetNotNull("question", "expires_date", models.DateTimeField("ends")))
+    with pytest.raises(InvalidField, match="differs from the one that was added in: db_index"):
+        sandbox.run(add, fill, SetNotNull("question", "expires_date", models.DateTimeField(db_index=True)))
+
+
+def test_what_is_only_python_s_may_change_with_set_not_null(alias: str) -> None:
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
+    add, fill, _ = three_steps()
+    field = models.DateTimeField("ends", default=timezone.now, blank=True, help_text="When?", editable=False)
+    sandbox.run(add, fill, SetNotNull("question", "expires_date", field))
+    assert not sandbox.column("expires_date").nullable
+    assert sandbox.column("expires_date").has_default is False
+    assert sandbox.model()._meta.get_field("expires_date").verbose_name == "ends"
+
+
+@pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
+@pytest.mark.parametrize(
+    "populate",
+    [F("question_text"), lambda row: row.question_text, samples.copy_text],
+    ids=["sql", "row", "loop"],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_value_that_does_not_fit_is_not_cut_in_a_session_that_is_not_strict(
+    alias: str, settings: Any, monkeypatch: pytest.MonkeyPatch, populate: Any, workers: int
+) -> None:
+    settings.SAFEMIGRATE_WORKERS = workers
+    monkeypatch.setitem(connections[alias].settings_dict["OPTIONS"], "sql_mode", "")
+    connections[alias].close()
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(5_000, question_text=lambda n: "long" * 10 if n == 4_999 else "short")
+    with pytest.raises((BadRows, DatabaseError)):
+        sandbox.run(
+            AddRequiredField("question", "code", models.CharField(max_length=9), populate, batch_size=200)
+        )
+    database = for_connection(connections[alias])
+    assert database.fetch("SELECT count(*) FROM boxes_question WHERE code = 'longlongl'") == [(0,)]
+    assert database.fetch("SELECT @@SESSION.sql_mode") == [("",)]  # The session is as it was.
+    connections[alias].close()
+
+
+def test_a_populate_without_a_mark_is_refused_where_there_are_rows(alias: str) -> None:
+    sandbox = MigrationSandbox(alias)
+    fill = Populate("question", "question_text", Value("new"))
+    sandbox.run(fill)  # As a squashed migration does, on the table that it has just made.
+    sandbox.fill(3)
+    before = sandbox.values("question_text")
+    with pytest.raises(InvalidPopulate, match=r"would change nothing: .*question_text is not null=True"):
+        sandbox.run(fill)
+    assert sandbox.values("question_text") == before
+    with pytest.raises(InvalidPopulate, match="would change nothing"):
+        sandbox.sql(fill)
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "sqlite"], indirect=True)

@@ -809,7 +809,11 @@ PHASES: dict[str, Callable[[], list[Any]]] = {
         SetNotNull("question", "code", UNIQUE),
     ],
     "a dict": lambda: two_new({"code": samples.from_text, "votes": Value(3) + 4}),
-    "a list of operations": lambda: [add("draft"), Populate("question", "code", "x")],
+    "a list of operations": lambda: [
+        AddNullableField("question", "code", CODE),
+        Populate("question", "code", "x"),
+        SetNotNull("question", "code", CODE),
+    ],
 } | {kind: (lambda kind=kind: [add(KINDS[kind])]) for kind in KINDS}
 
 

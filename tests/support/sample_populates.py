@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from django.db.models import OuterRef, Subquery
+from django.db.models import F, OuterRef, Subquery
 from django.db.models.functions import Concat
 
 A_VALUE = "draft"
@@ -26,6 +26,11 @@ def fill_codes(apps: Any, schema_editor: Any) -> None:
     questions = apps.get_model("boxes", "question").objects.using(schema_editor.connection.alias)
     for question in questions.filter(code=None):
         questions.filter(pk=question.pk).update(code=from_text(question))
+
+
+def copy_text(apps: Any, schema_editor: Any) -> None:
+    questions = apps.get_model("boxes", "question").objects.using(schema_editor.connection.alias)
+    questions.update(code=F("question_text"))
 
 
 def page_title(apps: Any) -> Subquery:

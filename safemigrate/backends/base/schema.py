@@ -225,6 +225,11 @@ class Database:
         column = self.column(model, field.column)
         return column is None or column.nullable
 
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Do around a backfill what makes the server refuse a value that does not fit, on each new connection too."""
+        yield
+
     # How a step is run
 
     @contextmanager

@@ -11,6 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from django.db import DatabaseError, Error
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 from django.db.models import Model, Q
 
 from safemigrate.backends.base.schema import Column, Database, error_code, short_name
@@ -22,6 +24,7 @@ from safemigrate.schema.steps import Blocked, Lock, Requirement, Step, Time
 from safemigrate.types import AnyField
 
 ONLINE = "ALGORITHM=INPLACE, LOCK=NONE"
+STRICT = "SET SESSION sql_mode = CONCAT_WS(',', NULLIF(@@SESSION.sql_mode, ''), 'STRICT_TRANS_TABLES')"
 INSTANT = "ALGORITHM=INSTANT"
 # 1205 lock wait timeout, 1213 deadlock, 1020 row changed since last read, 2006/2013/4031 connection lost.
 LOCK_TIMEOUT, TRANSIENT = {1205, 1213}, {1205, 1213, 1020, 2006, 2013, 4031}
@@ -310,7 +313,7 @@ class MySQL(Database):
                 self._set(name, before)
 
     def _strict(self) -> Any:
-        # Without a strict mode NOT NULL turns NULLs into zeros and empty texts.
+        # Without a strict mode NOT NULL turns NULLs into zeros and empty texts, and cuts what does not fit.
         mode = self.fetch("SELECT @@SESSION.sql_mode")[0][0]
         return self._session("sql_mode", ",".join(filter(None, [mode, "STRICT_TRANS_TABLES"])))
 
@@ -332,6 +335,20 @@ class MySQL(Database):
         if get("SAFEMIGRATE_ALLOW_TABLE_COPY"):
             return tuple(statements)
         return tuple(statement + ending for statement in statements)
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        def make_strict(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+            if connection.alias == self.connection.alias:
+                with connection.cursor() as cursor:
+                    cursor.execute(STRICT)
+
+        connection_created.connect(make_strict, weak=False)
+        try:
+            with self._strict():
+                yield
+        finally:
+            connection_created.disconnect(make_strict)
 
     @contextmanager
     def scratch(
