@@ -160,7 +160,9 @@ class Populate(FieldStep):
     def validate(self, app_label: str, alias: str, state: ProjectState) -> None:
         """Raise InvalidPopulate for what can be seen to fail before a statement is run."""
         target = self.target(state.apps.get_model(app_label, self.model_name), alias, state.apps)
-        Fill(target, resolve(self.populate, self.names)).statement()
+        source = resolve(self.populate, self.names)
+        proofs.refuse_constants(target, source)
+        Fill(target, source).statement()
 
     def fill(self, change: Change, once: Sequence[str] | None = None, *, at_once: bool = False) -> None:
         """Fill all rows that still need it, or raise BadRows. Imports a dotted path only for that.
@@ -482,21 +484,20 @@ class AddRequiredField(FieldStep, AddField):
         return [part for step, stage in self._stages(change) for part in step.plan(stage)]
 
     def forwards(self, change: Change) -> None:
+        full = Batches(change.before(self.model_name), change.alias, []).rows.exists()
+        if full:
+            self._validate(self._stages(change))
         if self.keep_guard or not self._shortcut(change).take():
-            self._walk(change)
+            self._walk(change, full)
 
     def _shortcut(self, change: Change) -> Shortcut:
         before, model = change.before(self.model_name), change.after(self.model_name)
         target = Target(model, [self.name], [self.name], change.alias, change.to_state.apps)
         return Shortcut(change.database, before, target, self.populate, self.batch_size)
 
-    def _walk(self, change: Change) -> None:
+    def _walk(self, change: Change, full: bool) -> None:
         """Run the operations one after another; each looks first whether it is still needed."""
-        stages = self._stages(change)
-        full = Batches(change.before(self.model_name), change.alias, []).rows.exists()
-        if full:
-            self._validate(stages)
-        for step, stage in stages:
+        for step, stage in self._stages(change):
             if not isinstance(step, GuardWrites):
                 step.apply(stage)
             elif full or self.keep_guard:

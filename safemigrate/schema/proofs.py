@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from django.db.models import Count, Model
+from contextlib import suppress
+from decimal import Decimal
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import CharField, Count, DecimalField, Model, Value
 
 from safemigrate import conf
 from safemigrate.backends import Database
@@ -16,7 +23,9 @@ from safemigrate.exceptions import (
     NullsRemain,
     TooManyRows,
 )
-from safemigrate.types import AnyField
+from safemigrate.populate import FromApps, FromRelated
+from safemigrate.populate.sources import InDatabase, Source
+from safemigrate.types import AnyField, field_of
 
 EXAMPLES = 10
 
@@ -102,3 +111,41 @@ def refuse_unmarked(target: Target) -> None:
         "stand before it and SetNotNull behind it. To write values anew in rows that have one, use RunPython with one "
         f"UPDATE: {target.model.__name__}.objects.update({name}=...). In a squashed migration, take the Populate out."
     )
+
+
+def refuse_constants(target: Target, source: Source) -> None:
+    """Raise InvalidPopulate for a value, the same for all rows, that the column cannot hold.
+
+    Else the write guard would give it to each row that old code inserts, and make that statement fail.
+    """
+    for name, given in source.values.items() if isinstance(source, InDatabase) else ():
+        value = given.value if isinstance(given, Value) else given
+        if hasattr(value, "resolve_expression") or isinstance(value, FromRelated | FromApps):
+            continue
+        reason = _does_not_fit(field_of(target.model, name), value, connections[target.alias])
+        if reason:
+            raise InvalidPopulate(
+                f"{value!r} does not fit into {target.model._meta.label}.{name} on {target.alias}: {reason}. Nothing "
+                "was changed. Give another value in the migration, or a field that takes this one."
+            )
+
+
+def _does_not_fit(field: AnyField, value: Any, connection: BaseDatabaseWrapper) -> str:
+    most = field.max_length if isinstance(field, CharField) and connection.vendor != "sqlite" else None
+    if most is not None and isinstance(value, str) and len(value) > most:
+        return f"it has {len(value)} characters, and the column takes {most}"
+    if isinstance(field, DecimalField) and isinstance(value, Decimal | int) and connection.vendor != "sqlite":
+        whole = (field.max_digits or 0) - (field.decimal_places or 0)
+        if abs(value) >= 10**whole:
+            return f"the column takes {whole} digits before the point"
+    with suppress(KeyError):  # Not a whole number.
+        low, high = connection.ops.integer_field_range(field.get_internal_type())
+        if isinstance(value, int) and low is not None and high is not None and not low <= value <= high:
+            return f"the column takes numbers from {low:,} to {high:,}"
+    try:
+        field.get_db_prep_save(value, connection)
+    except ValidationError as error:
+        return "; ".join(error.messages)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -161,6 +162,44 @@ def test_what_is_only_python_s_may_change_with_set_not_null(alias: str) -> None:
     assert not sandbox.column("expires_date").nullable
     assert sandbox.column("expires_date").has_default is False
     assert sandbox.model()._meta.get_field("expires_date").verbose_name == "ends"
+
+
+@pytest.mark.parametrize(
+    ("field", "populate", "why"),
+    [
+        (
+            models.CharField(max_length=10),
+            "abcdefghijklmnop",
+            "it has 16 characters, and the column takes 10",
+        ),
+        (models.CharField(max_length=10), Value("abcdefghijklmnop"), "it has 16 characters"),
+        (models.SmallIntegerField(), 70_000, "the column takes numbers from -32,768 to 32,767"),
+        (models.PositiveIntegerField(), -1, "the column takes numbers from 0 to"),
+        (
+            models.DecimalField(max_digits=4, decimal_places=1),
+            Decimal("12345.6"),
+            "the column takes 3 digits before",
+        ),
+        (models.IntegerField(), "many", "expected a number but got 'many'"),
+        (models.DateField(), "tomorrow", "has an invalid date format"),
+        (models.UUIDField(), "x", "is not a valid UUID"),
+    ],
+    ids=str,
+)
+def test_a_constant_that_does_not_fit_is_refused_before_anything_is_done(
+    alias: str, field: Any, populate: Any, why: str
+) -> None:
+    if alias == "default" and isinstance(
+        field, models.CharField | models.SmallIntegerField | models.DecimalField
+    ):
+        pytest.xfail("SQLite holds it")
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
+    before = sandbox.schema()
+    with pytest.raises(InvalidPopulate, match=f"does not fit into .*{why}.* Nothing was changed"):
+        sandbox.run(AddRequiredField("question", "code", field, populate))
+    assert sandbox.schema() == before
+    sandbox.fill(1)  # As old code does.
 
 
 @pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
