@@ -21,11 +21,11 @@ from django.db import DataError, Error, IntegrityError, connections
 from safemigrate import conf
 from safemigrate.backends import for_connection
 from safemigrate.engine import context
-from safemigrate.engine.batch_runner import BatchFailed, Work, reason, work_for
+from safemigrate.engine.batch_runner import BatchFailed, ComputedInPython, Work, reason, work_for
 from safemigrate.engine.batch_size import configured
 from safemigrate.engine.batches import Batches, Range, Target
 from safemigrate.engine.pipeline import Done, Sequential, Workers, chosen
-from safemigrate.exceptions import BadRow, BadRows, TooManyRetries
+from safemigrate.exceptions import BadRow, BadRows, InvalidPopulate, TooManyRetries
 from safemigrate.populate.sources import InDatabase, InPython
 from safemigrate.retry import backoff
 from safemigrate.throttles import Throttles
@@ -151,7 +151,15 @@ class Filling:
 
     @cached_property
     def work(self) -> Work:
-        return work_for(self.target, self.source, self.database)
+        work, model = work_for(self.target, self.source, self.database), self.target.model
+        if isinstance(work, ComputedInPython) and not self.database.has_unique_key(model):
+            raise InvalidPopulate(
+                f"{self.target.label} on {self.target.alias}: no unique index of {model._meta.db_table} covers the "
+                f"primary key of the model, so two rows may have the same one, and {self.source.title} writes its "
+                "values by it: a value could go into another row. Give the table its primary key, or populate by an "
+                "expression, which the database computes in each row."
+            )
+        return work
 
     @cached_property
     def throttles(self) -> Throttles:

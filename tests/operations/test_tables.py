@@ -13,6 +13,7 @@ from django.db.backends.signals import connection_created
 from django.db.models import F, Value
 from django.db.models.functions import Lower
 
+from safemigrate.backends import for_connection
 from safemigrate.exceptions import InvalidPopulate
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from safemigrate.populate import FromRelated
@@ -488,3 +489,26 @@ def test_many_to_many_rows_stay(alias: str, populate: Any) -> None:
     sandbox.run(add(populate))
     assert month_later(sandbox.rows())
     assert sandbox.rows().filter(tags=only.pk).count() == ROWS
+
+
+def test_a_function_is_refused_where_the_key_is_not_unique_in_the_table(alias: str) -> None:
+    sandbox = MigrationSandbox(alias, question(managed=False))
+    database = for_connection(sandbox.connection)
+    number = {"sqlite": "integer", "postgresql": "bigint", "mysql": "bigint"}[sandbox.connection.vendor]
+    moment = {"sqlite": "datetime", "postgresql": "timestamptz", "mysql": "datetime(6)"}[
+        sandbox.connection.vendor
+    ]
+    database.execute(
+        f"CREATE TABLE boxes_question (id {number} NOT NULL, question_text varchar(200) NOT NULL, "
+        f"pub_date {moment} NOT NULL)"
+    )
+    rows = ", ".join(f"({n}, '{text}', '2026-01-01')" for n, text in [(1, "a"), (1, "b"), (2, "c")])
+    database.execute(f"INSERT INTO boxes_question VALUES {rows}")
+    sandbox.state.models[APP, "question"].options["managed"] = True
+    sandbox.state.reload_model(APP, "question")
+    field = models.CharField(max_length=200)
+    with pytest.raises(InvalidPopulate, match=r"no unique index of boxes_question covers the primary key"):
+        sandbox.run(AddRequiredField("question", "code", field, lambda row: row.question_text))
+    if alias != "default":  # SQLite's copy has the key of the model.
+        sandbox.run(AddRequiredField("question", "code", field, F("question_text")))
+        assert database.fetch("SELECT code FROM boxes_question ORDER BY code") == [("a",), ("b",), ("c",)]

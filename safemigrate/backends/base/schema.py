@@ -225,6 +225,17 @@ class Database:
         column = self.column(model, field.column)
         return column is None or column.nullable
 
+    def has_unique_key(self, model: type[Model]) -> bool:
+        """Does the table hold no two rows with the same primary key of the model?"""
+        key = {field.column for field in key_columns(model)}
+        return any(columns and key.issuperset(columns) for columns in self._unique_columns(model))
+
+    def _unique_columns(self, model: type[Model]) -> list[list[str]]:
+        """Return the columns of each unique index of the table."""
+        with self.connection.cursor() as cursor:
+            found = self.connection.introspection.get_constraints(cursor, model._meta.db_table)
+        return [each["columns"] for each in found.values() if each["primary_key"] or each["unique"]]
+
     @contextmanager
     def filling(self) -> Iterator[None]:
         """Do around a backfill what makes the server refuse a value that does not fit, on each new connection too."""

@@ -59,6 +59,15 @@ class PostgreSQL(Database):
         valid = not_null and not self._constraints(model, column, kind="n", valid=False)
         return Column(not valid, has_default)
 
+    def _unique_columns(self, model: type[Model]) -> list[list[str]]:
+        rows = self.fetch(
+            "SELECT array_agg(attname::text) FROM pg_index JOIN pg_attribute ON attrelid = indrelid "
+            "AND attnum = ANY ((indkey::int2[])[0:indnkeyatts - 1]) WHERE indrelid = to_regclass(%s) "
+            "AND indisunique AND indisvalid AND indpred IS NULL AND indexprs IS NULL GROUP BY indexrelid",
+            [self._table(model)],
+        )
+        return [columns for (columns,) in rows]
+
     def other_type(self, model: type[Model], field: AnyField) -> str | None:
         wanted = field.db_type(self.connection)
         rows = self.fetch(
