@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import tokenize
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from django.db import models
@@ -35,9 +37,11 @@ def read(text: str, model: type[models.Model], field: models.Field[Any, Any]) ->
     Raises InvalidExpression, with a caret under the place where that helps.
     """
     text = text.strip()
+    _refuse_date(text)
     tree = _parse(text)
     path = _dotted_path(tree)
     if path:
+        _refuse_field(path, model)
         return _read_path(path)
     if _is_literal(tree):
         check_constant(ast.literal_eval(tree), field)
@@ -97,6 +101,29 @@ def _parse(text: str) -> ast.expr:
         raise InvalidExpression(f"--populate is not Python: {error.msg}\n{place}") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise InvalidExpression(f"--populate is not Python: {error}") from error
+
+
+def _refuse_date(text: str) -> None:
+    """Refuse a date without quotes, which Python reads as a subtraction."""
+    match = re.fullmatch(r"(\d{4})-(\d{1,2})-(\d{1,2})(?:[ T](\d{1,2}):(\d{2})(?::(\d{2}))?)?", text)
+    if match is None:
+        return
+    parts = ", ".join(str(int(part)) for part in match.groups() if part is not None)
+    kind = "date" if match[4] is None else "datetime"
+    raise InvalidExpression(f"{text} is not Python: a {kind} is written {kind}({parts})")
+
+
+def _refuse_field(path: str, model: type[models.Model]) -> None:
+    """Refuse what begins with a field of the model, and no module has its name."""
+    first, *rest = path.split(".")
+    if first in _fields(model) and find_spec(first) is None:
+        is_relation = any(f.is_relation and first in (f.name, f.attname) for f in model._meta.concrete_fields)
+        write = f'FromRelated("{"__".join([first, *rest])}")' if is_relation else f'F("{first}")'
+        raise InvalidExpression(f"{first} is a field of {model._meta.object_name}: write {write}")
+
+
+def _fields(model: type[models.Model]) -> set[str]:
+    return {name for field in model._meta.concrete_fields for name in (field.name, field.attname)}
 
 
 def _caret(text: str, row: int, column: int) -> str:
@@ -169,6 +196,8 @@ ALLOWED = (
     ast.Invert,
     ast.expr_context,
 )
+#: What other languages write, and Python otherwise.
+WORDS = {"true": "True", "false": "False", "TRUE": "True", "FALSE": "False", "null": "None", "NULL": "None"}
 ADVICE: dict[type[ast.AST], str] = {
     ast.Lambda: "A lambda is not allowed: give a function of your own, in a module, by its dotted path.",
     ast.Compare: "A comparison is computed by Python, not by the database: write Q(votes__gt=3).",
@@ -215,6 +244,7 @@ class _Reader(ast.NodeTransformer):
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.check_function(node)
         called = self.find(node.func)[0] if _chain(node.func) else None
         self.check_own(node, called)
         self.check_call(node, called)
@@ -241,6 +271,11 @@ class _Reader(ast.NodeTransformer):
 
     def imported(self, node: ast.expr, names: list[str]) -> tuple[Any, str, str]:
         if len(names) == 1:
+            if names[0] in _fields(self.model):
+                owner = self.model._meta.object_name
+                self.refuse(node, f'{names[0]} is a field of {owner}: write F("{names[0]}")')
+            if names[0] in WORDS:
+                self.refuse(node, f"{names[0]} is not Python. Did you mean {WORDS[names[0]]}?")
             hint = nearest(names[0], KNOWN)
             if names[0] == self.text:
                 hint += f" A text as the value has quotes: '\"{names[0]}\"'."
@@ -256,6 +291,17 @@ class _Reader(ast.NodeTransformer):
         if not rest:
             self.refuse(node, f"{first} is a module, not a value: write {first}.something.")
         self.refuse(node, f"{first} has no {'.'.join(rest)}.{nearest(rest[0], dir(owner))}")
+
+    def check_function(self, node: ast.Call) -> None:
+        """Refuse a function that has no module: say where the project's own ones stand."""
+        names = _chain(node.func)
+        if len(names) == 1 and names[0] not in KNOWN and not nearest(names[0], KNOWN):
+            app_label = self.model._meta.app_label
+            self.refuse(
+                node,
+                f"{names[0]} is not a function of the database that is known here. For one of Python's, write a "
+                f"function of one row into {app_label}/populate.py, and name it: {app_label}.populate.{names[0]}",
+            )
 
     def check_own(self, node: ast.Call, called: Any) -> None:
         """Refuse a call of the project's own function: it would run here, and whenever the migration is loaded."""

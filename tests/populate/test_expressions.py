@@ -135,6 +135,27 @@ def test_a_dotted_path_inside_an_expression_is_imported(
             "draught",
             "draught is not a known name. A text as the value has quotes: '\"draught\"'.\n    draught\n    ^",
         ),
+        (
+            "slugify(question_text)",
+            "slugify is not a function of the database that is known here. For one of Python's, "
+            "write a function of one row into polls/populate.py, and name it: polls.populate.slugify\n"
+            "    slugify(question_text)\n    ^",
+        ),
+        (
+            "pub_date + timedelta(days=30)",
+            'pub_date is a field of Question: write F("pub_date")\n    pub_date + timedelta(days=30)\n    ^',
+        ),
+        (
+            "pub_date.year",
+            'pub_date is a field of Question: write F("pub_date")',
+        ),
+        ("true", "true is not Python. Did you mean True?\n    true\n    ^"),
+        ("2024-01-01", "2024-01-01 is not Python: a date is written date(2024, 1, 1)"),
+        ("2024-10-11", "2024-10-11 is not Python: a date is written date(2024, 10, 11)"),
+        (
+            "2024-01-01 08:30",
+            "2024-01-01 08:30 is not Python: a datetime is written datetime(2024, 1, 1, 8, 30)",
+        ),
         ("Now", "Now is a class: write Now(), with what it needs in between.\n    Now\n    ^"),
         ("functions", "functions is a module, not a value: write functions.something.\n    functions\n    ^"),
         ("models.Valeu(1)", "models has no Valeu. Did you mean Value?\n    models.Valeu(1)\n    ^"),
