@@ -12,6 +12,7 @@ from django.db.models.signals import post_migrate, pre_migrate
 from django.utils.module_loading import import_string
 
 from safemigrate.checks import rules
+from safemigrate.checks.configuration import check_settings
 from safemigrate.engine import context, engine, progress
 from safemigrate.engine.observers import Observers
 
@@ -43,6 +44,7 @@ class SafemigrateConfig(AppConfig):
         pre_migrate.connect(note_migrate, dispatch_uid="safemigrate.migrate")
         post_migrate.connect(finalize_runs, sender=self, dispatch_uid="safemigrate.finalize")
         register(rules.check_migrations, Tags.database)
+        register(check_settings)
         import_string("safemigrate.runs.notify.connect")()
         import_string("safemigrate.runs.scheduler.connect")()
         context.hand_over = import_string("safemigrate.runs.scheduler.hand_over")

@@ -40,14 +40,15 @@ class Throttles:
     """All that are named, asked in that order; the first that says wait is heard."""
 
     def __init__(self, model: type[Model], alias: str, paths: Sequence[str]) -> None:
-        self.each = [_class(path)(model, alias) for path in paths]
+        self.each = [imported(path)(model, alias) for path in paths]
 
     def reason(self, run: Any) -> str | None:
         """Return why the run has to wait, None when it may go on."""
         return next(filter(None, (throttle.reason(run) for throttle in self.each)), None)
 
 
-def _class(path: str) -> Callable[[Any, str], Throttle]:
+def imported(path: str) -> Callable[[Any, str], Throttle]:
+    """Return the class of a throttle. Raises InvalidSetting."""
     try:
         found: Any = import_string(path)
     except ImportError as error:

@@ -8,11 +8,10 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import CharField, Count, DecimalField, Model, Value
 
 from safemigrate import conf
-from safemigrate.backends import Database
+from safemigrate.backends import Database, for_connection
 from safemigrate.engine import context
 from safemigrate.engine.batches import Batches, Target
 from safemigrate.exceptions import (
@@ -122,7 +121,7 @@ def refuse_constants(target: Target, source: Source) -> None:
         value = given.value if isinstance(given, Value) else given
         if hasattr(value, "resolve_expression") or isinstance(value, FromRelated | FromApps):
             continue
-        reason = _does_not_fit(field_of(target.model, name), value, connections[target.alias])
+        reason = _does_not_fit(field_of(target.model, name), value, for_connection(connections[target.alias]))
         if reason:
             raise InvalidPopulate(
                 f"{value!r} does not fit into {target.model._meta.label}.{name} on {target.alias}: {reason}. Nothing "
@@ -130,20 +129,20 @@ def refuse_constants(target: Target, source: Source) -> None:
             )
 
 
-def _does_not_fit(field: AnyField, value: Any, connection: BaseDatabaseWrapper) -> str:
-    most = field.max_length if isinstance(field, CharField) and connection.vendor != "sqlite" else None
+def _does_not_fit(field: AnyField, value: Any, database: Database) -> str:
+    most = field.max_length if isinstance(field, CharField) and database.limits_values else None
     if most is not None and isinstance(value, str) and len(value) > most:
         return f"it has {len(value)} characters, and the column takes {most}"
-    if isinstance(field, DecimalField) and isinstance(value, Decimal | int) and connection.vendor != "sqlite":
+    if isinstance(field, DecimalField) and isinstance(value, Decimal | int) and database.limits_values:
         whole = (field.max_digits or 0) - (field.decimal_places or 0)
         if abs(value) >= 10**whole:
             return f"the column takes {whole} digits before the point"
     with suppress(KeyError):  # Not a whole number.
-        low, high = connection.ops.integer_field_range(field.get_internal_type())
+        low, high = database.connection.ops.integer_field_range(field.get_internal_type())
         if isinstance(value, int) and low is not None and high is not None and not low <= value <= high:
             return f"the column takes numbers from {low:,} to {high:,}"
     try:
-        field.get_db_prep_save(value, connection)
+        field.get_db_prep_save(value, database.connection)
     except ValidationError as error:
         return "; ".join(error.messages)
     except (ArithmeticError, TypeError, ValueError) as error:

@@ -137,9 +137,11 @@ def test_a_dotted_path_inside_an_expression_is_imported(
         ),
         (
             "slugify(question_text)",
-            "slugify is not a function of the database that is known here. For one of Python's, "
-            "write a function of one row into polls/populate.py, and name it: polls.populate.slugify\n"
-            "    slugify(question_text)\n    ^",
+            (
+                "slugify is not a function of the database that is known here. For one of Python's, "
+                "write a function of one row into polls/populate.py, and name it: polls.populate.slugify\n"
+                "    slugify(question_text)\n    ^"
+            ),
         ),
         (
             "pub_date + timedelta(days=30)",

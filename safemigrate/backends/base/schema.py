@@ -122,6 +122,9 @@ class Database:
     #: Does a write guard fill a row before the database looks whether the column is NULL in it?
     guards_before_not_null = True
 
+    #: Is a text refused that is longer than its column, or a number that is larger?
+    limits_values = True
+
     #: Can `add_required` compute the value of the rows that are there?
     fills_at_once = False
 

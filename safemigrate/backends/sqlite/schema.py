@@ -26,6 +26,7 @@ INDEX = re.compile(rf"\bINDEX{NAME}\s+ON{NAME}", re.IGNORECASE)
 
 class SQLite(Database):
     guards_before_not_null = False
+    limits_values = False
     fills_at_once = True
 
     def column(self, model: type[Model], column: str) -> Column | None:
