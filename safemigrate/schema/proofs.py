@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import connections
-from django.db.models import CharField, Count, DecimalField, Model, Value
+from django.db.models import CharField, Count, DecimalField, IntegerField, Model, Value
 
 from safemigrate import conf
 from safemigrate.backends import Database, for_connection
@@ -137,9 +136,9 @@ def _does_not_fit(field: AnyField, value: Any, database: Database) -> str:
         whole = (field.max_digits or 0) - (field.decimal_places or 0)
         if abs(value) >= 10**whole:
             return f"the column takes {whole} digits before the point"
-    with suppress(KeyError):  # Not a whole number.
+    if isinstance(field, IntegerField) and isinstance(value, int) and database.limits_values:
         low, high = database.connection.ops.integer_field_range(field.get_internal_type())
-        if isinstance(value, int) and low is not None and high is not None and not low <= value <= high:
+        if low is not None and high is not None and not low <= value <= high:
             return f"the column takes numbers from {low:,} to {high:,}"
     try:
         field.get_db_prep_save(value, database.connection)
