@@ -61,14 +61,14 @@ class Figures:
 
     # As a text
 
-    def section(self, columns: Sequence[str] = ()) -> str:
-        """Return the table, with these columns alone if any are named."""
+    def section(self, columns: Sequence[str] = (), names: Sequence[str] = ()) -> str:
+        """Return the table, with these columns and methods alone if any are named."""
         rounds = f"{len(self.rounds)} round{'' if len(self.rounds) == 1 else 's'}"
         about = (
             f"{self.machine['database']} (durable), {self.rows:,} rows, {rounds}; "
             f"{on_what(self.machine)}; `{self.command}`."
         )
-        rows = [self.row(name) for name in self.names]
+        rows = [self.row(name) for name in self.names if not names or name in names]
         return "\n\n".join([about, markdown(*_chosen(rows, columns or HEADER)), *self._failures()])
 
     def row(self, name: str) -> list[str]:

@@ -22,13 +22,35 @@ PAGE = ROOT / "docs/explanation/performance.md"
 EVERYTHING = KEPT / "README.md"
 PICTURE = ROOT / "docs/images/speed.svg"
 MISSING = "Not measured yet."
-#: The databases of the page, those of its second table, and the columns of the first.
+#: What the page shows of all that is known: databases, columns and methods.
 SHOWN = ("postgresql", "mariadb", "sqlite-wal")
-SCALED = ("postgresql",)
-COLUMNS = ("time", "times its base", "memory", "longest transaction", "held alone")
+COLUMNS = ("time", "times its base", "longest transaction", "held alone")
+COMPARED = (
+    "update",
+    "update_orm",
+    "expression",
+    "expression_orm",
+    "expression_two",
+    "row",
+    "row_alone",
+    "loop",
+    "bulk_update",
+    "alter_field",
+    "set_not_null",
+    "migration_tools",
+    "zero_downtime",
+    "plain_operation",
+    "operation",
+    "plain_1000",
+    "operation_1000",
+)
 ABOUT = (
-    "Written by `make bench` from the rounds beside it; `docs/explanation/performance.md` says how they were measured, "
+    "Written by `make bench` and `make bench-scale` from the rounds beside it; `docs/explanation/performance.md` says how they were measured, "
     "and what a column is."
+)
+GROWS = (
+    "Microseconds for a row, by an expression and by a function of one row; tables of more than 1,000,000 rows "
+    "are filled once."
 )
 
 
@@ -56,16 +78,18 @@ def sections(measured: dict[str, Measured]) -> Iterator[tuple[str, str]]:
     yield "promises", promises.section(measured) if measured else MISSING
     for name in SHOWN:
         known = measured.get(name, Measured())
-        yield name, known.speed.section(COLUMNS) if known.speed else MISSING
-    for name in SCALED:
-        known = measured.get(name, Measured())
-        yield f"scale-{name}", known.growth.section() if known.growth else MISSING
+        yield name, known.speed.section(COLUMNS, COMPARED) if known.speed else MISSING
 
 
 def everything(measured: dict[str, Measured]) -> str:
     """Return all tables with all columns."""
     tables = [
         f"## {known.speed.title}\n\n{known.speed.section()}" for known in measured.values() if known.speed
+    ]
+    tables += [
+        f"## What a row costs as the table grows: {known.growth.title}\n\n{GROWS}\n\n{known.growth.section()}"
+        for known in measured.values()
+        if known.growth
     ]
     return "\n\n".join(["# All figures", ABOUT, *tables]) + "\n"
 

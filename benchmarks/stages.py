@@ -22,7 +22,7 @@ from django.db import connections, models
 from django.db.migrations.state import ProjectState
 
 from benchmarks.applying import applied
-from benchmarks.pages import PAGE
+from benchmarks.pages import KEPT
 from benchmarks.report import write_page
 from benchmarks.seeds import seed
 from benchmarks.tables import Shape
@@ -34,6 +34,7 @@ from safemigrate.populate.sources import resolve
 from tools.demo import EXAMPLE
 from tools.servers import PostgreSQL
 
+PAGE = KEPT / "stages.md"
 SIZE = 10_000
 NAME = "expires_date"
 STAGES = {
@@ -48,7 +49,7 @@ LINE = "| {:<32} | {:>12} | {:>5} |"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
     parser.add_argument("--rows", type=int, default=300_000)
-    parser.add_argument("--page", action="store_true", help="write docs/explanation/performance.md anew")
+    parser.add_argument("--page", action="store_true", help="write benchmarks/results/stages.md anew")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         text = "\n".join(sections(options.rows, Path(folder)))

@@ -15,7 +15,7 @@ import pytest
 from django.db import connections
 from pytest_django import DjangoDbBlocker
 
-from benchmarks import pages, speed
+from benchmarks import pages, speed, stages
 from benchmarks.figures import GAP, Figures
 from benchmarks.growth import Growth
 from benchmarks.meters import Transactions, forget_peak, peak
@@ -236,13 +236,21 @@ def test_each_method_is_compared_with_one_that_is_measured_where_it_is() -> None
         assert base.kind == method.kind or method.base == "update_text", name
 
 
+def test_the_page_shows_methods_that_are_measured_each_with_its_base() -> None:
+    assert {METHODS[name].base for name in pages.COMPARED} <= set(pages.COMPARED) <= set(METHODS)
+
+
+def test_the_stages_have_their_place() -> None:
+    assert re.findall("<!-- figures: (.*) -->", stages.PAGE.read_text(encoding="utf-8")) == ["stages"]
+
+
 def test_the_page_shows_what_was_measured() -> None:
     page = pages.PAGE.read_text(encoding="utf-8")
     known = pages.kept()
     for mark, text in pages.sections(known):
         assert f"<!-- figures: {mark} -->\n\n{text}\n\n<!-- end -->" in page
     marks = re.findall("<!-- figures: (.*) -->", page)
-    assert sorted(marks) == sorted([*(mark for mark, _ in pages.sections(known)), "stages"])
+    assert sorted(marks) == sorted(mark for mark, _ in pages.sections(known))
     assert pages.EVERYTHING.read_text(encoding="utf-8") == pages.everything(known)
     drawn = plot([each.speed for each in known.values() if each.speed])
     assert pages.PICTURE.read_text(encoding="utf-8") == drawn
