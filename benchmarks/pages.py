@@ -45,8 +45,8 @@ COMPARED = (
     "operation_1000",
 )
 ABOUT = (
-    "Written by `make bench` and `make bench-scale` from the rounds beside it; `docs/explanation/performance.md` says how they were measured, "
-    "and what a column is."
+    "Written by `make bench` and `make bench-scale` from the rounds beside it; "
+    "`docs/explanation/performance.md` says how they were measured, and what a column is."
 )
 GROWS = (
     "Microseconds for a row, by an expression and by a function of one row; tables of more than 1,000,000 rows "

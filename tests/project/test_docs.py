@@ -305,18 +305,45 @@ ADDED: dict[str, AddRequiredField] = {
     ),
     "db-default": AddRequiredField("question", "votes", models.PositiveIntegerField(db_default=0), 0),
 }
+COLUMNS = {"plain": "expires_date", "unique": "slug", "foreign-key": "site_id", "db-default": "votes"}
 
 
 def test_the_sql_shown_is_the_sql_run(alias: str, request: pytest.FixtureRequest) -> None:
     kind = request.node.callspec.params["alias"]
     page = DOCS / "explanation/steps.md"
-    marked = re.compile(rf"(<!-- sql: ([\w-]+) {kind} -->\n```sql\n)(.*?)(```)", re.DOTALL)
+    marked = re.compile(
+        rf"(<!-- sql: ([\w-]+) {kind}(?: beside (\w+))? -->\n```sql\n)(.*?)(```)", re.DOTALL
+    )
     shown = page.read_text(encoding="utf-8")
     assert marked.search(shown)
-    real = marked.sub(lambda match: f"{match[1]}{sql(match[2], alias)}{match[4]}", shown)
+
+    def written(match: re.Match[str]) -> str:
+        lines = sql(match[2], alias)
+        return f"{match[1]}{others(lines, match[2], match[3], shown) if match[3] else lines}{match[5]}"
+
+    real = marked.sub(written, shown)
     if os.environ.get("UPDATE_DOCS"):
         page.write_text(real, encoding="utf-8")
     assert shown == real
+
+
+def others(lines: str, case: str, beside: str, page: str) -> str:
+    """The steps that a plain field does not have, but for the fill; the other ones are the same, in the same order."""
+    (whole,) = re.findall(rf"<!-- sql: plain {beside} -->\n```sql\n(.*?)```", page, re.DOTALL)
+    plain, real = steps_of(whole, "plain"), steps_of(lines, case)
+    known, titles = ([same.partition("\n")[0] for same in steps] for steps in (plain, real))
+    assert [title for title in titles if title in known] == [title for title in known if title in titles]
+    assert all(re.match("-- (fill|guard|take the guard of) ", title) for title in set(known) - set(titles))
+    return "".join(
+        step for same, step in real.items() if same not in plain and not step.startswith("-- fill ")
+    )
+
+
+def steps_of(lines: str, case: str) -> dict[str, str]:
+    """Each step, a comment that ends with its lock and statements, by its text without the column's name and type."""
+    type_of_column = re.findall(r"ADD COLUMN \S+ (.+?) NULL", lines)[0]
+    steps = re.split(r"^(?=-- (?:fill .*|.*\))$)", lines, flags=re.MULTILINE)[1:]
+    return {step.replace(COLUMNS[case], "COLUMN").replace(type_of_column, "TYPE"): step for step in steps}
 
 
 def sql(case: str, alias: str) -> str:
