@@ -51,6 +51,7 @@ FULL = 0.9
 LIMITS = {"cores": "cores", "log": "log", "row": "the run's row"}
 KEPT = ROOT / "benchmarks/results/scale-out.json"
 PAGE = ROOT / "docs/explanation/scale.md"
+DETAILS = ROOT / "benchmarks/results/scale-out.md"
 PICTURE = ROOT / "docs/images/scale.svg"
 
 
@@ -60,7 +61,7 @@ def main() -> None:
         work(*options.work)
         return
     data = json.loads(KEPT.read_text()) if options.again else measured(options)
-    print(*(f"{text}\n" for _, text in sections(data)), sep="\n")
+    print(*(f"{text}\n" for _, text in [*sections(data), *details(data)]), sep="\n")
     if options.page:
         KEPT.write_text(json.dumps(data, indent=1) + "\n")
         write(data)
@@ -72,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--network", type=float, default=0.5, help="ms of a trip to the database (default: 0.5)"
     )
-    parser.add_argument("--page", action="store_true", help="write docs/explanation/scale.md anew")
+    parser.add_argument("--page", action="store_true", help=f"write {PAGE.name} and {DETAILS.name} anew")
     parser.add_argument("--again", action="store_true", help="measure nothing: print what is kept")
     parser.add_argument("--work", nargs=3, metavar=("URL", "KIND", "RUN"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -173,15 +174,41 @@ def work(url: str, kind: str, run: str) -> None:
 def write(data: dict[str, Any]) -> None:
     for mark, text in sections(data):
         write_page(mark, text, PAGE)
+    for mark, text in details(data):
+        write_page(mark, text, DETAILS)
     PICTURE.write_text(plot({TITLES[kind]: points(data, kind) for kind in TITLES}))
 
 
 def sections(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    about = f"{data['machine']['database']} (durable); {on_what(data['machine'])}; `{data['command']}`."
-    yield "costs", f"{about}\n\n{cost_table(data['costs'])}"
-    yield "validation", validation(data)
-    yield "workers", worker_table(data)
+    """Yield each text between marks of the page, with the name of its mark."""
+    yield "workers", f"{worker_table(data)}\n\n{about(data)}"
     yield "bounds", bound_table(data)
+    yield "errors", errors(data)
+
+
+def details(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what stands beside the results: what the page's figures follow from."""
+    yield "costs", f"{about(data)}\n\n{cost_table(data['costs'])}"
+    yield "validation", validation(data)
+
+
+def about(data: dict[str, Any]) -> str:
+    return f"{data['machine']['database']} (durable); {on_what(data['machine'])}; `{data['command']}`."
+
+
+def errors(data: dict[str, Any]) -> str:
+    """Return how far the predictions were from the runs that were done for real."""
+    _, rows, workers, _, _, found = zip(*compared(data), strict=True)
+    return (
+        f"{len(found)} runs of {min(rows):,} to {max(rows):,} rows, with {min(workers)} to {max(workers)} workers, "
+        f"were done for real. The predicted times were off by {min(found):+.0%} to {max(found):+.0%}."
+    )
+
+
+def compared(data: dict[str, Any]) -> Iterator[tuple[str, int, int, float, float, float]]:
+    """Yield for each run its kind, rows and workers, the seconds measured and predicted, and the error."""
+    for (kind, number, workers, seconds, _), predicted in zip(data["real"], data["predicted"], strict=True):
+        yield kind, number, workers, seconds, predicted["seconds"], predicted["seconds"] / seconds - 1
 
 
 def cost_table(found: dict[str, Any]) -> str:
@@ -217,13 +244,10 @@ def _micro(seconds: float) -> str:
 
 
 def validation(data: dict[str, Any]) -> str:
-    rows = []
-    for (kind, number, workers, seconds, _), predicted in zip(data["real"], data["predicted"], strict=True):
-        wrong = predicted["seconds"] / seconds - 1
-        rows.append(
-            [TITLES[kind], f"{number:,}", f"{workers}", f"{seconds:.1f} s", f"{predicted['seconds']:.1f} s"]
-        )
-        rows[-1].append(f"{wrong:+.0%}")
+    rows = [
+        [TITLES[kind], f"{number:,}", f"{workers}", f"{seconds:.1f} s", f"{predicted:.1f} s", f"{wrong:+.0%}"]
+        for kind, number, workers, seconds, predicted, wrong in compared(data)
+    ]
     return markdown(["", "rows", "workers", "measured", "predicted", "error"], rows)
 
 
@@ -266,7 +290,7 @@ def duration(hours: float) -> str:
 
 
 def bound_table(data: dict[str, Any]) -> str:
-    """Return what each device can do at most, by the formula of the page."""
+    """Return what each device can do at most, by the formula in benchmarks/results/scale-out.md."""
     header = ["", "one worker", *(f"{cores} cores" for cores in CORES), "the log"]
     rows = []
     for kind, title in TITLES.items():

@@ -1,7 +1,7 @@
 """The workers of a queue in virtual time: the real engine and the real records, on a database that is a model.
 
 Real are safemigrate's workers, ranges, leases, batches and their pace, on records in SQLite in memory. A model are the
-keys (1, 2, 3, ...), the reading and writing of rows, and what all of it costs: see docs/explanation/scale.md.
+keys (1, 2, 3, ...), the reading and writing of rows, and what all of it costs: see benchmarks/results/scale-out.md.
 """
 
 from __future__ import annotations

@@ -86,11 +86,12 @@ def test_the_engine_runs_in_virtual_time(kept: dict[str, Any]) -> None:
 
 
 def test_the_page_and_its_picture_show_what_is_kept(kept: dict[str, Any]) -> None:
-    page = scale_out.PAGE.read_text(encoding="utf-8")
-    for mark, text in scale_out.sections(kept):
-        assert f"<!-- figures: {mark} -->\n\n{text}\n\n<!-- end -->" in page
-    marks = re.findall("<!-- figures: (.*) -->", page)
-    assert sorted(marks) == sorted(mark for mark, _ in scale_out.sections(kept))
+    for path, written in ((scale_out.PAGE, scale_out.sections), (scale_out.DETAILS, scale_out.details)):
+        page = path.read_text(encoding="utf-8")
+        for mark, text in written(kept):
+            assert f"<!-- figures: {mark} -->\n\n{text}\n\n<!-- end -->" in page
+        marks = re.findall("<!-- figures: (.*) -->", page)
+        assert sorted(marks) == sorted(mark for mark, _ in written(kept))
     lines = {title: scale_out.points(kept, kind) for kind, title in scale_out.TITLES.items()}
     assert scale_out.PICTURE.read_text(encoding="utf-8") == plot(lines)
 

@@ -311,9 +311,7 @@ COLUMNS = {"plain": "expires_date", "unique": "slug", "foreign-key": "site_id", 
 def test_the_sql_shown_is_the_sql_run(alias: str, request: pytest.FixtureRequest) -> None:
     kind = request.node.callspec.params["alias"]
     page = DOCS / "explanation/steps.md"
-    marked = re.compile(
-        rf"(<!-- sql: ([\w-]+) {kind}(?: beside (\w+))? -->\n```sql\n)(.*?)(```)", re.DOTALL
-    )
+    marked = re.compile(rf"(<!-- sql: ([\w-]+) {kind}(?: beside (\w+))? -->\n```sql\n)(.*?)(```)", re.DOTALL)
     shown = page.read_text(encoding="utf-8")
     assert marked.search(shown)
 
