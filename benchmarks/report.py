@@ -20,6 +20,8 @@ from benchmarks.sites import connect
 from tools.demo import ROOT
 
 PAGE = ROOT / "docs/explanation/traffic.md"
+#: Has every column, and what failed.
+DETAILS = ROOT / "benchmarks/results/traffic.md"
 HEADER = (
     "migration",
     "it ends",
@@ -30,6 +32,7 @@ HEADER = (
     "p99",
     "median",
 )
+SHOWN = ("migration", "it ends", "failed", "over 1 s", "worst wait")
 
 
 def summary(runs: Sequence[Run]) -> dict[str, float]:
@@ -103,6 +106,14 @@ def section(runs: Sequence[Sequence[Run]], rows: int, facts: dict[str, Any], com
         f"{facts['database']} (durable), {rows:,} rows, {times} runs of each; {on_what(facts)}; `{command}`."
     )
     return f"{lines}\n\n{table(runs, rows)}\n\n{failures(runs)}"
+
+
+def brief(text: str) -> str:
+    """Return what the page shows of a section: how it was taken, and some columns of its table."""
+    about, whole, _ = text.split("\n\n", 2)
+    header, _, *rows = [line.strip("| ").split(" | ") for line in whole.splitlines()]
+    picked = [header.index(name) for name in SHOWN]
+    return f"{about}\n\n{markdown(SHOWN, [[line[n] for n in picked] for line in rows], texts=2)}"
 
 
 def on_what(facts: dict[str, Any]) -> str:

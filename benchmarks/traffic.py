@@ -13,7 +13,7 @@ from typing import Any
 import django
 from django.conf import settings
 
-from benchmarks.report import facts, row, section, write_page
+from benchmarks.report import DETAILS, brief, facts, row, section, write_page
 from benchmarks.runs import Run, run
 from benchmarks.scenarios import SCENARIOS
 from tools.demo import ROOT
@@ -63,7 +63,8 @@ def bench(vendor: str, server: str, options: argparse.Namespace) -> None:
     text = section(list(runs.values()), rows, machine, command(options))
     print(f"\n{text}\n")
     if options.page:
-        write_page(vendor, text)
+        write_page(vendor, text, DETAILS)
+        write_page(vendor, brief(text))
 
 
 def save(path: Path, machine: dict[str, Any], runs: Sequence[Sequence[Run]]) -> None:
