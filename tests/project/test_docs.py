@@ -134,6 +134,21 @@ def test_every_module_has_its_row() -> None:
     assert {shown.partition("/")[0] for shown in re.findall(r"`([\w/]+)`", rows)} == modules
 
 
+def test_the_layers_of_the_page_are_those_that_lint_holds() -> None:
+    (line,) = re.findall(r"^`.*` < `.*`$", text("explanation/engine.md"), re.MULTILINE)
+    (contract,) = re.findall(
+        r"^layers = (\[.*?^\])",
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+    low_to_high = [layer.replace("safemigrate.", "").split(" : ") for layer in ast.literal_eval(contract)][
+        ::-1
+    ]
+    rest = re.compile(r"schema\.(?!steps|fields)\w+")
+    held = [{rest.sub("schema", name) for name in layer} for layer in low_to_high]
+    assert [set(layer.strip("`").split()) for layer in line.split(" < ")] == held
+
+
 def test_every_page_is_in_the_table_of_contents() -> None:
     for folder in (DOCS, *(path for path in DOCS.iterdir() if (path / "index.md").exists())):
         index = (folder / "index.md").read_text(encoding="utf-8")
