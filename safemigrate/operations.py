@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from django.db import DatabaseError
+from django.db import DatabaseError, connections
 from django.db.migrations.operations.base import Operation, OperationCategory
 from django.db.migrations.operations.fields import AddField, AlterField, FieldOperation, RemoveField
 from django.db.migrations.operations.special import RunPython
 from django.db.migrations.state import ProjectState, StateApps
 from django.db.models import Field, Model
 
+from safemigrate.backends import for_connection
 from safemigrate.engine import engine
 from safemigrate.engine.batches import Batches, Target
 from safemigrate.exceptions import InvalidField, InvalidPopulate, NoGuard
@@ -159,7 +160,8 @@ class Populate(FieldStep):
 
     def validate(self, app_label: str, alias: str, state: ProjectState) -> None:
         """Raise InvalidPopulate for what can be seen to fail before a statement is run."""
-        target = self.target(state.apps.get_model(app_label, self.model_name), alias, state.apps)
+        model = fields.model_in(state, app_label, self.model_name, for_connection(connections[alias]))
+        target = self.target(model, alias, state.apps)
         source = resolve(self.populate, self.names)
         proofs.refuse_constants(target, source)
         Fill(target, source).statement()
@@ -250,8 +252,9 @@ class SetNotNull(FieldStep, AlterField):
             )
 
     def is_needed(self, change: Change) -> bool:
-        # A squashed migration made the table with the column required.
-        return bool(change.before(self.model_name)._meta.get_field(self.name).null)
+        field = field_of(change.before(self.model_name), self.name)
+        # A squashed migration made the table with the column required. That it did the database has to say.
+        return field.null or not (change.collects_sql or change.database.is_required(field.model, field))
 
     def plan(self, change: Change) -> Plan:
         model = change.after(self.model_name)
@@ -270,6 +273,7 @@ class SetNotNull(FieldStep, AlterField):
                 populate.fill(change.within(change.from_state), once, at_once=at_once)
 
         Requiring(change.database, before, model, field_of(model, self.name), catch_up).run()
+        proofs.confirm_required(change.database, model, field_of(model, self.name))
 
     def _populate(self, app_label: str, state: ProjectState) -> tuple[Populate, list[str]] | None:
         noted = fields.notes(state.models[app_label, self.model_name_lower].fields[self.name]).populate
@@ -489,6 +493,8 @@ class AddRequiredField(FieldStep, AddField):
             self._validate(self._stages(change))
         if self.keep_guard or not self._shortcut(change).take():
             self._walk(change, full)
+        model = change.after(self.model_name)
+        proofs.confirm_required(change.database, model, field_of(model, self.name))
 
     def _shortcut(self, change: Change) -> Shortcut:
         before, model = change.before(self.model_name), change.after(self.model_name)

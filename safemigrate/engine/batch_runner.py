@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -156,9 +157,11 @@ class ComputedInPython:
         features = connections[batches.alias].features
         if lock and features.has_select_for_update:
             rows = rows.select_for_update(of=("self",) if features.has_select_for_update_of else ())
-        read = keys_of(rows) if self.source.keys_only else self._read(rows)
+        with one_is_bad():
+            read = keys_of(rows) if self.source.keys_only else self._read(rows)
+            computed = self.source.compute(read, self.prepared) if read else []
         keys = read if self.source.keys_only else list(map(self.key, read))
-        return self._sorted(keys, self._computed(read))
+        return self._sorted(keys, computed)
 
     def _read(self, rows: QuerySet[Any]) -> list[Any]:
         # The garbage collector would go through the rows again and again, all of which are still needed.
@@ -169,14 +172,6 @@ class ComputedInPython:
         finally:
             if collects:
                 gc.enable()
-
-    def _computed(self, rows: Sequence[Any]) -> list[Any]:
-        try:
-            return self.source.compute(rows, self.prepared) if rows else []
-        except (Error, SafemigrateError):
-            raise
-        except Exception as error:
-            raise BatchFailed(reason(error)) from error
 
     def _sorted(self, keys: Sequence[Any], results: Sequence[Any]) -> Made:
         """Part the rows that have values, adapted for the database, from those that have none."""
@@ -210,14 +205,25 @@ class ComputedInPython:
 
 
 def written(write: Write, made: Made) -> int:
+    with one_is_bad():
+        try:
+            return write(made.keys, made.columns) if made.keys else 0
+        except ProgrammingError as error:
+            raise BatchFailed(reason(error)) from error
+
+
+@contextmanager
+def one_is_bad() -> Iterator[None]:
+    """Turn what is no error of the database into BatchFailed: at least one row, or its value, is at fault.
+
+    It may be a row that the model cannot read, the function, or the driver's own word on a value: a NUL, half a
+    character, a number that is too large, NaN.
+    """
     try:
-        return write(made.keys, made.columns) if made.keys else 0
-    except ProgrammingError as error:
-        raise BatchFailed(reason(error)) from error
-    except Error:
+        yield
+    except (Error, SafemigrateError, BatchFailed):
         raise
     except Exception as error:
-        # The driver's own word on a value: a NUL, half a character, a number that is too large, NaN.
         raise BatchFailed(reason(error)) from error
 
 

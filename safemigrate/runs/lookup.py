@@ -17,6 +17,7 @@ from safemigrate.formatting import nearest
 from safemigrate.operations import Populate
 from safemigrate.populate.sources import AsWritten, resolve
 from safemigrate.schema.change import Change, FieldStep
+from safemigrate.schema.fields import model_in
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Job:
 
     @property
     def model(self) -> Any:
-        return self.state.apps.get_model(self.app_label, self.operation.model_name)
+        database = for_connection(connections[self.alias])
+        return model_in(self.state, self.app_label, self.operation.model_name, database)
 
     @property
     def label(self) -> str:

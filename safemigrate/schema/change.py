@@ -14,6 +14,7 @@ from django.db.models import Model
 from safemigrate.backends import Database, for_connection
 from safemigrate.exceptions import InTransaction
 from safemigrate.schema import runner
+from safemigrate.schema.fields import model_in
 from safemigrate.schema.plan import Plan, write_down
 from safemigrate.schema.steps import Step
 
@@ -41,12 +42,10 @@ class Change:
         return self.editor is not None and self.editor.collect_sql
 
     def before(self, model_name: str) -> type[Model]:
-        model: type[Model] = self.from_state.apps.get_model(self.app_label, model_name)
-        return model
+        return model_in(self.from_state, self.app_label, model_name, self.database)
 
     def after(self, model_name: str) -> type[Model]:
-        model: type[Model] = self.to_state.apps.get_model(self.app_label, model_name)
-        return model
+        return model_in(self.to_state, self.app_label, model_name, self.database)
 
     def within(self, state: ProjectState) -> Change:
         """Return a change that begins and ends in this state."""

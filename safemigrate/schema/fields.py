@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db import models
+from django.db.migrations.state import ProjectState
 from django.db.models import NOT_PROVIDED
 from django.db.models.expressions import BaseExpression
 from django.db.models.fields.related import ForeignObject
@@ -55,6 +56,28 @@ def _refusal(field: Any) -> str | None:
     if isinstance(field, ForeignObject) and not isinstance(field, models.ForeignKey):
         return "it has no column of its own."
     return None
+
+
+def model_in(state: ProjectState, app_label: str, name: str, database: Any) -> type[models.Model]:
+    """Return a model as the migrations have it, and as the table is.
+
+    The class of a field, such as one of money, may give its model a second field: that one may have no column
+    yet, and in the migrations be nullable while the class makes it required.
+    """
+    model: type[models.Model] = state.apps.get_model(app_label, name)
+    known = state.models[app_label, name.lower()].fields
+    for field in list(model._meta.local_concrete_fields):
+        if field.name in known:
+            field.null = known[field.name].null
+        elif (
+            field.column
+            and not isinstance(field, models.OrderWrt)
+            and not database.column(model, field.column)
+        ):
+            # Two fields are equal by where they stand in the class, which the second one borrows from its neighbour.
+            model._meta.local_fields[:] = [each for each in model._meta.local_fields if each is not field]
+            model._meta._expire_cache()  # type: ignore[attr-defined]
+    return model
 
 
 def _copy(field: models.Field[Any, Any]) -> Any:

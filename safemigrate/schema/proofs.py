@@ -98,6 +98,18 @@ def refuse_other_type(database: Database, model: type[Model], field: AnyField) -
         )
 
 
+def confirm_required(database: Database, model: type[Model], field: AnyField) -> None:
+    """Raise NullsRemain unless the table itself says that the column is there and NOT NULL."""
+    if database.is_required(model, field):
+        return
+    raise NullsRemain(
+        f"{model._meta.label}.{field.name} on {database.connection.alias} was to be required by now, and in the table "
+        f"{model._meta.db_table} the column {field.column} still takes NULL. Something else changes this table at the "
+        "same time, or the migrations before this one are not what was run here: compare them with the table, and run "
+        "migrate again."
+    )
+
+
 def refuse_unmarked(target: Target) -> None:
     """Raise InvalidPopulate where there are rows, and no field whose NULL says that one is still to be filled."""
     if not Batches(target.model, target.alias, []).rows.exists():

@@ -1,4 +1,4 @@
-"""The short sandbox: one step on an empty table, and on SQLite one copy that computes the values of a full one."""
+"""The fast path: one step on an empty table, and on SQLite one copy that computes the values of a full one."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def made(alias: str, rows: int = 0, *, site: int = 1, **options: Any) -> Migrati
 
 @contextmanager
 def long_road() -> Iterator[None]:
-    """Run with the short sandbox shut."""
+    """Run without the fast path."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast_path.Shortcut, "take", lambda self: False)
         yield

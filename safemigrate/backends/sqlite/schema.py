@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from django.db import DatabaseError
-from django.db.backends.utils import strip_quotes
 from django.db.models import Model, Q
 from django.db.transaction import atomic
 
 from safemigrate.backends.base.schema import Column, Database, short_name
+from safemigrate.backends.sqlite.definition import Definition
 from safemigrate.conf import get
 from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
 from safemigrate.types import AnyField
@@ -68,49 +68,98 @@ class SQLite(Database):
 
     def require(self, from_model: type[Model], model: type[Model], field: AnyField) -> Requirement:
         steps = super().require(from_model, model, field).enforce
-        return Requirement(enforce=[self._keeping_extras(step, model) for step in steps])
+        return Requirement(enforce=[self._copying(step, model, field) for step in steps])
 
     def add_required(
         self, from_model: type[Model], model: type[Model], field: AnyField, value: str = "NULL"
     ) -> Step:
-        (step,) = self.require(model, model, field).enforce
+        (step,) = super().require(model, model, field).enforce
         # Where another process has added the column in the meantime, this fails, and its values stay.
         add = self.sql(lambda editor: editor.add_field(model, self.bare(field)))
-        copy = self._copying(from_model, field, value)
+        step = self._copying(step, model, field, self._referring(field, value))
         return replace(
             step,
             title=f"add the column {field.column}, filled and required, by one copy of the table",
-            statements=(
-                *add,
-                *(copy if text.startswith("INSERT INTO") else text for text in step.statements),
-            ),
+            statements=(*add, *step.statements),
             needed=lambda: True,
         )
 
-    def _copying(self, from_model: type[Model], field: AnyField, value: str) -> str:
-        """Return the statement that copies the rows when Django changes a table, with `value` for the field."""
-        if field.remote_field and field.db_constraint:
-            # What refers to no row comes out as NULL, which NOT NULL refuses.
-            parent = self.quote(field.remote_field.model._meta.db_table)
-            key = f"p.{self.quote(field.target_field.column)}"
-            value = (
-                f"(SELECT {key} FROM (SELECT {value} AS v) AS c CROSS JOIN {parent} AS p WHERE {key} = c.v)"
-            )
-        name = from_model._meta.db_table
-        stored = [f for f in from_model._meta.local_concrete_fields if not getattr(f, "generated", False)]
-        columns = ", ".join(self.quote(str(f.column)) for f in stored)
-        return (
-            f"INSERT INTO {self.quote(f'new__{strip_quotes(name)}')} ({columns}, {self.quote(field.column)}) "
-            f"SELECT {columns}, {value} FROM {self.quote(name)}"
-        )
+    def _referring(self, field: AnyField, value: str) -> str:
+        """Return the SQL of a value; what refers to no row comes out as NULL, which NOT NULL refuses."""
+        if not (field.remote_field and field.db_constraint):
+            return value
+        parent = self.quote(field.remote_field.model._meta.db_table)
+        key = f"p.{self.quote(field.target_field.column)}"
+        return f"(SELECT {key} FROM (SELECT {value} AS v) AS c CROSS JOIN {parent} AS p WHERE {key} = c.v)"
 
     def release(self, from_model: type[Model], model: type[Model], field: AnyField) -> list[Step]:
-        steps = super().release(from_model, model, field)
-        return [self._keeping_extras(step, model, without=field.column) for step in steps]
+        return [self._copying(step, model, field) for step in super().release(from_model, model, field)]
 
     def drop_column(self, model: type[Model], field: AnyField) -> list[Step]:
-        steps = super().drop_column(model, field)
-        return [self._keeping_extras(step, model, without=field.column) for step in steps]
+        return [self._copying(step, model, field) for step in super().drop_column(model, field)]
+
+    def _copying(self, step: Step, model: type[Model], field: AnyField, value: str = "") -> Step:
+        """Return the step with a copy of the table as it is, but for this column, in place of Django's of the model.
+
+        The table may have columns, constraints, options, indexes and triggers that no model knows of, and what
+        else reads it, such as a view, may not be looked at while it is away. `value` is the SQL of the column's.
+        """
+        made = [text for text in step.statements if text.startswith("CREATE TABLE ")]
+        if not (made and self.has_table(model)):
+            return step
+        table, column = model._meta.db_table, field.column
+        name, new = self.quote(table), self.quote(f"new__{table}")
+        wanted = Definition.parse(made[0]).columns.get(column.lower())
+        copied = [each for each in self._stored(model) if each != column]
+        values = dict(zip(copied, map(self.quote, copied), strict=True))
+        if wanted:
+            values[column] = value or self.quote(column)
+        indexes = self._extras(table, "index")
+        kept = {
+            key: sql
+            for key, sql in self._extras(table).items()
+            if not key.endswith(EARLY) and (wanted or column not in self._indexed(key))
+        }
+        own = [text for text in step.statements if INDEX.search(text) and self.quote(column) in text]
+        statements = (
+            self._definition(table).with_column(column, wanted).create(new),
+            f"INSERT INTO {new} ({', '.join(map(self.quote, values))}) SELECT {', '.join(values.values())} FROM {name}",
+            *self._copying_last_key(table),
+            f"DROP TABLE {name}",
+            "PRAGMA legacy_alter_table = ON",
+            f"ALTER TABLE {new} RENAME TO {name}",
+            "PRAGMA legacy_alter_table = OFF",
+            *kept.values(),
+            *(text for text in own if not any(self.quote(key) in text for key in indexes)),
+        )
+        return replace(step, statements=statements, cleanup=("PRAGMA legacy_alter_table = OFF",))
+
+    def _copying_last_key(self, table: str) -> tuple[str, ...]:
+        """Return what lets AUTOINCREMENT go on from the last key that it gave out, also where that row is gone."""
+        if not self._extras("sqlite_sequence", "table"):
+            return ()
+        old, new = (self.editor().quote_value(name) for name in (table, f"new__{table}"))
+        row = f"SELECT {new}, seq FROM sqlite_sequence WHERE name = {old}"
+        return (
+            f"DELETE FROM sqlite_sequence WHERE name = {new}",
+            f"INSERT INTO sqlite_sequence (name, seq) {row}",
+        )
+
+    def _definition(self, table: str) -> Definition:
+        (sql,) = self._extras(table, "table").values()
+        return Definition.parse(sql)
+
+    def _stored(self, model: type[Model]) -> list[str]:
+        """Return the columns that have values of their own."""
+        rows = self.fetch(f"PRAGMA table_xinfo({self.quote(model._meta.db_table)})")
+        return [row[1] for row in rows if not row[6]]
+
+    def editor(self) -> Any:
+        editor = super().editor()
+        execute = editor.execute
+        # With an empty list of parameters a percent sign in a default would be taken for a place of one.
+        editor.execute = lambda sql, params=(): execute(sql, params or None)
+        return editor
 
     @contextmanager
     def prepared(self, tables: Sequence[str]) -> Iterator[None]:
@@ -154,26 +203,13 @@ class SQLite(Database):
                 own = self.quote(f"safemigrate_sample_{number}")
                 self.execute(INDEX.sub(f"INDEX temp.{own} ON {name}", sql, count=1))
 
-    def _keeping_extras(self, step: Step, model: type[Model], without: str | None = None) -> Step:
-        """Make a copied table get back the triggers and indexes that only the database knows of."""
-        if not any("new__" in statement for statement in step.statements):
-            return step
-        remade = " ".join(step.statements)
-        kept = [
-            sql
-            for name, sql in self._extras(model._meta.db_table).items()
-            if self.quote(name) not in remade
-            and not name.endswith(EARLY)
-            and (without is None or without not in self._indexed(name))
-        ]
-        return replace(step, statements=(*step.statements, *kept))
-
     def _indexed(self, name: str) -> list[str]:
         return [row[2] for row in self.fetch(f"PRAGMA index_info({self.quote(name)})")]
 
     def _extras(self, table: str, *kinds: str) -> dict[str, str]:
         rows = self.fetch(
-            "SELECT name, type, sql FROM sqlite_master WHERE tbl_name = %s AND sql IS NOT NULL", [table]
+            "SELECT name, type, sql FROM sqlite_master WHERE tbl_name = %s COLLATE NOCASE AND sql IS NOT NULL",
+            [table],
         )
         return {name: sql for name, kind, sql in rows if kind in (kinds or ("index", "trigger"))}
 
