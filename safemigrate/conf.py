@@ -69,10 +69,10 @@ SETTINGS: dict[str, Setting] = {
         0.1,
         _positive,
         "a number of seconds",
-        "How long one try may wait for a table lock; all who come later wait as long.",
+        "How long one try may wait for the lock of a table or a row; all who come later wait as long.",
     ),
     "SAFEMIGRATE_LOCK_TRIES": Setting(
-        50, _rows, "a number of tries", "How often a table lock is tried before the migration gives up."
+        50, _rows, "a number of tries", "How often the lock of a table, or of the last rows, is tried before the migration gives up."
     ),
     "SAFEMIGRATE_LOCK_PAUSE": Setting(
         0.5, _positive, "a number of seconds", "The pause between two tries; up to twice as long, at random."

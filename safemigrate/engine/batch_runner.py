@@ -18,9 +18,8 @@ from django.db.models import F, Model, QuerySet, UUIDField, Value
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce
 from django.db.models.sql import UpdateQuery
-from django.db.transaction import atomic
 
-from safemigrate.backends import Database, Write, get_backend
+from safemigrate.backends import Database, Write, for_connection, get_backend
 from safemigrate.engine.batches import Batches, Range, Target, keys_of
 from safemigrate.engine.uniqueness import Deduplicator
 from safemigrate.exceptions import BadRow, InvalidPopulate, SafemigrateError
@@ -71,7 +70,9 @@ class ComputedInDatabase:
         self.source, self.target, self.model = source, target, target.model
 
     def __call__(self, batches: Batches, batch: Range) -> Result:
-        return batches.todo.filter(batch.condition).update(**self._values()), []
+        rows = batches.todo.filter(batch.condition)
+        with for_connection(connections[batches.alias]).writing(rows):
+            return rows.update(**self._values()), []
 
     def statement(self, batches: Batches) -> tuple[str, tuple[Any, ...]]:
         """Return the UPDATE as it is run, but for the bounds of the keys, with its parameters.
@@ -144,7 +145,7 @@ class ComputedInPython:
     def __call__(self, batches: Batches, batch: Range) -> Result:
         if not self.rewrites:
             return self._fill(batches, batch)
-        with atomic(batches.alias):
+        with for_connection(connections[batches.alias]).writing(batches.todo.filter(batch.condition)):
             return self._fill(batches, batch, lock=True)
 
     def _fill(self, batches: Batches, batch: Range, *, lock: bool = False) -> Result:

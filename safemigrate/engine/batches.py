@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from django.db import connections
 from django.db.models import Model, Q, QuerySet
+from django.db.transaction import atomic
+
+from safemigrate.backends import for_connection
+
+Result = TypeVar("Result")
+
+#: The most keys that one statement names.
+MAX_KEYS = 1_000
 
 
 @dataclass(frozen=True)
@@ -14,15 +23,23 @@ class Range:
     """The rows with first <= key <= last, or first < key where `after` is set.
 
     `size` is how many keys were asked for; 0 where the range was made otherwise, and says nothing of the pace.
+    Where `keys` are given, few of a long range, it is these alone.
     """
 
     first: Any
     last: Any
     after: bool = False
     size: int = field(default=0, compare=False)
+    keys: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, keys: Sequence[Any], *, size: int = 0) -> Range:
+        return cls(keys[0], keys[-1], size=size, keys=tuple(keys))
 
     @property
     def condition(self) -> Q:
+        if self.keys:
+            return Q(pk__in=self.keys)
         return Q(**{"pk__gt" if self.after else "pk__gte": self.first, "pk__lte": self.last})
 
 
@@ -75,11 +92,15 @@ class Batches:
         return self.rows.filter(condition)
 
     def any_left(self) -> bool:
-        return self.todo.values_list("pk")[:1].exists()
+        return self._patiently(self.todo.values_list("pk")[:1].exists)
+
+    def count(self) -> int:
+        """Count the rows to fill, by reading the table once."""
+        return self._patiently(self.todo.count)
 
     def first_todo(self) -> Any:
         """Return the smallest key of a row to fill, or None. May read the table once."""
-        return self._key(self.todo.order_by("pk"))
+        return self._patiently(lambda: self._key(self.todo.order_by("pk")))
 
     def last(self) -> Any:
         """Return the largest key of all, or None on an empty table."""
@@ -99,15 +120,56 @@ class Batches:
 
     def remaining_keys(self, limit: int) -> list[Any]:
         """Return up to `limit` keys of rows to fill, in order, found by reading the table once."""
-        return keys_of(self.todo.order_by("pk")[:limit])
+        return self._patiently(lambda: keys_of(self.todo.order_by("pk")[:limit]))
+
+    def _patiently(self, look: Callable[[], Result]) -> Result:
+        return for_connection(connections[self.alias]).patiently(look)
 
     def halves(self, batch: Range) -> list[Range]:
         """Return the range cut in two by its rows to fill; itself when there is one left at the most."""
-        keys = keys_of(self.todo.filter(batch.condition).order_by("pk"))
+        keys = self._keys(batch)
         if len(keys) < 2:
             return [Range(key, key) for key in keys]
         middle = len(keys) // 2
-        return [Range(keys[0], keys[middle - 1]), Range(keys[middle], keys[-1])]
+        make = Range.of if batch.keys else lambda part: Range(part[0], part[-1])
+        return [make(keys[:middle]), make(keys[middle:])]
+
+    def _keys(self, batch: Range) -> list[Any]:
+        return keys_of(self.todo.filter(batch.condition).order_by("pk"))
+
+    def round_locked(self, batch: Range) -> tuple[list[Range], list[Any]]:
+        """Return the parts of a batch that can be written while another session has rows locked, and those rows' keys.
+
+        The parts name their keys: InnoDB locks all that it reads, and at the end of a range the row behind it too. Of
+        a few keys in a small table it may still read the rest, and so they become ever fewer. Elsewhere, where none of
+        the rows is locked, it was something else that was waited for, and all of them are returned as locked.
+        """
+        keys = self._keys(batch)
+        if len(keys) < 2:  # MariaDB's SKIP LOCKED fails with the error 1180 on a single row that is locked.
+            return [], keys
+        free = self._free(batch) if self._skips_locked else set()
+        named = [key for key in keys if key in free]
+        locked = [key for key in keys if key not in free]
+        size = MAX_KEYS
+        if batch.keys and not locked:
+            if not for_connection(connections[self.alias]).locks_what_it_reads:
+                return [], keys
+            size = (len(keys) + 1) // 2
+        return [Range.of(named[start : start + size]) for start in range(0, len(named), size)], locked
+
+    @property
+    def _skips_locked(self) -> bool:
+        return bool(connections[self.alias].features.has_select_for_update_skip_locked)
+
+    def _free(self, batch: Range) -> set[Any]:
+        """Return the keys of the rows that can be had at once; they are locked only while they are read."""
+        features = connections[self.alias].features
+        rows = self.todo.filter(batch.condition).select_for_update(
+            skip_locked=True,
+            no_key=features.has_select_for_no_key_update,
+        )
+        with atomic(self.alias):
+            return set(keys_of(rows))
 
     @staticmethod
     def _key(rows: QuerySet[Any]) -> Any:

@@ -8,6 +8,7 @@ range done twice changes nothing.
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,14 +17,14 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
-from django.db import DataError, Error, IntegrityError, connections
+from django.db import Error, connections
 
 from safemigrate import conf
 from safemigrate.backends import for_connection
 from safemigrate.engine import context
 from safemigrate.engine.batch_runner import BatchFailed, ComputedInPython, Work, reason, work_for
 from safemigrate.engine.batch_size import configured
-from safemigrate.engine.batches import Batches, Range, Target
+from safemigrate.engine.batches import MAX_KEYS, Batches, Range, Target
 from safemigrate.engine.pipeline import Done, Sequential, Workers, chosen
 from safemigrate.exceptions import BadRow, BadRows, InvalidPopulate, TooManyRetries
 from safemigrate.populate.sources import InDatabase, InPython
@@ -36,6 +37,8 @@ EXAMPLES = 10
 LINES = 50
 MAX_REMAINING_KEYS = 10_000
 MAX_PASSES = 20
+#: The tries for a locked row while writers wait for the end of the fill.
+AT_ONCE = 3
 #: The batches after which it pays to have others work too.
 ALONE = 3
 #: The longest sleep between two questions to the throttles, in seconds.
@@ -121,6 +124,10 @@ def fill(
     return Filling(target, source, batch_size, at_once=at_once).run()
 
 
+class Locked(Exception):
+    """A batch waited for a lock that another session holds, and was rolled back."""
+
+
 class Filling:
     """One run of the engine, or several of its ranges, one after another."""
 
@@ -148,6 +155,9 @@ class Filling:
             target.label, target.alias, 0, batch_size=self.pace.start, target=target, title=source.title
         )
         self.bad: dict[Any, BadRow] = {}
+        self.locked: set[Any] = (
+            set()
+        )  # the keys of rows that were locked by others when they were to be written
 
     @cached_property
     def work(self) -> Work:
@@ -237,15 +247,43 @@ class Filling:
 
     def _fill_rest(self, observer: Observer, keys: list[Any]) -> None:
         """Fill these, and those that come in during it. Raises BadRows for what stays without a value."""
-        for _ in range(MAX_PASSES):
-            if not keys:
-                return
+        passes = tries = 0
+        while keys and passes < MAX_PASSES:
+            self.locked.clear()
             self._catch_up(observer, keys)
             left, tried = self._remaining_keys(), set(keys)
-            if stuck := [key for key in left if key in tried]:
-                raise self._bad_rows(stuck)
+            stuck = [key for key in left if key in tried]
+            if bad := [key for key in stuck if key not in self.locked]:
+                raise self._bad_rows(bad)
+            if stuck:
+                tries += 1
+                self._wait_for_locked(observer, stuck, tries)
+            else:
+                passes += 1
             keys = left
         # Rows keep coming in faster than they are filled: the constraint that follows will stop them.
+
+    def _wait_for_locked(self, observer: Observer, keys: Sequence[Any], tries: int) -> None:
+        """Wait a little for rows that another session has locked, all others being filled; raise after the last try."""
+        most = AT_ONCE if self.at_once else conf.get("SAFEMIGRATE_LOCK_TRIES")
+        holders = self.database.blockers([self.database.quote(self.target.model._meta.db_table)], "writers")
+        by = f"; blocked by: {'; '.join(holders)}" if holders else ""
+        waiting = f"{len(keys):,} rows are locked by other sessions{by}"
+        if tries >= most:
+            raise TooManyRetries(
+                f"{self.target.label} on {self.target.alias}: {waiting}. They were tried {tries} times and are still "
+                f"without a value; the first keys: {', '.join(map(str, keys[:EXAMPLES]))}. All other rows are filled. "
+                "End what holds them, or wait for it, and run the same command again: it carries on from here."
+            )
+        pause = conf.get("SAFEMIGRATE_LOCK_PAUSE")
+        extra = {"label": self.target.label, "alias": self.target.alias, "rows": self.state.rows}
+        logger.log(
+            logging.INFO if tries > 1 else logging.WARNING, "%s: %s", self.target.label, waiting, extra=extra
+        )
+        self.state.waiting = waiting
+        observer.advance(self.state)
+        time.sleep(random.uniform(pause, 2 * pause))
+        self.state.waiting = ""
 
     def _pass(self, observer: Observer) -> None:
         """Go once through the table by key, from the first row that is still to be filled."""
@@ -298,10 +336,9 @@ class Filling:
 
     def _catch_up(self, observer: Observer, keys: Sequence[Any]) -> None:
         """Fill rows that came in, or were passed over, behind the pass."""
-        size = self.state.batch_size
+        size = min(self.state.batch_size, MAX_KEYS)
         for start in range(0, len(keys), size):
-            chunk = keys[start : start + size]
-            batch = Range(chunk[0], chunk[-1], size=size if len(chunk) == size else 0)
+            batch = Range.of(keys[start : start + size])
             self._wait(observer)
             self._fill(batch)
             self._advance(observer)
@@ -328,8 +365,10 @@ class Filling:
     def _fill(self, batch: Range) -> None:
         try:
             done = self._try(batch)
-        except (DataError, IntegrityError, BatchFailed) as error:
+        except BatchFailed as error:
             self._split(batch, error)
+        except Locked:
+            self._go_round(batch)
         else:
             self._note_done(batch, *done)
 
@@ -353,6 +392,13 @@ class Filling:
         for half in halves:
             self._fill(half)
 
+    def _go_round(self, batch: Range) -> None:
+        """Fill what is free of a batch; the rows that another session has locked come last."""
+        free, locked = self._again(lambda: self.batches.round_locked(batch))
+        self.locked.update(locked)
+        for part in free:
+            self._fill(part)
+
     def _note(self, bad: Sequence[BadRow]) -> None:
         self.bad.update({row.key: row for row in bad})
         if len(self.bad) > self.max_bad:
@@ -363,7 +409,16 @@ class Filling:
 
         def once() -> Done:
             started = time.monotonic()
-            filled, bad = self.work(self.batches, batch)
+            try:
+                filled, bad = self.work(self.batches, batch)
+            except Error as error:
+                if self.database.is_row_locked(error):
+                    raise Locked from error
+                if self.database.is_cancelled(error):
+                    self.state.batch_size = max(batch.size // 2, 1) if batch.size else self.state.batch_size
+                elif not self.database.is_fault_of_a_row(error):
+                    raise
+                raise BatchFailed(reason(error)) from error
             return filled, bad, time.monotonic() - started
 
         return self._again(once)
@@ -394,7 +449,7 @@ class Filling:
         time.sleep(backoff(attempt, 0.1, 5.0))
 
     def _count(self, keys: Sequence[Any]) -> int:
-        return len(keys) if len(keys) < MAX_REMAINING_KEYS else self.batches.todo.count()
+        return len(keys) if len(keys) < MAX_REMAINING_KEYS else self.batches.count()
 
     def _bad_rows(self, keys: Sequence[Any], *, more: bool = False) -> BadRows:
         examples = [self.bad.get(key, BadRow(key, "its value came out as NULL")) for key in keys[:EXAMPLES]]

@@ -60,7 +60,7 @@ class Job:
 
     def rows_left(self) -> int:
         """Count the rows that are NULL; reads the table once."""
-        return Batches(self.model, self.alias, self.target.null_fields).todo.count()
+        return Batches(self.model, self.alias, self.target.null_fields).count()
 
     def check_column(self) -> None:
         """Raise NothingToRun where there is no column yet to be filled."""

@@ -9,7 +9,7 @@ from django.db import DatabaseError, Error
 from django.db.models import Model
 
 from safemigrate.backends import Database
-from safemigrate.exceptions import SafemigrateError
+from safemigrate.exceptions import SafemigrateError, TooManyRetries
 from safemigrate.schema import runner
 from safemigrate.schema.proofs import refuse_duplicates
 from safemigrate.schema.steps import Requirement
@@ -73,10 +73,17 @@ class Requiring:
             runner.run(self.database, steps.enforce)
         except BaseException as error:
             self._accept_nulls()
-            if last or not isinstance(error, DatabaseError) or not self.database.is_null_refused(error):
+            if last or not self._may_pass(error):
                 raise
+            self.catch_up()
             return False
         return True
+
+    def _may_pass(self, error: BaseException) -> bool:
+        """Did a row come in as NULL, or is one locked by another session?"""
+        if isinstance(error, TooManyRetries):
+            return True
+        return isinstance(error, DatabaseError) and self.database.is_null_refused(error)
 
     def _reject_nulls(self, steps: Requirement) -> None:
         """Let no new NULL in, if we may: it only makes the end come sooner."""

@@ -41,10 +41,10 @@ def refuse_nulls(batches: Batches, label: str, source: str = "") -> None:
         "yourself, and run migrate again."
     )
     message = (
-        f"{batches.todo.count():,} rows of {label} on {batches.alias} are still NULL{filled_by}, so the column was "
+        f"{batches.count():,} rows of {label} on {batches.alias} are still NULL{filled_by}, so the column was "
         f"not made required. The first keys: {keys}. {cure}"
     )
-    raise BadRows(message, count=batches.todo.count(), examples=[]) if source else NullsRemain(message)
+    raise BadRows(message, count=batches.count(), examples=[]) if source else NullsRemain(message)
 
 
 def refuse_duplicates(model: type[Model], alias: str, field: AnyField) -> None:
@@ -52,12 +52,14 @@ def refuse_duplicates(model: type[Model], alias: str, field: AnyField) -> None:
     rows = Batches(model, alias, [field.name]).rows
     rows = rows.filter(**{f"{field.attname}__isnull": False})
     repeated = rows.values(field.attname).annotate(safemigrate_rows=Count("*")).filter(safemigrate_rows__gt=1)
-    examples = list(repeated.order_by("-safemigrate_rows", field.attname)[:EXAMPLES])
+    database = for_connection(connections[alias])
+    most = repeated.order_by("-safemigrate_rows", field.attname)[:EXAMPLES]
+    examples = database.patiently(lambda: list(most))
     if not examples:
         return
     listed = "\n".join(f"  {row[field.attname]!r} in {row['safemigrate_rows']:,} rows" for row in examples)
     raise DuplicateValues(
-        f"{repeated.count():,} values of {model._meta.label}.{field.name} on {alias} stand in "
+        f"{database.patiently(repeated.count):,} values of {model._meta.label}.{field.name} on {alias} stand in "
         f"more than one row, but the field is to be unique; no constraint was created. For example:\n{listed}\n"
         'Correct these rows, or set all back to NULL and populate by PerRow(..., unique=Suffix("-")), and run '
         "migrate again: it carries on from here."
@@ -69,7 +71,7 @@ def refuse_many(target: Target) -> None:
     most = conf.get("SAFEMIGRATE_MAX_ROWS_IN_MIGRATE")
     if most is None:
         return
-    rows = Batches(target.model, target.alias, target.null_fields).todo.count()
+    rows = Batches(target.model, target.alias, target.null_fields).count()
     if rows <= most:
         return
     label = f"{target.model._meta.label}.{target.names[0]}"

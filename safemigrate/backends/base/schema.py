@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from django.db import DatabaseError, IntegrityError, NotSupportedError, OperationalError
+from django.db import DatabaseError, DataError, IntegrityError, NotSupportedError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 from django.db.transaction import atomic
@@ -17,6 +17,8 @@ from safemigrate.exceptions import OrphanRows
 from safemigrate.schema import fields
 from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
 from safemigrate.types import AnyField, field_of
+
+Result = TypeVar("Result")
 
 COPY = Lock("the table, exclusively", "everyone", "while it is copied")
 
@@ -64,6 +66,18 @@ class Database:
         """Was a lock not to be had in time?"""
         return False
 
+    def is_row_locked(self, error: BaseException) -> bool:
+        """Did a statement give up because another session holds a lock on what it was to write?"""
+        return False
+
+    def is_fault_of_a_row(self, error: BaseException) -> bool:
+        """Is it one row's value, or a trigger that refuses it, because of which all rows of a statement failed?"""
+        return isinstance(error, DataError | IntegrityError)
+
+    def is_cancelled(self, error: BaseException) -> bool:
+        """Did a limit of this user's for the time of a statement end it?"""
+        return False
+
     def is_transient(self, error: BaseException) -> bool:
         """Is it likely to pass when the same is tried again: a deadlock, a lost connection?"""
         return isinstance(error, OperationalError)
@@ -103,13 +117,14 @@ class Database:
         """Raise OrphanRows when rows refer by the foreign key `field` to rows that are not there."""
         alias = self.connection.alias
         orphans = self.orphans(model, field)
-        examples = list(orphans.order_by("pk").values_list("pk", field.attname)[:10])
+        some = orphans.order_by("pk").values_list("pk", field.attname)[:10]
+        examples = self.patiently(lambda: list(some))
         if not examples:
             return
         listed = "\n".join(f"  {key}: {value!r}" for key, value in examples)
         raise OrphanRows(
-            f"{orphans.count():,} rows of {model._meta.label} on {alias} have a {field.name} that is no row of "
-            f"{field.remote_field.model._meta.label}, so no foreign key was made. The first {len(examples)}, by "
+            f"{self.patiently(orphans.count):,} rows of {model._meta.label} on {alias} have a {field.name} that is no "
+            f"row of {field.remote_field.model._meta.label}, so no foreign key was made. The first {len(examples)}, by "
             f"primary key:\n{listed}\nCorrect these rows and run migrate again: it carries on from here."
         )
 
@@ -118,6 +133,9 @@ class Database:
 
     #: May several connections write at the same time?
     writes_at_once = False
+
+    #: Does a statement lock rows that it only reads on its way to those that it writes?
+    locks_what_it_reads = False
 
     #: Does a write guard fill a row before the database looks whether the column is NULL in it?
     guards_before_not_null = True
@@ -242,6 +260,31 @@ class Database:
     @contextmanager
     def filling(self) -> Iterator[None]:
         """Do around a backfill what makes the server refuse a value that does not fit, on each new connection too."""
+        yield
+
+    @contextmanager
+    def writing(self, rows: QuerySet[Any]) -> Iterator[None]:
+        """Do around the statement that writes these rows, and commit at the end.
+
+        What another session has locked is waited for SAFEMIGRATE_LOCK_TIMEOUT seconds at most, or not at all: those
+        who wait for the rows that are locked in here wait as long.
+        """
+        with atomic(self.connection.alias):
+            yield
+
+    def patiently(self, look: Callable[[], Result]) -> Result:
+        """Return what `look` reads of the whole table, also where this user's statements may not take that long."""
+        try:
+            return look()
+        except DatabaseError as error:
+            if self.connection.in_atomic_block or not self.is_cancelled(error):
+                raise
+        with self.unlimited():
+            return look()
+
+    @contextmanager
+    def unlimited(self) -> Iterator[None]:
+        """Run without the limits for the time of a statement."""
         yield
 
     # How a step is run

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Any
 
 from django.db import models
+from django.db.models import Q, QuerySet
 from django.db.models.sql import UpdateQuery
-from django.db.transaction import atomic
 
 from safemigrate.backends.base.schema import key_columns
 from safemigrate.types import AnyField
@@ -33,7 +34,7 @@ class Write:
     """
 
     def __init__(self, database: Any, target: Any) -> None:
-        self.connection, self.quote = database.connection, database.quote
+        self.database, self.connection, self.quote = database, database.connection, database.quote
         self.target, self.meta = target, target.model._meta
         self.table = self.quote(self.meta.db_table)
         self.keys = key_columns(target.model)
@@ -45,7 +46,7 @@ class Write:
     def one_by_one(self, keys: Sequence[Any], columns: Sequence[Sequence[Any]]) -> int:
         """Write row by row, each value in the SQL that its field puts around it."""
         written = 0
-        with atomic(self.connection.alias), self.connection.cursor() as cursor:
+        with self.writing(keys), self.connection.cursor() as cursor:
             for values, key in zip(
                 zip(*columns, strict=True), zip(*self._adapted(keys), strict=True), strict=True
             ):
@@ -56,6 +57,15 @@ class Write:
                 cursor.execute(self._update_by_key([sql for sql, _ in placed]), [*params, *key])
                 written += cursor.rowcount
         return written
+
+    def writing(self, keys: Sequence[Any]) -> AbstractContextManager[None]:
+        """Return the transaction in which the rows of these keys, in their order, are written."""
+        rows: QuerySet[Any] = QuerySet(self.target.model, using=self.connection.alias)
+        null = Q(*((f"{name}__isnull", True) for name in self.target.null_fields), _connector=Q.OR)
+        writing: AbstractContextManager[None] = self.database.writing(
+            rows.filter(null, pk__gte=keys[0], pk__lte=keys[-1])
+        )
+        return writing
 
     def _placed(self, field: AnyField, value: Any) -> Any:
         """Return a value as SQL and parameters, as Django's UPDATE has it."""

@@ -13,7 +13,7 @@ from typing import Any
 from django.db import DatabaseError, Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
-from django.db.models import Model, Q
+from django.db.models import Model, Q, QuerySet
 
 from safemigrate.backends.base.schema import Column, Database, error_code, short_name
 from safemigrate.backends.mysql import blockers
@@ -26,8 +26,14 @@ from safemigrate.types import AnyField
 ONLINE = "ALGORITHM=INPLACE, LOCK=NONE"
 STRICT = "SET SESSION sql_mode = CONCAT_WS(',', NULLIF(@@SESSION.sql_mode, ''), 'STRICT_TRANS_TABLES')"
 INSTANT = "ALGORITHM=INSTANT"
-# 1205 lock wait timeout, 1213 deadlock, 1020 row changed since last read, 2006/2013/4031 connection lost.
-LOCK_TIMEOUT, TRANSIENT = {1205, 1213}, {1205, 1213, 1020, 2006, 2013, 4031}
+# 1205 lock wait timeout, 3572 the same where NOWAIT was asked for.
+LOCKED = {1205, 3572}
+# 1213 deadlock, 1020 row changed since last read, 2006/2013/4031 connection lost.
+LOCK_TIMEOUT, TRANSIENT = {*LOCKED, 1213}, {*LOCKED, 1213, 1020, 2006, 2013, 4031}
+# A subquery of several rows, what a trigger signals, and a text that is no JSON.
+ROW_FAULT = {1242, 1644, 3140, 3141, 3143, 3144, 4037, 4038}
+# The time allowed for a statement is over: MariaDB's max_statement_time, MySQL's max_execution_time.
+CANCELLED = {1969, 3024}
 # 1138/1265/1048 a NULL in a NOT NULL column, 1845/1846 the algorithm or lock asked for is not possible.
 NULL_REFUSED, COPY_REFUSED = {1138, 1265, 1048}, {1845, 1846}
 # A privilege is missing: on a command, on any, and (1419) to make triggers while the server keeps a binary log.
@@ -39,6 +45,7 @@ SHARED = "metadata lock on {}, shared but at both ends"
 
 class MySQL(Database):
     alter = METADATA
+    locks_what_it_reads = True
     gives_defaults_early = True
     writes_at_once = True
 
@@ -62,6 +69,15 @@ class MySQL(Database):
 
     def is_lock_timeout(self, error: BaseException) -> bool:
         return error_code(error) in LOCK_TIMEOUT
+
+    def is_row_locked(self, error: BaseException) -> bool:
+        return error_code(error) in LOCKED
+
+    def is_fault_of_a_row(self, error: BaseException) -> bool:
+        return super().is_fault_of_a_row(error) or error_code(error) in ROW_FAULT
+
+    def is_cancelled(self, error: BaseException) -> bool:
+        return error_code(error) in CANCELLED
 
     def is_transient(self, error: BaseException) -> bool:
         return error_code(error) in TRANSIENT
@@ -349,6 +365,33 @@ class MySQL(Database):
                 yield
         finally:
             connection_created.disconnect(make_strict)
+
+    @contextmanager
+    def writing(self, rows: QuerySet[Any]) -> Iterator[None]:
+        self.connection.ensure_connection()  # Without one, Django opens one more to ask for the server's kind.
+        if self.connection.mysql_is_mariadb:
+            with self._for_now("innodb_lock_wait_timeout", 0), super().writing(rows):
+                yield
+            return
+        with super().writing(rows):  # MySQL counts in whole seconds, and from 1 on.
+            list(rows.order_by().select_for_update(nowait=True).values_list("pk"))
+            yield
+
+    @contextmanager
+    def unlimited(self) -> Iterator[None]:
+        limit = "max_statement_time" if self.connection.mysql_is_mariadb else "max_execution_time"
+        with self._for_now(limit, 0):
+            yield
+
+    @contextmanager
+    def _for_now(self, name: str, value: int) -> Iterator[None]:
+        before = f"@safemigrate_{name}"
+        self.execute(f"SET {before} = @@SESSION.{name}, SESSION {name} = {value}")
+        try:
+            yield
+        finally:
+            with suppress(Error):  # The connection may be what was lost, and the variable with it.
+                self.execute(f"SET SESSION {name} = {before}")
 
     @contextmanager
     def scratch(

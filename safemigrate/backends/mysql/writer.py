@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from django.db.transaction import atomic
-
 from safemigrate.backends.base.writer import Write, in_rows
 from safemigrate.types import AnyField
 
@@ -39,7 +37,7 @@ class MySQLWrite(Write):
         if not all(map(unites, self.fields, columns)):
             return self.one_by_one(keys, columns)
         values = [*self._adapted(keys), *columns]
-        with atomic(self.connection.alias), self.connection.cursor() as cursor:
+        with self.writing(keys), self.connection.cursor() as cursor:
             parts = ([column[n : n + ROWS] for column in values] for n in range(0, len(keys), ROWS))
             return sum(self._update(cursor, part) for part in parts)
 

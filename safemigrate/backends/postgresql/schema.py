@@ -10,17 +10,20 @@ from typing import Any
 
 from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.utils import split_identifier
-from django.db.models import NOT_PROVIDED, Model, Q
+from django.db.models import NOT_PROVIDED, Model, Q, QuerySet
 from django.db.transaction import atomic
 
 from safemigrate.backends.base.schema import Column, Database, error_code, short_name
 from safemigrate.backends.postgresql import blockers
+from safemigrate.conf import get
 from safemigrate.schema import fields
 from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
 from safemigrate.types import AnyField, field_of
 
 LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"
-INSUFFICIENT_PRIVILEGE = "42501"
+INSUFFICIENT_PRIVILEGE, QUERY_CANCELED = "42501", "57014"
+# All but the classes in which the server speaks of itself or of the statement: PL/pgSQL may raise any code.
+ROW_FAULT = re.compile(r"(?!0|2[05-9A-E]|3|40|42|5[3-8]|72|F0|HV|XX)[0-9A-Z]{5}$")
 # Serialization failure, deadlock, lock timeout, the server going down or up, the connection lost.
 TRANSIENT = {"40001", DEADLOCK, LOCK_NOT_AVAILABLE, "57P01", "57P02", "57P03"}
 # Autovacuum gives way to a lock that has waited for deadlock_timeout, 1 s unless it was changed.
@@ -98,6 +101,15 @@ class PostgreSQL(Database):
     def is_lock_timeout(self, error: BaseException) -> bool:
         return error_code(error) in {LOCK_NOT_AVAILABLE, DEADLOCK}
 
+    def is_row_locked(self, error: BaseException) -> bool:
+        return bool(error_code(error) == LOCK_NOT_AVAILABLE)
+
+    def is_fault_of_a_row(self, error: BaseException) -> bool:
+        return super().is_fault_of_a_row(error) or ROW_FAULT.match(str(error_code(error))) is not None
+
+    def is_cancelled(self, error: BaseException) -> bool:
+        return bool(error_code(error) == QUERY_CANCELED)
+
     def is_transient(self, error: BaseException) -> bool:
         code = error_code(error)
         if isinstance(code, str) and re.fullmatch(r"[0-9A-Z]{5}", code):
@@ -110,6 +122,18 @@ class PostgreSQL(Database):
 
     def blockers(self, tables: Sequence[str], blocks: Blocked = "everyone") -> list[str]:
         return blockers.named(self, tables, blocks)
+
+    @contextmanager
+    def writing(self, rows: QuerySet[Any]) -> Iterator[None]:
+        with super().writing(rows):
+            self.execute(f"SET LOCAL lock_timeout = {max(1, round(get('SAFEMIGRATE_LOCK_TIMEOUT') * 1000))}")
+            yield
+
+    @contextmanager
+    def unlimited(self) -> Iterator[None]:
+        with atomic(self.connection.alias):
+            self.execute("SET LOCAL statement_timeout = 0")
+            yield
 
     # The steps
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from django.db.transaction import atomic
-
 from safemigrate.backends.base.writer import Write, are_expressions, in_rows
 from safemigrate.backends.postgresql.arrays import array
 
@@ -24,7 +22,7 @@ class PostgreSQLWrite(Write):
     def __call__(self, keys: Sequence[Any], columns: Sequence[Sequence[Any]]) -> int:
         values = [*self._adapted(keys), *columns]
         arrays = [array(column) for column in values]
-        with atomic(self.connection.alias), self.connection.cursor() as cursor:
+        with self.writing(keys), self.connection.cursor() as cursor:
             if None not in arrays:
                 return self._update(cursor, self._unnested(), arrays, values[0])
             if are_expressions(columns):

@@ -19,6 +19,8 @@ from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
 from safemigrate.types import AnyField
 
 EARLY = "safemigrate_early"
+# It has one code for all: a function of Python's that raised, a text that is no JSON, a value that is too large.
+ROW_FAULT = re.compile(r"user-defined (function|aggregate)|JSON|integer overflow|too big")
 # As a name stands in the SQL that the file keeps.
 NAME = r'\s*(?:"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|\w+)'
 INDEX = re.compile(rf"\bINDEX{NAME}\s+ON{NAME}", re.IGNORECASE)
@@ -44,6 +46,11 @@ class SQLite(Database):
 
     def is_lock_timeout(self, error: BaseException) -> bool:
         return isinstance(error, DatabaseError) and "locked" in str(error)
+
+    def is_fault_of_a_row(self, error: BaseException) -> bool:
+        return super().is_fault_of_a_row(error) or (
+            isinstance(error, DatabaseError) and ROW_FAULT.search(str(error)) is not None
+        )
 
     def is_transient(self, error: BaseException) -> bool:
         return self.is_lock_timeout(error)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from django.db.transaction import atomic
-
 from safemigrate.backends.base.writer import Write, are_expressions
 
 
@@ -14,6 +12,6 @@ class SQLiteWrite(Write):
     def __call__(self, keys: Sequence[Any], columns: Sequence[Sequence[Any]]) -> int:
         if are_expressions(columns):
             return self.one_by_one(keys, columns)
-        with atomic(self.connection.alias), self.connection.cursor() as cursor:
+        with self.writing(keys), self.connection.cursor() as cursor:
             cursor.executemany(self._update_by_key(), self._by_key(keys, columns))
             return int(cursor.rowcount)
