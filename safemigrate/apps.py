@@ -47,4 +47,5 @@ class SafemigrateConfig(AppConfig):
         register(check_settings)
         import_string("safemigrate.runs.notify.connect")()
         import_string("safemigrate.runs.scheduler.connect")()
+        context.progress_of = import_string("safemigrate.runs.summary.progress_of")
         context.hand_over = import_string("safemigrate.runs.scheduler.hand_over")

@@ -72,10 +72,19 @@ SETTINGS: dict[str, Setting] = {
         "How long one try may wait for the lock of a table or a row; all who come later wait as long.",
     ),
     "SAFEMIGRATE_LOCK_TRIES": Setting(
-        50, _rows, "a number of tries", "How often the lock of a table, or of the last rows, is tried before the migration gives up."
+        50,
+        _rows,
+        "a number of tries",
+        "How often the lock of a table, or of the last rows, is tried before the migration gives up.",
     ),
     "SAFEMIGRATE_LOCK_PAUSE": Setting(
         0.5, _positive, "a number of seconds", "The pause between two tries; up to twice as long, at random."
+    ),
+    "SAFEMIGRATE_WAIT_SECONDS": Setting(
+        600.0,
+        lambda value: value == 0 or _positive(value),
+        "a number of seconds, or 0",
+        "How long `migrate` waits for another one that is at the same field. 0: it ends with an error at once.",
     ),
     "SAFEMIGRATE_RETRIES": Setting(
         8,

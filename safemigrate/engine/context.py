@@ -39,6 +39,10 @@ def keep(label: str, alias: str) -> str:
 hand_over: Callable[[str, str], str] = keep
 
 
+#: Returns in words how far the fill of (app.Model.field, alias) is that another process does; "" where none is known.
+progress_of: Callable[[str, str], str] = keep
+
+
 @contextmanager
 def changed(**values: Any) -> Iterator[None]:
     """Run with some of it changed."""

@@ -29,6 +29,13 @@ def use_verbosity(verbosity: int) -> None:
     _verbosity = verbosity
 
 
+def say(text: str, **extra: Any) -> None:
+    """Log a line, and show it where `migrate` shows progress."""
+    logger.info(text, extra=extra)
+    if _verbosity > 0:
+        print(text, file=sys.stderr, flush=True)
+
+
 class Progress:
     """An observer that keeps nothing: it shows the run, and ends it after Ctrl-C or SIGTERM."""
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db import Error
 from django.utils import timezone
 
 from safemigrate.models import BackfillRange, BackfillRun
-from safemigrate.runs.status import Status
+from safemigrate.runs import store
+from safemigrate.runs.status import OVER, Status
 
 HEADINGS = ["id", "field", "database", "status", "rows", "of", "done", "rows/s", "left", "started", "by"]
 RIGHT = {"id", "rows", "of", "done", "rows/s", "left"}
@@ -41,6 +44,16 @@ def row(run: BackfillRun) -> list[str]:
         moment(run.started),
         run.started_by,
     ]
+
+
+def progress_of(label: str, alias: str) -> str:
+    """Return how far the open run of app.Model.field is, "" where there is none, or no record of it."""
+    app_label, model_name, names = label.split(".", 2)
+    named = {"app_label": app_label, "model_name__iexact": model_name, "field_names": names, "alias": alias}
+    with suppress(Error):
+        run = store.records().filter(**named).exclude(status__in=OVER).first()
+        return f"run {run.pk}, {run.rows_done:,} of about {run.rows_total:,} rows" if run else ""
+    return ""
 
 
 def as_dict(run: BackfillRun, *, full: bool = False) -> dict[str, Any]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from django.db import Error
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 from django.db.models import Model
 
 from safemigrate.backends import Database, for_connection
-from safemigrate.exceptions import InTransaction
+from safemigrate.conf import get
+from safemigrate.engine import context, progress
+from safemigrate.exceptions import AlreadyRunning, InTransaction
 from safemigrate.schema import runner
 from safemigrate.schema.fields import model_in
 from safemigrate.schema.plan import Plan, write_down
@@ -57,6 +62,10 @@ class Change:
             write_down(self.editor, steps)
         else:
             runner.run(self.database, steps)
+
+
+#: The seconds between two looks whether another process is done, and between two lines that show how far it is.
+LOOK, FOLLOW = 0.5, 5.0
 
 
 class FieldStep(Operation):
@@ -110,8 +119,11 @@ class FieldStep(Operation):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        database = for_connection(schema_editor.connection)
-        self.apply(Change(app_label, database, from_state, to_state, schema_editor))
+        change = Change(
+            app_label, for_connection(schema_editor.connection), from_state, to_state, schema_editor
+        )
+        with self._alone(change):
+            self.apply(change)
 
     def database_backwards(
         self,
@@ -124,7 +136,25 @@ class FieldStep(Operation):
             app_label, for_connection(schema_editor.connection), from_state, to_state, schema_editor
         )
         if self._is_routed(change):
-            self.backwards(change)
+            with self._alone(change):
+                self.backwards(change)
+
+    @contextmanager
+    def _alone(self, change: Change) -> Iterator[None]:
+        """Wait for another `migrate` that is at the same field; what it has done is found done afterwards.
+
+        Raises AlreadyRunning after SAFEMIGRATE_WAIT_SECONDS.
+        """
+        if change.collects_sql or change.database.connection.in_atomic_block or not self._is_routed(change):
+            yield
+            return
+        label = self.label(change.app_label)
+        _wait_for_lock(change.database, f"{label} on {change.alias}", label)
+        try:
+            yield
+        finally:
+            with suppress(Error):  # The connection may be what was lost, and the lock with it.
+                change.database.unlock_name(label.lower())
 
     def apply(self, change: Change) -> None:
         if not self._is_routed(change) or not self.is_needed(change):
@@ -163,4 +193,20 @@ class FieldStep(Operation):
         return self.model_name.lower() == model_name.lower() and not set(names).isdisjoint(self.names)
 
     def label(self, app_label: str) -> str:
-        return f"{app_label}.{self.model_name}.{self.name}"
+        return f"{app_label}.{self.model_name}.{'+'.join(self.names)}"
+
+
+def _wait_for_lock(database: Database, where: str, label: str) -> None:
+    began, shown, most = time.monotonic(), -FOLLOW, get("SAFEMIGRATE_WAIT_SECONDS")
+    while not database.lock_name(label.lower()):
+        waited = time.monotonic() - began
+        if waited >= most:
+            raise AlreadyRunning(
+                f"Another process is at {where}, and was not done within {most:,.0f} s (SAFEMIGRATE_WAIT_SECONDS). "
+                "Nothing was changed by this one. When the other has ended, run migrate again."
+            )
+        if waited - shown >= FOLLOW:
+            shown = waited
+            far = context.progress_of(label, str(database.connection.alias))
+            progress.say(f"Waiting for another process that is at {where}{far and f': {far}'}")
+        time.sleep(min(LOOK, most - waited))

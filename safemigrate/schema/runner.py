@@ -44,7 +44,10 @@ def _run(database: Database, step: Step) -> None:
     except DatabaseError as error:
         if database.is_copy_refused(error):
             raise TableCopyNeeded(_copy_message(step, error)) from error
-        raise
+        if step.needed():
+            raise
+        # "Exists already": another process did it between the look and the statement.
+        logger.info("%s: done by another process", step.title, extra={"alias": database.connection.alias})
     finally:
         with suppress(Error):  # The connection may be what was lost.
             database.execute(*step.cleanup)

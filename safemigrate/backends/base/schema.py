@@ -289,6 +289,15 @@ class Database:
 
     # How a step is run
 
+    def lock_name(self, name: str) -> bool:
+        """Take a lock that only safemigrate knows of; return False where another process has it.
+
+        It is held until `unlock_name`, or the end of the connection. A database without such locks gives it to all.
+        """
+        return True
+
+    def unlock_name(self, name: str) -> None: ...
+
     @contextmanager
     def prepared(self, tables: Sequence[str]) -> Iterator[None]:
         """Do around all tries of a step what makes waiting for its lock harmless to others."""

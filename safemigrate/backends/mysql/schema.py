@@ -366,6 +366,16 @@ class MySQL(Database):
         finally:
             connection_created.disconnect(make_strict)
 
+    def lock_name(self, name: str) -> bool:
+        return bool(self.fetch("SELECT GET_LOCK(%s, 0)", [self._named_lock(name)])[0][0])
+
+    def unlock_name(self, name: str) -> None:
+        self.fetch("SELECT RELEASE_LOCK(%s)", [self._named_lock(name)])
+
+    def _named_lock(self, name: str) -> str:
+        # A lock is the whole server's, and its name no longer than 64 characters.
+        return short_name(str(self.connection.settings_dict["NAME"]), name, suffix="safemigrate", limit=60)
+
     @contextmanager
     def writing(self, rows: QuerySet[Any]) -> Iterator[None]:
         self.connection.ensure_connection()  # Without one, Django opens one more to ask for the server's kind.

@@ -123,6 +123,12 @@ class PostgreSQL(Database):
     def blockers(self, tables: Sequence[str], blocks: Blocked = "everyone") -> list[str]:
         return blockers.named(self, tables, blocks)
 
+    def lock_name(self, name: str) -> bool:
+        return bool(self.fetch("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [name])[0][0])
+
+    def unlock_name(self, name: str) -> None:
+        self.fetch("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [name])
+
     @contextmanager
     def writing(self, rows: QuerySet[Any]) -> Iterator[None]:
         with super().writing(rows):

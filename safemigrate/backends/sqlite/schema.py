@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from django.db import DatabaseError
@@ -18,6 +22,13 @@ from safemigrate.conf import get
 from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
 from safemigrate.types import AnyField
 
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:  # Windows has none.
+    flock = None  # type: ignore[assignment]
+
+#: The files that this process has locked, by their paths.
+_lock_files: dict[str, int] = {}
 EARLY = "safemigrate_early"
 # It has one code for all: a function of Python's that raised, a text that is no JSON, a value that is too large.
 ROW_FAULT = re.compile(r"user-defined (function|aggregate)|JSON|integer overflow|too big")
@@ -167,6 +178,31 @@ class SQLite(Database):
         # With an empty list of parameters a percent sign in a default would be taken for a place of one.
         editor.execute = lambda sql, params=(): execute(sql, params or None)
         return editor
+
+    def lock_name(self, name: str) -> bool:
+        """Lock a file of its own: the database's can be locked only together with its one writer."""
+        if flock is None or self.connection.is_in_memory_db():
+            return True
+        file = os.open(self._lock_file(name), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            flock(file, LOCK_EX | LOCK_NB)
+        except OSError:
+            os.close(file)
+            return False
+        _lock_files[self._lock_file(name)] = file
+        return True
+
+    def unlock_name(self, name: str) -> None:
+        file = _lock_files.pop(self._lock_file(name), None)
+        if file is not None:
+            os.close(
+                file
+            )  # It stays: were it removed, another process might hold a file that has no name any more.
+
+    def _lock_file(self, name: str) -> str:
+        path = os.path.realpath(self.connection.settings_dict["NAME"])
+        digest = hashlib.sha256(f"{path}:{name}".encode()).hexdigest()[:16]
+        return str(Path(gettempdir()) / f"safemigrate-{digest}.lock")
 
     @contextmanager
     def prepared(self, tables: Sequence[str]) -> Iterator[None]:

@@ -1,0 +1,116 @@
+"""Several `migrate` at once, as containers do that each migrate when they start: all end well, and once is enough."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from django.db import models
+from django.db.models import F
+
+from safemigrate.backends import for_connection
+from safemigrate.exceptions import AlreadyRunning
+from safemigrate.operations import AddNullableField, AddRequiredField, Populate
+from safemigrate.schema import change
+from tests.support.processes import Polls
+from tests.support.sandbox import MigrationSandbox
+from tests.support.sessions import another
+
+ROWS = 40_000
+NAME, LATER = "expires_date", F("pub_date")
+LABEL = f"boxes.question.{NAME}"
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+def test_three_at_once_all_end_well(alias: str, environment: dict[str, str]) -> None:
+    polls = Polls(alias, environment, ROWS)
+    with ExitStack() as stack:
+        processes = [stack.enter_context(polls.start()) for _ in range(3)]
+        ended = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], ended
+    polls.assert_ended_well()
+    assert b"Traceback" not in b"".join(error for _, error in ended)
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+def test_one_that_waits_takes_over_where_the_first_is_killed(alias: str, environment: dict[str, str]) -> None:
+    polls = Polls(alias, environment, ROWS)
+    with polls.start() as first:
+        while not polls.filled() and first.poll() is None:
+            time.sleep(0.01)
+        with polls.start() as second:
+            time.sleep(0.5)
+            first.send_signal(signal.SIGKILL)
+            first.communicate()
+            output, errors = second.communicate(timeout=200)
+    assert second.returncode == 0, (output, errors)
+    polls.assert_ended_well()
+
+
+OPERATIONS: dict[str, Any] = {
+    "one": AddRequiredField("question", NAME, models.DateTimeField(), LATER),
+    "a step": AddNullableField("question", NAME, models.DateTimeField()),
+}
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=list(OPERATIONS))
+def test_after_the_time_allowed_it_ends_with_an_error_and_has_done_nothing(
+    alias: str, operation: Any, settings: Any
+) -> None:
+    settings.SAFEMIGRATE_WAIT_SECONDS = 0
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(5)
+    before = sandbox.schema()
+    with another(alias) as other:
+        first = for_connection(other)
+        assert first.lock_name(LABEL)
+        assert not for_connection(sandbox.connection).lock_name(LABEL)
+        with pytest.raises(AlreadyRunning) as caught:
+            sandbox.run(operation)
+        assert sandbox.schema() == before
+        first.unlock_name(LABEL)
+    text = str(caught.value)
+    assert text.startswith(
+        f"Another process is at boxes.question.{NAME} on {alias}, and was not done within 0 s "
+    )
+    assert text.endswith("When the other has ended, run migrate again.")
+    sandbox.run(operation)
+    assert for_connection(sandbox.connection).lock_name(LABEL)
+    for_connection(sandbox.connection).unlock_name(LABEL)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("alias", ["postgresql", "mariadb"], indirect=True)
+def test_it_shows_that_it_waits_and_goes_on(
+    alias: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(5)
+    sandbox.run(AddNullableField("question", NAME, models.DateTimeField()))
+    with another(alias) as other:
+        first = for_connection(other)
+        first.lock_name(LABEL)
+        looks: list[str] = []
+
+        def far(label: str, alias: str) -> str:
+            looks.append(label)
+            if len(looks) == 2:
+                first.unlock_name(LABEL)
+            return f"look {len(looks)}"
+
+        monkeypatch.setattr(change.context, "progress_of", far)
+        monkeypatch.setattr(change.progress, "_verbosity", 1)
+        monkeypatch.setattr(change, "LOOK", 0.01)
+        monkeypatch.setattr(change, "FOLLOW", 0.02)
+        sandbox.run(Populate("question", NAME, lambda row: row.pub_date))
+    assert looks == [LABEL] * 2
+    errors = capsys.readouterr().err
+    assert f"Waiting for another process that is at boxes.question.{NAME} on {alias}: look 1\n" in errors
+    assert sandbox.values(NAME) == sandbox.values("pub_date")
