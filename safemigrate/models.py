@@ -28,6 +28,7 @@ class BackfillRun(models.Model):
     alias = models.CharField(_("database"), max_length=100)
     migration = models.CharField(_("migration"), max_length=255, blank=True)
     populate = models.TextField(_("populate"), blank=True)
+    fingerprint = models.CharField(max_length=80, blank=True, editable=False)
     executor = models.CharField(_("executor"), max_length=20, default="inline")
     status = models.CharField(_("status"), max_length=10, choices=Status.choices, default=Status.QUEUED)
     open_key = models.CharField(max_length=255, null=True, unique=True, editable=False)  # noqa: DJ001  see above

@@ -27,7 +27,7 @@ from safemigrate.engine.batch_size import configured
 from safemigrate.engine.batches import MAX_KEYS, Batches, Range, Target
 from safemigrate.engine.pipeline import Done, Sequential, Workers, chosen
 from safemigrate.exceptions import BadRow, BadRows, InvalidPopulate, TooManyRetries
-from safemigrate.populate.sources import InDatabase, InPython
+from safemigrate.populate.sources import InDatabase, InPython, fingerprint
 from safemigrate.retry import backoff
 from safemigrate.throttles import Throttles
 
@@ -66,6 +66,7 @@ class Run:
     bad: list[BadRow] = field(default_factory=list)
     target: Target | None = None
     title: str = ""  # the populate in words
+    fingerprint: str = ""  # what it is known by, should it be another one when the run is resumed
     output: deque[str] = field(default_factory=lambda: deque(maxlen=LINES))  # the last lines that it said
     started: float = field(default_factory=time.monotonic)
 
@@ -151,13 +152,23 @@ class Filling:
         self.batches = Batches(target.model, target.alias, target.null_fields)
         self.pace = configured(batch_size)
         self.max_bad = conf.get("SAFEMIGRATE_MAX_BAD_ROWS")
-        self.state = Run(
-            target.label, target.alias, 0, batch_size=self.pace.start, target=target, title=source.title
-        )
+        self.state = self._new_state(self.pace.start)
         self.bad: dict[Any, BadRow] = {}
         self.locked: set[Any] = (
             set()
         )  # the keys of rows that were locked by others when they were to be written
+
+    def _new_state(self, batch_size: int) -> Run:
+        target, source = self.target, self.source
+        return Run(
+            target.label,
+            target.alias,
+            0,
+            batch_size=batch_size,
+            target=target,
+            title=source.title,
+            fingerprint=fingerprint(source),
+        )
 
     @cached_property
     def work(self) -> Work:
@@ -192,11 +203,8 @@ class Filling:
         return self._begun_again(observer, self._fill_left)
 
     def _begun_again(self, observer: Observer, fill: Callable[[Observer], None]) -> Run:
-        size, title = self.state.batch_size, self.source.title
         self.bad = {}
-        self.state = Run(
-            self.target.label, self.target.alias, 0, batch_size=size, target=self.target, title=title
-        )
+        self.state = self._new_state(self.state.batch_size)
         self._recorded(observer, fill)
         return self.state
 

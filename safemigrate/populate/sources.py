@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any
 
 from django.db import Error
@@ -51,6 +55,7 @@ class InPython:
     prepare: Callable[[Any, str], Any] | None = None
     unique: Suffix | None = None
     annotations: Mapping[str, Any] = field(default_factory=dict)
+    made_of: Sequence[Any] = ()  # what the user gave, by which it can be told from another
 
     def read(self, rows: QuerySet[Any], apps: Any) -> QuerySet[Any]:
         """Return `rows` with what the function needs, and no more where it says so."""
@@ -71,6 +76,40 @@ class AsWritten:
 
 
 Source = InDatabase | InPython | AsWritten
+
+
+def fingerprint(source: Source) -> str:
+    """Return a text that differs for two sources which would give other values, as far as their own code shows.
+
+    Functions are compared by what Python compiled them to, so the text begins with Python's version.
+    """
+    if isinstance(source, InDatabase):
+        parts: list[Any] = [part for pair in source.values.items() for part in pair]
+    else:
+        parts = list(source.made_of) if isinstance(source, InPython) else [source.function]
+    text = "\0".join(map(_essence, parts))
+    return f"{sys.version_info.major}.{sys.version_info.minor}:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _essence(part: Any) -> str:
+    if isinstance(part, FromRelated):
+        return f"FromRelated({part.path})"
+    function = part.function if isinstance(part, FromApps) else part
+    if not hasattr(function, "__code__"):
+        return _plain(part)
+    closed = inspect.getclosurevars(function).nonlocals.values()
+    return "\0".join([_of_code(function.__code__), *map(_plain, [*closed, *(function.__defaults__ or ())])])
+
+
+def _plain(value: Any) -> str:
+    code = getattr(value, "__code__", None)
+    # Without the address in memory.
+    return _of_code(code) if isinstance(code, CodeType) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _of_code(code: CodeType) -> str:
+    constants = [_of_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def check(populate: Any, names: Sequence[str]) -> None:
@@ -129,6 +168,7 @@ def _resolve_function(function: Callable[..., Any], names: Sequence[str]) -> Sou
             f"{name_of(function)}(), once per row",
             keys_only=True,
             function=function,
+            made_of=[function],
         )
     if wanted == 1:
         return _per_row(PerRow(function), names)
@@ -165,6 +205,7 @@ def _per_row(kind: PerRow, names: Sequence[str]) -> InPython:
         select_related=kind.select_related,
         prepare=kind.prepare,
         unique=kind.unique,
+        made_of=[kind.function, kind.prepare, *kind.only, "/", *kind.select_related],
     )
 
 
@@ -218,7 +259,8 @@ def _mixed(parts: Mapping[str, Source], title: str) -> InPython:
     def one(row: Any) -> tuple[Any, ...]:
         return tuple(value_of(row, name, part) for name, part in parts.items())
 
-    return InPython(lambda rows, prepared: _each(one, rows), title, annotations=annotations)
+    made_of = [fingerprint(part) for part in parts.values()]
+    return InPython(lambda rows, prepared: _each(one, rows), title, annotations=annotations, made_of=made_of)
 
 
 def _each(function: Callable[[Any], Any], rows: Iterable[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ from safemigrate.engine.batches import Batches, Target
 from safemigrate.exceptions import NothingToRun
 from safemigrate.formatting import nearest
 from safemigrate.operations import Populate
-from safemigrate.populate.sources import AsWritten, resolve
+from safemigrate.populate.sources import AsWritten, Source, resolve
 from safemigrate.schema.change import Change, FieldStep
 from safemigrate.schema.fields import model_in
 
@@ -40,8 +40,12 @@ class Job:
         return self.target.label
 
     @property
+    def source(self) -> Source:
+        return resolve(self.operation.populate, self.operation.names)
+
+    @property
     def title(self) -> str:
-        return resolve(self.operation.populate, self.operation.names).title
+        return self.source.title
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -385,6 +385,7 @@ def details(run: Run, target: Target) -> dict[str, Any]:
     return {
         "migration": context.migration_of(target.model, target.names),
         "populate": run.title,
+        "fingerprint": run.fingerprint,
         "executor": context.current.executor,
         "host": socket.gethostname()[:255],
         "process": os.getpid(),

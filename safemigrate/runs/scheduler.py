@@ -26,7 +26,7 @@ from safemigrate.engine.keys import key_to_json
 from safemigrate.exceptions import AlreadyRunning, NotEnqueued, NothingToRun
 from safemigrate.executors import named
 from safemigrate.models import BackfillRun
-from safemigrate.populate.sources import AsWritten, resolve
+from safemigrate.populate.sources import AsWritten, fingerprint, resolve
 from safemigrate.retry import doubled
 from safemigrate.runs import leases, store
 from safemigrate.runs.lookup import Job, find
@@ -141,6 +141,7 @@ def _details(job: Job, batches: Batches, executor: str) -> dict[str, Any]:
     return {
         "migration": job.migration,
         "populate": job.title,
+        "fingerprint": fingerprint(job.source),
         "executor": executor,
         "started_by": context.current.person or store.person(),
         "rows_total": database.estimated_rows(job.model),

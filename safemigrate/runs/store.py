@@ -28,6 +28,7 @@ from safemigrate.models import BackfillEvent, BackfillRun, open_key
 from safemigrate.runs.heartbeat import machine
 from safemigrate.runs.status import OVER, Status, sources
 from safemigrate.signals import run_queued
+from safemigrate.types import field_of
 
 logger = logging.getLogger("safemigrate")
 
@@ -183,7 +184,10 @@ def claim(target: Target, details: dict[str, Any]) -> BackfillRun:
     """
 
     def take(record: BackfillRun) -> bool:
-        return move(record, Status.RUNNING, details["started_by"], **_taken(record), **details)
+        moved = move(record, Status.RUNNING, details["started_by"], **_taken(record), **details)
+        if moved:
+            _warn_of_another_populate(record, target, details)
+        return moved
 
     return _moved(target, take)
 
@@ -195,7 +199,37 @@ def queue(target: Target, details: dict[str, Any]) -> BackfillRun:
     """
     changes = details | {"token": F("token") + 1, "lease_until": None, "error": "", "traceback": ""}
     changes |= {"finished": None, "waiting_for": ""}
-    return _moved(target, lambda record: _to_queue(record, changes))
+
+    def enqueue(record: BackfillRun) -> bool:
+        moved = _to_queue(record, changes)
+        if moved:
+            _warn_of_another_populate(record, target, details)
+        return moved
+
+    return _moved(target, enqueue)
+
+
+def _warn_of_another_populate(record: BackfillRun, target: Target, details: dict[str, Any]) -> None:
+    """Say so, in the log and in the run, where what is resumed was begun by code that gives other values."""
+    before, now = record.fingerprint, details.get("fingerprint", "")
+    version = before.partition(":")[0]
+    if not (record.rows_done and before and now.startswith(f"{version}:") and before != now):
+        return
+    quote = connections[target.alias].ops.quote_name
+    columns = ", ".join(f"{quote(field_of(target.model, name).column)} = NULL" for name in target.null_fields)
+    was = (
+        f"{record.populate!r}, is {details['populate']!r}"
+        if record.populate != details["populate"]
+        else "changed"
+    )
+    text = (
+        f"The populate of {record} is another one than when the run began (it was {was}): {record.rows_done:,} rows "
+        "have their value by the first one and keep it, the others get theirs by this one. If the first values are "
+        "right, nothing is to be done. If not, stop the run (Ctrl-C), and set them back, those that the site wrote "
+        f"too:\n    UPDATE {quote(target.model._meta.db_table)} SET {columns};\nThen run the same command again."
+    )
+    note(record, text)
+    logger.warning("%s", text, extra={"run": record.pk})
 
 
 def _moved(target: Target, move_it: Callable[[BackfillRun], bool]) -> BackfillRun:

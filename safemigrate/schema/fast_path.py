@@ -17,7 +17,7 @@ from safemigrate.backends import Database, get_backend
 from safemigrate.engine import engine
 from safemigrate.engine.batches import Batches, Target
 from safemigrate.exceptions import NoGuard
-from safemigrate.populate.sources import InDatabase, InPython, Source, resolve
+from safemigrate.populate.sources import InDatabase, InPython, Source, fingerprint, resolve
 from safemigrate.schema import guards, runner
 from safemigrate.schema.steps import Step
 from safemigrate.types import field_of
@@ -88,7 +88,7 @@ class Shortcut:
         too_many = most is not None and rows > most
         if value is None or too_many or not self._is_quick(value, rows):
             return False
-        return self._recorded(self._step(value), rows, source.title)
+        return self._recorded(self._step(value), rows, source)
 
     def _sql(self, source: Source) -> str | None:
         """Return the SQL of the field's value, None where the database does not compute it."""
@@ -115,8 +115,9 @@ class Shortcut:
         took = (time.perf_counter() - started) * rows / read if read else 0.0
         return bool(read == computed and took <= max(ALL_ROWS, ONE_ROW * rows))
 
-    def _recorded(self, step: Step | None, rows: int, title: str) -> bool:
-        run = engine.Run(self.target.label, self.target.alias, rows, target=self.target, title=title)
+    def _recorded(self, step: Step | None, rows: int, source: Source) -> bool:
+        run = engine.Run(self.target.label, self.target.alias, rows, target=self.target, title=source.title)
+        run.fingerprint = fingerprint(source)
         observer = engine.new_observer()
         observer.start(run)
         try:
