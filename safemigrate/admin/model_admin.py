@@ -112,6 +112,19 @@ class BackfillRunAdmin(ModelAdmin):
     def delete_queryset(self, request: HttpRequest, queryset: Runs) -> None:
         queryset.filter(status__in=OVER).delete()
 
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        return self._unreadable(request) or super().changelist_view(request, extra_context)
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return self._unreadable(request) or super().changeform_view(request, *args, **kwargs)
+
+    def _unreadable(self, request: HttpRequest) -> HttpResponse | None:
+        """Return to the index, with the reason, where the runs cannot be read."""
+        if not self.has_view_permission(request) or not (reason := store.unreadable()):
+            return None
+        self.message_user(request, reason, messages.ERROR)
+        return HttpResponseRedirect(reverse("admin:index", current_app=self.admin_site.name))
+
     # The list
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:

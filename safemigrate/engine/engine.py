@@ -221,6 +221,7 @@ class Filling:
                 self._gather()
             raise
         finally:
+            self.state.bad = list(self.bad.values())
             try:
                 self._dismiss()
             finally:

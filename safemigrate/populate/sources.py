@@ -55,7 +55,7 @@ class InPython:
     prepare: Callable[[Any, str], Any] | None = None
     unique: Suffix | None = None
     annotations: Mapping[str, Any] = field(default_factory=dict)
-    made_of: Sequence[Any] = ()  # what the user gave, by which it can be told from another
+    made_of: Sequence[Any] = ()  # what the user gave, by which it is distinguished from another
 
     def read(self, rows: QuerySet[Any], apps: Any) -> QuerySet[Any]:
         """Return `rows` with what the function needs, and no more where it says so."""

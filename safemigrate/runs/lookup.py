@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,12 @@ class Job:
     def rows_left(self) -> int:
         """Count the rows that are NULL; reads the table once."""
         return Batches(self.model, self.alias, self.target.null_fields).count()
+
+    def keys_left(self) -> Iterator[Any]:
+        """Yield the keys of the rows that are NULL, in order; reads the table once."""
+        rows = Batches(self.model, self.alias, self.target.null_fields).todo.order_by("pk")
+        for (key,) in rows.values_list("pk").iterator():
+            yield key
 
     def check_column(self) -> None:
         """Raise NothingToRun where there is no column yet to be filled."""

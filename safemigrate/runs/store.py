@@ -334,6 +334,24 @@ def _is_left_over(record: BackfillRun) -> bool:
     return here and record.pk not in working
 
 
+def unreadable() -> str:
+    """Return why the runs cannot be read, and what to do about it; "" where they can."""
+    alias = database()
+    kept = f'The runs are kept in the database "{alias}" (SAFEMIGRATE_RUNS_DATABASE)'
+    try:
+        if not _has_table():
+            return f"{kept}, which has no table for them yet: python manage.py migrate safemigrate --database {alias}"
+        records().exists()
+    except Error as error:
+        drop_lost_connection()
+        said = " ".join(str(error).split())
+        return (
+            f"{kept}, which cannot be read: {said}. Fills go on without it. See whether its server is up and DATABASES "
+            f"is right; if a column is missing: python manage.py migrate safemigrate --database {alias}"
+        )
+    return ""
+
+
 def is_kept() -> bool:
     """Can runs be recorded: is their table there?"""
     try:

@@ -20,6 +20,8 @@ PLAIN = (
     *("total_is_exact", "batch_size", "attempts", "host", "process", "started_by", "seconds_running"),
     *("seconds_waiting", "waiting_for", "error"),
 )
+#: The bad rows, and the last lines of a traceback, that are shown.
+SHOWN, LINES = 100, 20
 TIMES = ["created", "started", "heartbeat", "lease_until", "finished"]
 
 
@@ -94,14 +96,29 @@ def page(run: BackfillRun) -> str:
         ("heartbeat", moment(run.heartbeat)),
         ("finished", moment(run.finished)),
         ("cursor", "" if run.cursor is None else str(run.cursor)),
-        ("bad rows", "".join(f"\n  {key}: {reason}" for key, reason in run.bad_rows)),
+        ("bad rows", _bad_rows(run)),
         ("error", run.error),
-        ("traceback", _below(run.traceback)),
+        ("traceback", _below(_last_lines(run.traceback))),
         ("output", _below(run.output)),
         ("events", "".join(f"\n  {_event(event)}" for event in run.events.all())),
     ]
     lines = [f"{name + ':':<11} {text}" for name, text in facts if text]
     return "\n".join([f"Run {run.pk}", *lines, *_advice(run)])
+
+
+def _bad_rows(run: BackfillRun) -> str:
+    more = len(run.bad_rows) - SHOWN
+    lines = [f"{key}: {reason}" for key, reason in run.bad_rows[:SHOWN]]
+    lines += [f"and {more:,} more"] if more > 0 else []
+    lines += [f"all of them, as CSV: python manage.py backfill show {run.pk} --bad-rows"] if lines else []
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def _last_lines(text: str) -> str:
+    lines = text.splitlines()
+    left_out = len(lines) - LINES
+    more = [f"({left_out:,} lines before these: backfill show --json)"] if left_out > 0 else []
+    return "\n".join([*more, *lines[-LINES:]])
 
 
 def _ranges(run: BackfillRun) -> str:

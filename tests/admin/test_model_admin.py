@@ -669,3 +669,21 @@ def test_the_pages_speak_portuguese(settings: Any) -> None:
     ):
         assert part in detail, part
     assert "Não é possível retomar a execução" in text
+
+
+# The runs' database
+
+
+def test_where_the_runs_cannot_be_read_the_index_says_why(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = a_run().pk
+    client = admin()
+    monkeypatch.setattr(store, "_has_table", lambda: False)
+    for page in (LIST, f"{LIST}{key}/change/"):
+        answer = client.get(page, follow=True)
+        assert answer.redirect_chain == [("/admin/", 302)]
+        assert "which has no table for them yet: python manage.py migrate safemigrate" in unescape(
+            answer.content.decode()
+        )
+    assert person().get(LIST).status_code == 403

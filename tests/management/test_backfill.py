@@ -331,3 +331,77 @@ def test_values_are_those_of_the_fill(polls: Polls) -> None:
     first = rows.order_by("pk")[0]
     assert first.expires_date == first.pub_date + MONTH
     assert connections[polls.alias].in_atomic_block is False
+
+
+# What a user reads where something is wrong with the record
+
+
+@pytest.fixture
+def nowhere(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, django_db_blocker: Any
+) -> Iterator[str]:
+    """Runs kept in a database without tables."""
+    connection = connections["archive"]
+    with django_db_blocker.unblock():
+        connection.close()
+        monkeypatch.setitem(connection.settings_dict, "NAME", str(tmp_path / "empty.sqlite3"))
+        settings.SAFEMIGRATE_RUNS_DATABASE = "archive"
+        yield "archive"
+        connection.close()
+
+
+ABOUT_RUNS = [
+    ["list"],
+    ["show", "1"],
+    ["pause", "1"],
+    ["resume", "1"],
+    ["cancel", "1"],
+    ["retry", "1"],
+    ["requeue"],
+]
+
+
+@pytest.mark.parametrize("arguments", ABOUT_RUNS)
+def test_before_the_runs_have_a_table_it_says_where_they_are_kept(nowhere: str, arguments: list[str]) -> None:
+    with pytest.raises(CommandError) as ended:
+        backfill(*arguments)
+    assert str(ended.value) == (
+        'The runs are kept in the database "archive" (SAFEMIGRATE_RUNS_DATABASE), which has no table for them yet: '
+        "python manage.py migrate safemigrate --database archive"
+    )
+    assert ended.value.returncode == 1
+
+
+@pytest.mark.parametrize("arguments", ABOUT_RUNS)
+def test_while_the_runs_database_is_away_it_says_so(
+    nowhere: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    connections[nowhere].close()
+    monkeypatch.setitem(
+        connections[nowhere].settings_dict, "NAME", str(tmp_path / "no such folder" / "x.sqlite3")
+    )
+    with pytest.raises(CommandError) as ended:
+        backfill(*arguments)
+    assert "which cannot be read: unable to open database file. Fills go on without it." in str(ended.value)
+    assert "\n" not in str(ended.value)
+
+
+def test_more_rows_without_a_value_than_are_looked_for(polls: Polls, settings: Any, tmp_path: Path) -> None:
+    settings.SAFEMIGRATE_MAX_BAD_ROWS = 3
+    wrong = polls.questions().filter(pk__lte=30)
+    wrong.update(pub_date="9999-12-30T00:00:00Z")
+    if polls.connection.vendor == "postgresql":
+        pytest.skip("it computes later dates too")
+    with pytest.raises(CommandError, match="more than 3 rows"):
+        backfill("run", LABEL, "--database", polls.alias)
+    run = newest()
+    assert [key for key, _ in run.bad_rows] == [3, 6, 9, 12]
+    shown = backfill("show", str(run.pk))
+    assert f"all of them, as CSV: python manage.py backfill show {run.pk} --bad-rows" in shown
+    lines = backfill("show", str(run.pk), "--bad-rows").splitlines()
+    assert lines[0] == "key,reason"
+    assert [line.split(",")[0] for line in lines[1:]] == [
+        str(row.pk) for row in polls.questions().filter(expires_date=None)
+    ]
+    assert all(line.partition(",")[2] for line in lines[1:5])
+    assert not lines[5].partition(",")[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import threading
 import uuid
@@ -502,6 +503,13 @@ def test_while_workers_hold_it_no_process_takes_it(polls: Polls) -> None:
         job.run()
     with pytest.raises(AlreadyRunning, match="by the workers of celery"):
         scheduler.begin(job, "celery", scheduler.options_of())
+    for executor in ("inline", "celery"):  # As cron types it again and again.
+        output = io.StringIO()
+        call_command(
+            "backfill", "run", FIELD, "--database", polls.alias, "--executor", executor, stdout=output
+        )
+        assert "by the workers of celery" in output.getvalue()
+        assert len(output.getvalue().splitlines()) == 1
 
 
 # Limits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
@@ -17,11 +18,13 @@ from django.utils import timezone
 
 from safemigrate import conf
 from safemigrate.engine import context
+from safemigrate.engine.keys import key_to_json
 from safemigrate.engine.observers import Limited, Limits, next_time, seconds
 from safemigrate.exceptions import AlreadyRunning, LimitReached, SafemigrateError
 from safemigrate.formatting import table
 from safemigrate.generator.applying import chosen_aliases
 from safemigrate.generator.targets import find_all
+from safemigrate.models import BackfillRun
 from safemigrate.runs import chain, lookup, scheduler, store, summary
 from safemigrate.runs.status import Status
 
@@ -59,6 +62,9 @@ class Command(BaseCommand):
     def _add_show(parser: ArgumentParser) -> None:
         parser.add_argument("id", type=int, help="the run's number")
         parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+        parser.add_argument(
+            "--bad-rows", action="store_true", help="all rows that have no value, as CSV: key and reason"
+        )
         parser.add_argument("--follow", action="store_true", help="go on showing it until it ends")
 
     @staticmethod
@@ -118,7 +124,10 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        act = getattr(self, f"_{options['action']}", partial(self._control, options["action"]))
+        action = options["action"]
+        act = getattr(self, f"_{action}", partial(self._control, action))
+        if action not in FILLING and (reason := store.unreadable()):
+            raise CommandError(reason)
         try:
             act(options)
         except SafemigrateError as error:
@@ -139,6 +148,9 @@ class Command(BaseCommand):
 
     def _show(self, options: Mapping[str, Any]) -> None:
         run = store.find(options["id"])
+        if options["bad_rows"]:
+            self._write_bad_rows(run)
+            return
         while True:
             self.stdout.write(
                 json.dumps(summary.as_dict(run, full=True), indent=2)
@@ -149,6 +161,16 @@ class Command(BaseCommand):
                 return
             time.sleep(1)
             run = store.find(options["id"])
+
+    def _write_bad_rows(self, run: BackfillRun) -> None:
+        """Write a line for each row that is NULL now, with the reason where the run knows it."""
+        lines = csv.writer(self.stdout)
+        lines.writerow(["key", "reason"])
+        reasons = {json.dumps(key): reason for key, reason in run.bad_rows}
+        job = self._job(f"{run.app_label}.{run.model_name}.{run.field_names.partition('+')[0]}", run.alias)
+        for key in map(key_to_json, job.keys_left()):
+            text = key if isinstance(key, str) else json.dumps(key)
+            lines.writerow([text, reasons.get(json.dumps(key), "")])
 
     def _verify(self, options: Mapping[str, Any]) -> None:
         label = options["label"]
@@ -199,6 +221,9 @@ class Command(BaseCommand):
             links = chain.links(aliases, number, migrate=options["migrate"]) if options["chain"] else None
             try:
                 begun = self._begin_on(alias, executor, with_options, links, options)
+            except AlreadyRunning as reason:
+                self.stdout.write(str(reason))
+                begun = True
             except (SafemigrateError, Error) as error:
                 failed.append(f"{alias}: {str(error).strip()}")
                 begun = links is not None
@@ -278,6 +303,8 @@ class Command(BaseCommand):
         return chosen_aliases(options["database"], every=options["all_databases"], targets=targets)
 
 
+#: The actions that are about rows; all others are about the records of runs.
+FILLING = {"run", "verify"}
 CONTROLS = {
     "pause": "let a run pause after its batch, until it is resumed",
     "resume": "let a paused run go on",
