@@ -328,6 +328,19 @@ class GuardWrites(FieldStep):
                 "fills the rows that came in as NULL. Or populate by an expression."
             )
 
+    def refuse_missing(self, change: Change) -> None:
+        """Raise NoGuard where this database cannot have the guard, while there is nothing to undo yet."""
+        try:
+            self._steps(change)
+        except NoGuard as error:
+            if change.database.guards_before_not_null:
+                raise NoGuard(
+                    f"{self.label(change.app_label)} on {change.alias} cannot be guarded, and so not keep its guard: "
+                    f"{error}. Nothing was changed. Once the column is required, code that does not know it could not "
+                    "insert. Leave keep_guard out, and deploy the new code first; or populate by something that the "
+                    "database can compute in a new row."
+                ) from error
+
     def state_forwards(self, app_label: str, state: ProjectState) -> None:
         """Leave the model as it is; note with the field how it is guarded, to create the guard again backwards."""
         _note_guard(state, app_label, self.model_name, self.name, self.populate)
@@ -527,6 +540,7 @@ class AddRequiredField(FieldStep, AddField):
                 step.validate(stage.app_label, stage.alias, stage.from_state)
             elif isinstance(step, GuardWrites) and self.keep_guard:
                 step.refuse_python(resolve(self.populate))
+                step.refuse_missing(stage)
 
     def backwards(self, change: Change) -> None:
         UnguardWrites(self.model_name, self.name).apply(change.within(change.from_state))

@@ -23,7 +23,7 @@ from safemigrate.backends import Database, Write, for_connection, get_backend
 from safemigrate.engine.batches import Batches, Range, Target, keys_of
 from safemigrate.engine.uniqueness import Deduplicator
 from safemigrate.exceptions import BadRow, InvalidPopulate, SafemigrateError
-from safemigrate.populate.sources import InDatabase, InPython
+from safemigrate.populate.sources import InDatabase, InPython, read_first
 from safemigrate.schema import guards
 from safemigrate.types import AnyField, field_of
 
@@ -36,7 +36,10 @@ def work_for(target: Target, source: InDatabase | InPython, database: Database) 
     if isinstance(source, InPython):
         source = _by_the_server(source, target, database) or source
     if isinstance(source, InDatabase):
-        return ComputedInDatabase(source, target)
+        computed = ComputedInDatabase(source, target)
+        if database.reads_what_it_updates or not computed.reads_its_table():
+            return computed
+        source = read_first(source)
     return ComputedInPython(source, target, database)
 
 
@@ -90,6 +93,12 @@ class ComputedInDatabase:
                 'FromRelated("relation__field"), or read by a function of one row.'
             ) from error
         return sql, tuple(params)
+
+    def reads_its_table(self) -> bool:
+        """Does a subquery read other rows of the table?"""
+        batches = Batches(self.model, self.target.alias, self.target.null_fields)
+        table = connections[batches.alias].ops.quote_name(self.model._meta.db_table)
+        return f" FROM {table}" in self.statement(batches)[0]
 
     def _values(self) -> dict[str, Any]:
         kept = self.target.kept

@@ -240,6 +240,12 @@ def _resolve_mapping(populate: Mapping[str, Any], names: Sequence[str]) -> Sourc
     return _mixed(parts, title)
 
 
+def read_first(source: InDatabase) -> InPython:
+    """Return a source of the same values that are read along with the rows, and written by their keys."""
+    parts = {name: InDatabase({name: value}, source.title) for name, value in source.values.items()}
+    return _mixed(parts, source.title)
+
+
 def _mixed(parts: Mapping[str, Source], title: str) -> InPython:
     """Compute some values in Python and read the others, computed by the database, along with the row."""
     given = {name: part.values[name] for name, part in parts.items() if isinstance(part, InDatabase)}

@@ -134,6 +134,9 @@ class Database:
     #: May several connections write at the same time?
     writes_at_once = False
 
+    #: May the values of an UPDATE be read from other rows of the same table?
+    reads_what_it_updates = True
+
     #: Does a statement lock rows that it only reads on its way to those that it writes?
     locks_what_it_reads = False
 

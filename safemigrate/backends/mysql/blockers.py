@@ -53,8 +53,14 @@ def _transactions(database: Database) -> dict[int, Any] | None:
 
 
 def _sessions(database: Database) -> dict[int, tuple[Any, ...]]:
-    rows = database.fetch("SELECT id, user, host, command, time, info FROM information_schema.processlist")
+    sql = f"SELECT id, user, host, command, time, info FROM {processlist(database.connection)}"
+    rows = database.fetch(sql)
     return {number: tuple(rest) for number, *rest in rows}
+
+
+def processlist(connection: Any) -> str:
+    """Return the table of the sessions. MySQL's older one cannot give back each character of a statement."""
+    return f"{'information' if connection.mysql_is_mariadb else 'performance'}_schema.processlist"
 
 
 def _session(number: int, session: tuple[Any, ...] | None, since: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from django.db.models import BinaryField, Model, UUIDField
 
 from safemigrate.backends.base.guards import Guards
@@ -20,6 +22,8 @@ UUID4 = (
     "LOWER(CONCAT(HEX(RANDOM_BYTES(4)), '-', HEX(RANDOM_BYTES(2)), '-4', SUBSTR(HEX(RANDOM_BYTES(2)), 2), '-', "
     "ELT(1 + FLOOR(RAND() * 4), '8', '9', 'a', 'b'), SUBSTR(HEX(RANDOM_BYTES(2)), 2), '-', HEX(RANDOM_BYTES(6))))"
 )
+# What is not the same in each mode of SQL, or in each character set.
+SPECIAL = re.compile(r"[^ -~]|[\\'\"]")
 EVENTS = {"insert": "INSERT", "update": "UPDATE"}
 
 
@@ -45,9 +49,23 @@ class MySQLGuards(Guards):
         if isinstance(field, BinaryField):
             # Its default could not be read back, to be kept when the column is made required.
             return self.expression(model, field, sql)
-        return self.default_steps(model, field, f"({sql})", f", {INSTANT}")
+        return self.default_steps(model, field, f"({self._unambiguous(field, sql)})", f", {INSTANT}")
+
+    def _unambiguous(self, field: AnyField, sql: str) -> str:
+        """Return a text as an expression of plain letters, where the server would not give it back as it was.
+
+        The default is read back when the column is made required: modes of SQL differ on backslashes, and MariaDB
+        gives back no character beyond the first 65,536. MySQL takes an expression alone for a column of long texts.
+        """
+        long = field.db_type(self.connection) in ("longtext", "json") and not self.connection.mysql_is_mariadb
+        if not sql.startswith("'") or not (long or SPECIAL.search(sql[1:-1])):
+            return sql
+        ((text,),) = self.database.fetch(f"SELECT HEX(CONVERT({sql.replace('%', '%%')} USING utf8mb4))", [])
+        return f"CONVERT(X'{text}' USING utf8mb4)"
 
     def expression(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
+        if not self.may_create_triggers():
+            return self._by_default(model, field, sql)
         body = BODY.format(column=self.quote(field.column), value=self.row(model, sql))
         return [
             create_trigger(
@@ -60,6 +78,24 @@ class MySQLGuards(Guards):
             )
             for ending, event in EVENTS.items()
         ]
+
+    def may_create_triggers(self) -> bool:
+        """May this user create one: has it the privilege, and SUPER where the server keeps a binary log?"""
+        grants = " ".join(line for (line,) in self.database.fetch("SHOW GRANTS"))
+        logged, trusted = self.database.fetch("SELECT @@log_bin, @@log_bin_trust_function_creators")[0]
+        if logged and not trusted and not re.search(r"\bSUPER\b|\bALL PRIVILEGES ON \*\.\*", grants):
+            return False
+        return re.search(r"\bTRIGGER\b|\bALL PRIVILEGES\b", grants) is not None
+
+    def _by_default(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
+        """Guard by a default that reads the row's other columns, which needs no privilege and outlives NOT NULL."""
+        if re.search(r"\bSELECT\b", sql):
+            raise NoGuard(
+                "it reads another table, which takes a trigger, and the user of this connection may create none "
+                "(the privilege TRIGGER; SUPER, or log_bin_trust_function_creators = 1, where there is a binary log)"
+            )
+        own = sql.replace(f"{self.quote(model._meta.db_table)}.", "")
+        return self.default_steps(model, field, f"({own})", f", {INSTANT}")
 
     def down(self, model: type[Model], field: AnyField) -> list[Step]:
         title = f"take the guard of {field.column} away: a trigger"

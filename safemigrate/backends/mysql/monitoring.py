@@ -9,6 +9,7 @@ from django.db import DatabaseError
 from django.db.models import Model
 
 from safemigrate.backends.base.monitoring import Monitoring, one_line
+from safemigrate.backends.mysql.blockers import processlist
 from safemigrate.exceptions import NotVisible
 
 # 1044 to a database, 1045 at login, 1142 to a table, 1227 for want of a privilege.
@@ -74,7 +75,7 @@ class MySQLMonitoring(Monitoring):
         rows = self._privileged(
             "SELECT p.id, p.user, p.host, p.command, TIMEDIFF(NOW(), t.trx_started), COALESCE(p.info, '') "
             "FROM information_schema.innodb_trx t "
-            "JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id "
+            f"JOIN {processlist(self.connection)} p ON p.id = t.trx_mysql_thread_id "
             "WHERE p.id <> CONNECTION_ID() AND t.trx_started < NOW() - INTERVAL %s SECOND "
             "ORDER BY t.trx_started",
             "PROCESS",
@@ -89,7 +90,7 @@ class MySQLMonitoring(Monitoring):
     def waiting_for(self, model: type[Model]) -> list[str]:
         # The server does not report the table that they wait for; their statement names it.
         rows = self._privileged(
-            "SELECT p.id, p.user, p.host, p.state, p.info FROM information_schema.processlist p "
+            f"SELECT p.id, p.user, p.host, p.state, p.info FROM {processlist(self.connection)} p "
             "LEFT JOIN information_schema.innodb_trx t ON t.trx_mysql_thread_id = p.id "
             "WHERE p.id <> CONNECTION_ID() AND p.db = DATABASE() AND INSTR(p.info, %s) > 0 "
             "AND (p.state = %s OR t.trx_state = 'LOCK WAIT') ORDER BY p.id",

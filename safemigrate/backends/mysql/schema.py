@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,8 @@ LOCKED = {1205, 3572}
 LOCK_TIMEOUT, TRANSIENT = {*LOCKED, 1213}, {*LOCKED, 1213, 1020, 2006, 2013, 4031}
 # A subquery of several rows, what a trigger signals, and a text that is no JSON.
 ROW_FAULT = {1242, 1644, 3140, 3141, 3143, 3144, 4037, 4038}
+# The end of a statement that gives a column a text as its default.
+LITERAL = re.compile(r"SET DEFAULT \(?('.*')\)?$", re.DOTALL)
 # The time allowed for a statement is over: MariaDB's max_statement_time, MySQL's max_execution_time.
 CANCELLED = {1969, 3024}
 # 1138/1265/1048 a NULL in a NOT NULL column, 1845/1846 the algorithm or lock asked for is not possible.
@@ -63,6 +66,10 @@ class MySQL(Database):
             [model._meta.db_table],
         )
         return int(rows[0][0] or 0) if rows else 0
+
+    @property
+    def reads_what_it_updates(self) -> bool:  # type: ignore[override]
+        return bool(self.connection.mysql_is_mariadb)
 
     def session(self, model: type[Model]) -> tuple[Any, ...]:
         return self.fetch("SELECT DATABASE(), CURRENT_USER()")[0]
@@ -107,6 +114,13 @@ class MySQL(Database):
             f"X'{p.hex()}'" if isinstance(p, bytes | bytearray | memoryview) else quote(p) for p in params
         )
 
+    def bare(self, field: AnyField) -> Any:
+        clone = fields.bare(field)
+        if not self.connection.mysql_is_mariadb and field.get_internal_type().startswith("Positive"):
+            # UNSIGNED holds the numbers to it; with a CHECK the column would be added by a copy of the table.
+            clone.db_check = lambda connection: None
+        return clone
+
     def add_column(self, model: type[Model], field: AnyField) -> list[Step]:
         steps = [
             replace(step, statements=self._with(step.statements, f", {INSTANT}"))
@@ -118,10 +132,14 @@ class MySQL(Database):
         if not field.has_db_default():
             return []
         old, new = self.bare(field), fields.with_default(field)
+        statements = self.sql(lambda editor: editor.alter_field(model, old, new))
+        if not self.connection.mysql_is_mariadb and field.db_type(self.connection) in ("longtext", "json"):
+            # For these MySQL takes no literal, not even in parentheses.
+            statements = tuple(LITERAL.sub(r"SET DEFAULT (CONCAT(\1))", text) for text in statements)
         return [
             Step(
                 f"give {field.column} the default of the database for rows that come in from now on",
-                self.sql(lambda editor: editor.alter_field(model, old, new)),
+                statements,
                 METADATA,
                 tables=(self.quote(model._meta.db_table),),
                 needed=lambda: not self._has_default(model, field),
@@ -226,8 +244,11 @@ class MySQL(Database):
         if not rows:
             return ""
         default, extra = rows[0]
-        if not self.connection.mysql_is_mariadb and "DEFAULT_GENERATED" not in extra:
-            default = str(self.editor().quote_value(default))  # MySQL gives a literal without its quotes.
+        if (
+            not self.connection.mysql_is_mariadb
+        ):  # It gives a literal without its quotes, an expression with escaped ones.
+            generated = "DEFAULT_GENERATED" in extra
+            default = default.replace("\\'", "'") if generated else str(self.editor().quote_value(default))
         return f" DEFAULT ({default})"
 
     def _index_steps(self, model: type[Model], field: AnyField) -> list[Step]:
