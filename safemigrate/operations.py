@@ -164,6 +164,8 @@ class Populate(FieldStep):
         target = self.target(model, alias, state.apps)
         source = resolve(self.populate, self.names)
         proofs.refuse_constants(target, source)
+        if isinstance(source, InPython) and source.unique:
+            proofs.refuse_not_unique(target)
         Fill(target, source).statement()
 
     def fill(self, change: Change, once: Sequence[str] | None = None, *, at_once: bool = False) -> None:
@@ -191,13 +193,7 @@ class Populate(FieldStep):
         engine.fill(target, source, batch_size=self.batch_size, at_once=at_once)
 
     def _index_early(self, change: Change, model: type[Model]) -> None:
-        field: Any = field_of(model, self.names[0])
-        if not field.unique:
-            raise InvalidPopulate(
-                f"unique=Suffix(...) makes the values of {model._meta.label}.{field.name} unique, but the field "
-                "is not unique=True, so nothing would keep them so. Make it unique=True, or leave unique out."
-            )
-        change.run(change.database.index_early(model, field))
+        change.run(change.database.index_early(model, field_of(model, self.names[0])))
 
     def target(self, model: type[Model], alias: str, apps: StateApps, once: Sequence[str] = ()) -> Target:
         null_fields = [name for name in self.names if field_of(model, name).null]

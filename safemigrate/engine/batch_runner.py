@@ -89,10 +89,26 @@ class ComputedInDatabase:
         except FieldError as error:
             raise InvalidPopulate(
                 f"{self.source.title} cannot fill {', '.join(self.target.names)} of {self.model._meta.label} in an "
-                f"UPDATE: {error}. A column of a related row, or of a parent model, is copied by "
-                'FromRelated("relation__field"), or read by a function of one row.'
+                f"UPDATE: {str(error).rstrip('.')}. A column of a related row, or of a parent model, is copied by "
+                f'FromRelated("{self._inherited() or "relation__field"}"), or read by a function of one row.'
             ) from error
         return sql, tuple(params)
+
+    def _inherited(self) -> str:
+        """Return the way from the model to the first column of a parent model that the expressions name, or ""."""
+        parts = [
+            part
+            for value in self.source.values.values()
+            for part in getattr(value, "flatten", lambda v=value: [v])()
+        ]
+        names = [str(getattr(part, "name", "")) for part in parts if isinstance(part, F)]
+        ways = {
+            field.name: f"{link.name}__{field.name}"
+            for parent, link in self.model._meta.parents.items()
+            for field in parent._meta.fields
+            if link is not None
+        }
+        return next((ways[name] for name in names if name in ways), "")
 
     def reads_its_table(self) -> bool:
         """Does a subquery read other rows of the table?"""

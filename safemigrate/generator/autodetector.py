@@ -10,7 +10,7 @@ from typing import Any
 from django.apps import apps
 from django.core.management import get_commands, load_command_class
 from django.core.management.base import BaseCommand
-from django.db.migrations import AddField, AlterField, Migration
+from django.db.migrations import AddField, AlterField, AlterModelOptions, Migration
 from django.db.migrations.autodetector import MigrationAutodetector
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.operations.base import Operation
@@ -20,6 +20,13 @@ from django.db.migrations.state import ProjectState
 from safemigrate.exceptions import OtherChanges, PlanningError
 from safemigrate.generator.targets import Target
 from safemigrate.operations import AddNullableField, AddRequiredField, SetNotNull
+
+#: The options of a Meta that Django itself knows.
+DJANGOS_OWN = {
+    *AlterModelOptions.ALTER_OPTION_KEYS,
+    *("abstract", "app_label", "bases", "constraints", "db_table", "db_table_comment", "db_tablespace"),
+    *("index_together", "indexes", "order_with_respect_to", "proxy", "swappable", "unique_together"),
+}
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ class Migrations:
             model = state.models[target.app_label, target.model_name]
             model.fields[target.name] = field
             self._check_related(target)
+        self._take_options_of_others(state)
         migrations = self._detect(state, targets[0].app_label)
         dependencies = dict.fromkeys(
             dependency for migration in migrations for dependency in migration.dependencies
@@ -101,6 +109,13 @@ class Migrations:
         written = {(migration.app_label, migration.name) for migration in migrations}
         names = [migration.suggest_name() for migration in migrations]
         return Addition(names[0], tuple(d for d in dependencies if d not in written))
+
+    def _take_options_of_others(self, state: ProjectState) -> None:
+        """Take what other packages keep in a Meta from models.py: in a migration it may be of another kind."""
+        for key, model in state.models.items():
+            declared = self._models.models.get(key)
+            options = declared.options if declared else {}
+            model.options |= {name: value for name, value in options.items() if name not in DJANGOS_OWN}
 
     def leaf(self, app_label: str) -> str:
         return str(self.loader.graph.leaf_nodes(app_label)[0][1])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
+from django.db import Error, connections, router
 from django.db.migrations import Migration
+from django.db.migrations.state import ProjectState
 
 from safemigrate.exceptions import PlanningError
 from safemigrate.generator.targets import Target
@@ -33,6 +36,22 @@ def reasons(targets: Iterable[Target], migrations: Iterable[Migration]) -> dict[
         for target in targets
         if not target.field.has_db_default()
     }
+
+
+def validate(migration: Migration, state: ProjectState) -> None:
+    """Raise InvalidPopulate for what could only fail when the migration runs, on any database that it may run on.
+
+    Nothing is read from the tables; a database that is away is not asked.
+    """
+    state = state.clone()
+    for operation in migration.operations:
+        if not isinstance(operation, AddRequiredField):
+            continue
+        populate = operation.filling(migration.app_label, state)
+        for alias in connections:
+            if router.allow_migrate(alias, migration.app_label, model_name=operation.model_name.lower()):
+                with suppress(Error):
+                    populate.validate(migration.app_label, alias, state)
 
 
 def check_keep_guard(targets: Iterable[Target], why_not: Reasons) -> None:

@@ -125,6 +125,16 @@ def refuse_unmarked(target: Target) -> None:
     )
 
 
+def refuse_not_unique(target: Target) -> None:
+    """Raise InvalidPopulate where values are to be made unique in a field that may hold equal ones."""
+    field = field_of(target.model, target.names[0])
+    if not field.unique:
+        raise InvalidPopulate(
+            f"unique=Suffix(...) makes the values of {target.model._meta.label}.{field.name} unique, but the field "
+            "is not unique=True, so nothing would keep them so. Make it unique=True, or leave unique out."
+        )
+
+
 def refuse_constants(target: Target, source: Source) -> None:
     """Raise InvalidPopulate for a value, the same for all rows, that the column cannot hold.
 

@@ -152,6 +152,26 @@ def test_linear_migrations_finds_its_file_right(tmp_path: Path, shape: tuple[str
     assert "No changes detected" in project.must("makemigrations", "--check")
 
 
+# django-pgtrigger
+
+
+PROTECTED = """
+    class Meta:
+        triggers = [pgtrigger.Protect(name="protect_deletes", operation=pgtrigger.Delete)]
+
+"""
+
+
+def test_a_model_with_a_trigger_in_its_meta(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.append("settings.py", 'INSTALLED_APPS += ["pgtrigger"]')
+    project.write("polls/models.py", f"import pgtrigger\n{project.read('polls/models.py')}{PROTECTED}")
+    project.must("makemigrations", "-v0")
+    project.add_field()
+    project.must(COMMAND, LABEL, *NOW)
+    assert "No changes detected" in project.must("makemigrations", "--check")
+
+
 # django-migration-linter
 
 

@@ -816,3 +816,42 @@ def test_a_read_only_folder_is_seen_before_anything_is_written(expiring: Project
         folder.chmod(0o755)
 
     assert message == "polls/migrations is read-only for this user: nothing can be written there."
+
+
+# What could only fail in `migrate` is refused while there is no file
+
+
+SPECIAL = """
+
+class Special(Question):
+    pass
+"""
+SLUG = "slug = models.CharField(max_length=50)"
+POPULATES_PY = "def title(question):\n    return 'a title'\n"
+
+
+@pytest.mark.parametrize(
+    ("label", "populate", "said"),
+    [
+        ("polls.Special.slug", 'F("question_text")', 'FromRelated("question_ptr__question_text")'),
+        ("polls.Special.slug", 'Upper("question_text")', "Joined field references are not permitted"),
+        ("polls.Question.expires_date", "Window(Lag('pub_date'))", "Window expressions are not allowed"),
+        ("polls.Special.slug", 'PerRow(polls.populate.title, unique=Suffix("-"))', "is not unique=True"),
+        ("polls.Special.slug", 'F("no_such_field")', "no_such_field"),
+        ("polls.Special.slug", '"a text that is longer than fifty characters, all in all"', "50"),
+    ],
+)
+def test_a_file_that_could_only_fail_is_not_written(
+    project: Project, label: str, populate: str, said: str
+) -> None:
+    project.write("polls/populate.py", POPULATES_PY)
+    project.append("polls/models.py", SPECIAL)
+    project.must("makemigrations", "-v0")
+    of_special = "Special" in label
+    project.write("polls/models.py", MODELS + ("" if of_special else f"    {EXPIRES}\n") + SPECIAL)
+    if of_special:
+        project.add_field(SLUG)
+    error = refused(project, label, "--populate", populate)
+    assert said in error
+    assert "Traceback" not in error
+    assert len(error.splitlines()) <= 4

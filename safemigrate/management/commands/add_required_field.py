@@ -297,6 +297,8 @@ class Command(BaseCommand):
         """Return the migrations to write, and what they mean for code that is running."""
         planners = _planners(populates, migrations, options)
         simplest = [writer.load(phase) for planner in planners for phase in planner()]
+        for migration in simplest:
+            rollout.validate(migration, migrations.state)
         why_not = rollout.reasons(populates, simplest)
         shape = {"phases": options["phases"], "keep_guard": options["keep_guard"]}
         if options["keep_guard"]:
