@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -41,6 +42,9 @@ class SafemigrateConfig(AppConfig):
 
     def ready(self) -> None:
         engine.use_observer(new_observer)
+        logger = logging.getLogger("safemigrate")
+        if not any(isinstance(handler, progress.Terminal) for handler in logger.handlers):
+            logger.addHandler(progress.Terminal(logging.WARNING))
         pre_migrate.connect(note_migrate, dispatch_uid="safemigrate.migrate")
         post_migrate.connect(finalize_runs, sender=self, dispatch_uid="safemigrate.finalize")
         register(rules.check_migrations, Tags.database)

@@ -36,6 +36,26 @@ def say(text: str, **extra: Any) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+class Terminal(logging.Handler):
+    """Shows warnings and errors as logging itself does where a project has configured none, without a traceback.
+
+    What a command ends with is left out: it is shown as the command's own error.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "on_terminal", True) and not self._others():
+            print(record.getMessage(), file=sys.stderr, flush=True)
+
+    def _others(self) -> bool:
+        """Is there a handler of the project's?"""
+        where: logging.Logger | None = logger
+        while where is not None:
+            if any(handler is not self for handler in where.handlers):
+                return True
+            where = where.parent if where.propagate else None
+        return False
+
+
 class Progress:
     """An observer that keeps nothing: it shows the run, and ends it after Ctrl-C or SIGTERM."""
 

@@ -118,10 +118,25 @@ def make(target: Target, entries: Sequence[PlannedMigration], alias: str) -> Dat
     blank = DatabasePlan(target.label, alias, connection.display_name)
     try:
         connection.ensure_connection()
-        return _Look(target, entries, alias).plan(blank)
+        look = _Look(target, entries, alias)
+        with look.database.impatient():
+            return look.plan(blank)
     except Error as error:
+        if for_connection(connection).is_lock_timeout(error):
+            return replace(blank, risks=(_locked(look),))
         text = f"{alias} could not be looked at: {str(error).strip()}"
         return replace(blank, risks=(Risk(text, "See to it that it answers, and plan again.", hurts=True),))
+
+
+def _locked(look: _Look) -> Risk:
+    table = look.database.quote(look.model._meta.db_table)
+    holders = "; ".join(look.database.blockers([table])) or "unknown, gone before it could be named"
+    return Risk(
+        f"Another session holds the table {look.model._meta.db_table}, so it could not even be read. "
+        f"Blocked by: {holders}.",
+        "The migration would wait for the same lock. End what holds it, or wait for it, and plan again.",
+        hurts=True,
+    )
 
 
 def _holds(migration: Migration, target: Target) -> bool:

@@ -113,8 +113,12 @@ def _report(run: BackfillRun, status: str, text: str = "", error: BaseException 
     if text:
         store.note(ended, text.splitlines()[0])
     failed = status == Status.FAILED
-    if failed and ended.is_shared:  # In a migrate or a command the user sees the error itself.
-        logger.error("%s: run %s %s: %s", ended, ended.pk, status, text, extra=fields(ended))
+    if failed:
+        # In a migrate or a command the user sees the error itself; Sentry and the like see it here.
+        extra = fields(ended) | {"on_terminal": ended.is_shared}
+        trace = "".join(traceback.format_exception(error))
+        shown = error if storable(trace) == trace else None  # A half character would break the handlers of others.
+        logger.error("%s: run %s %s: %s", ended, ended.pk, status, text, exc_info=shown, extra=extra)
     else:
         logger.info("%s: run %s %s", ended, ended.pk, status, extra=fields(ended))
     store.send_signal(SIGNALS[status], ended, **({"error": error} if failed else {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -739,3 +740,39 @@ def test_durations_read_as_people_say_them() -> None:
         "3 MB",
         "5000 GB",
     ]
+
+
+# While the table is locked
+
+
+HELD = {
+    "postgresql": "LOCK TABLE boxes_question IN ACCESS EXCLUSIVE MODE",
+    "mysql": "LOCK TABLES boxes_question WRITE",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
+def test_while_another_session_holds_the_table_it_answers_and_names_it(sandbox: MigrationSandbox) -> None:
+    with another(sandbox.alias) as other:
+        other.set_autocommit(False)
+        with other.cursor() as cursor:
+            cursor.execute(HELD[other.vendor])
+        seen = look(sandbox, expires())
+        with other.cursor() as cursor:
+            if other.vendor == "mysql":
+                cursor.execute("UNLOCK TABLES")
+        other.rollback()
+    (risk,) = seen.risks
+    assert seen.hurts
+    assert seen.actions == ()
+    assert risk.text.startswith(
+        "Another session holds the table boxes_question, so it could not even be read."
+    )
+    who = r"pid \d+, user" if other.vendor == "postgresql" else "Blocked by: "
+    assert re.search(who, risk.text)
+    assert look(sandbox, expires()).actions
+    if other.vendor == "postgresql":
+        with sandbox.connection.cursor() as cursor:
+            cursor.execute("SHOW lock_timeout")
+            assert cursor.fetchone() == ("0",)

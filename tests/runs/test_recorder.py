@@ -277,6 +277,8 @@ def test_what_no_database_takes_is_kept_in_a_form_that_all_take(
 @pytest.mark.parametrize("fails", [False, True])
 def test_standard_output_is_put_back(sandbox: MigrationSandbox, fails: bool) -> None:
     sandbox.fill(3)
+    logger = logging.getLogger("safemigrate")
+    handlers = list(logger.handlers)
 
     def later(question: Any) -> Any:
         assert sys.stdout is not before
@@ -291,7 +293,7 @@ def test_standard_output_is_put_back(sandbox: MigrationSandbox, fails: bool) -> 
             sandbox.run(add_expires(later))
         assert sys.stdout is before
     assert text.getvalue() == "here\n" * 3 * (1 + fails)
-    assert logging.getLogger("safemigrate").filters == logging.getLogger("safemigrate").handlers == []
+    assert (logger.filters, logger.handlers) == ([], handlers)
 
 
 def test_the_outputs_of_two_threads_may_end_in_any_order() -> None:

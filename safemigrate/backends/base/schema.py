@@ -286,6 +286,11 @@ class Database:
             return look()
 
     @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """Run with looks at tables that wait no longer than a second or so for a lock."""
+        yield
+
+    @contextmanager
     def unlimited(self) -> Iterator[None]:
         """Run without the limits for the time of a statement."""
         yield

@@ -409,6 +409,11 @@ class MySQL(Database):
             yield
 
     @contextmanager
+    def impatient(self) -> Iterator[None]:
+        with self._for_now("lock_wait_timeout", 1):
+            yield
+
+    @contextmanager
     def unlimited(self) -> Iterator[None]:
         limit = "max_statement_time" if self.connection.mysql_is_mariadb else "max_execution_time"
         with self._for_now(limit, 0):

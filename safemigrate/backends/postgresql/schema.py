@@ -136,6 +136,16 @@ class PostgreSQL(Database):
             yield
 
     @contextmanager
+    def impatient(self) -> Iterator[None]:
+        ((before,),) = self.fetch("SELECT current_setting('lock_timeout')")
+        self.execute("SET lock_timeout = '1s'")
+        try:
+            yield
+        finally:
+            with suppress(Error):  # The connection may be what was lost.
+                self.fetch("SELECT set_config('lock_timeout', %s, false)", [before])
+
+    @contextmanager
     def unlimited(self) -> Iterator[None]:
         with atomic(self.connection.alias):
             self.execute("SET LOCAL statement_timeout = 0")
