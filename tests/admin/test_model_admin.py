@@ -687,3 +687,10 @@ def test_where_the_runs_cannot_be_read_the_index_says_why(
             answer.content.decode()
         )
     assert person().get(LIST).status_code == 403
+
+
+def test_each_colour_of_a_theme_has_one_that_serves_where_the_theme_does_not_have_it() -> None:
+    css = (PACKAGE / "static/safemigrate/runs.css").read_text(encoding="utf-8")
+    used = re.findall(r"var\(--[a-z-]+(,?)", css)
+    assert used
+    assert set(used) == {","}
