@@ -117,7 +117,9 @@ def _report(run: BackfillRun, status: str, text: str = "", error: BaseException 
         # In a migrate or a command the user sees the error itself; Sentry and the like see it here.
         extra = fields(ended) | {"on_terminal": ended.is_shared}
         trace = "".join(traceback.format_exception(error))
-        shown = error if storable(trace) == trace else None  # A half character would break the handlers of others.
+        shown = (
+            error if storable(trace) == trace else None
+        )  # A half character would break the handlers of others.
         logger.error("%s: run %s %s: %s", ended, ended.pk, status, text, exc_info=shown, extra=extra)
     else:
         logger.info("%s: run %s %s", ended, ended.pk, status, extra=fields(ended))

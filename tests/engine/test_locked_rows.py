@@ -14,7 +14,7 @@ from django.db import models
 from safemigrate.exceptions import LockNotAcquired, TooManyRetries
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate
 from tests.engine.test_engine import LATER, NAME, POPULATES, another, fill, run
-from tests.support.sandbox import MigrationSandbox, month_later
+from tests.support.sandbox import MigrationSandbox, month_later, question
 
 pytestmark = [pytest.mark.matrix, pytest.mark.parametrize("alias", ["postgresql", "mariadb"], indirect=True)]
 
@@ -133,4 +133,22 @@ def test_a_row_that_stays_locked_is_named_and_all_others_are_filled(
     assert "the first keys: 150. All other rows are filled." in text
     assert not isinstance(caught.value, LockNotAcquired)
     assert fill(sandbox).rows == 1
+    assert month_later(sandbox.rows())
+
+
+def test_of_a_composite_key(alias: str, settings: Any) -> None:
+    settings.SAFEMIGRATE_LOCK_PAUSE = 0.05
+    fields = [("tenant", models.IntegerField()), ("code", models.IntegerField())]
+    key = ("pk", models.CompositePrimaryKey("tenant", "code"))
+    sandbox = MigrationSandbox(alias, question(key=key, fields=fields))
+    sandbox.fill(60, tenant=lambda n: n % 3, code=lambda n: n)
+    sandbox.run(AddNullableField("question", NAME, models.DateTimeField()))
+    with another(alias) as holder:
+        holder.set_autocommit(False)
+        run(holder, "UPDATE boxes_question SET question_text = 'held' WHERE tenant = 1 AND code IN (1, 22)")
+        release = threading.Timer(0.5, lambda: run(holder, "COMMIT"))
+        release.start()
+        done = fill(sandbox, LATER)
+        release.join()
+    assert (done.rows, done.bad) == (60, [])
     assert month_later(sandbox.rows())

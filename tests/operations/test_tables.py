@@ -14,7 +14,7 @@ from django.db.models import F, Value
 from django.db.models.functions import Lower
 
 from safemigrate.backends import for_connection
-from safemigrate.exceptions import InvalidPopulate
+from safemigrate.exceptions import BadRows, InvalidPopulate
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from safemigrate.populate import FromRelated
 from tests.support.sandbox import APP, MONTH, START, MigrationSandbox, Statements, month_later, question
@@ -135,6 +135,22 @@ def test_a_composite_key_with_a_function_of_no_arguments_and_a_unique_field(alia
     token = models.UUIDField(unique=True)
     sandbox.run(AddRequiredField("question", "token", token, uuid.uuid4, batch_size=BATCH))
     assert len(set(sandbox.values("token"))) == ROWS
+
+
+@pytest.mark.parametrize("kind", ["integers", "text and UUID"])
+def test_rows_of_a_composite_key_that_get_no_value_are_named(alias: str, kind: str) -> None:
+    sandbox = composite(alias, kind)
+    bad = sandbox.rows()[ROWS // 2].pk
+    with pytest.raises(BadRows) as caught:
+        sandbox.run(add(lambda row: None if row.pk == bad else row.pub_date + MONTH))
+    assert [row.key for row in caught.value.examples] == [bad]
+    sandbox.state = sandbox.after(AddNullableField("question", "expires_date", models.DateTimeField()))
+    assert sandbox.rows().filter(expires_date=None).count() == 1
+    sandbox.run(
+        Populate("question", "expires_date", lambda row: row.pub_date + MONTH),
+        SetNotNull("question", "expires_date", models.DateTimeField("expires at")),
+    )
+    assert month_later(sandbox.rows())
 
 
 def test_a_composite_key_over_several_fields(alias: str) -> None:
