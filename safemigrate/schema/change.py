@@ -17,6 +17,7 @@ from django.db.models import Model
 from safemigrate.backends import Database, for_connection
 from safemigrate.conf import get
 from safemigrate.engine import context, progress
+from safemigrate.engine.batches import Batches
 from safemigrate.exceptions import AlreadyRunning, InTransaction
 from safemigrate.schema import runner
 from safemigrate.schema.fields import model_in
@@ -139,13 +140,19 @@ class FieldStep(Operation):
             with self._alone(change):
                 self.backwards(change)
 
+    def _may_meet(self, change: Change) -> bool:
+        """May another process be at the same field? On an empty table each is done in a moment."""
+        if change.collects_sql or change.database.connection.in_atomic_block or not self._is_routed(change):
+            return False
+        return Batches(change.before(self.model_name), change.alias, []).rows.exists()
+
     @contextmanager
     def _alone(self, change: Change) -> Iterator[None]:
         """Wait for another `migrate` that is at the same field; what it has done is found done afterwards.
 
         Raises AlreadyRunning after SAFEMIGRATE_WAIT_SECONDS.
         """
-        if change.collects_sql or change.database.connection.in_atomic_block or not self._is_routed(change):
+        if not self._may_meet(change):
             yield
             return
         label = self.label(change.app_label)

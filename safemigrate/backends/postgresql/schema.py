@@ -34,6 +34,9 @@ LIMITS = ["statement_timeout", "idle_in_transaction_session_timeout", "transacti
 # Of the settings named in a parameter, those that the server has.
 KNOWN = "unnest(%s::text[]) AS name WHERE current_setting(name, true) IS NOT NULL"
 
+#: The connections that hold a lock by its name, by alias and name.
+_holders: dict[tuple[str, str], Any] = {}
+
 EXCLUSIVE = Lock("ACCESS EXCLUSIVE on the table", "everyone")
 EXCLUSIVE_BOTH = Lock("ACCESS EXCLUSIVE on both tables", "everyone")
 REFERRING = Lock("SHARE ROW EXCLUSIVE on both tables", "writers")
@@ -124,10 +127,28 @@ class PostgreSQL(Database):
         return blockers.named(self, tables, blocks)
 
     def lock_name(self, name: str) -> bool:
-        return bool(self.fetch("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [name])[0][0])
+        """Take an advisory lock in a transaction of a connection of its own.
+
+        A pooler in transaction mode would give the session of another lock to the site, and never take it back. The
+        transaction is idle and has no snapshot, so it keeps no row from a vacuum.
+        """
+        holder = self.connection.copy()
+        holder.set_autocommit(False)
+        with holder.cursor() as cursor:
+            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            cursor.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", [name])
+            (held,) = cursor.fetchone()
+        if held:
+            _holders[self.connection.alias, name] = holder
+        else:
+            holder.close()
+        return bool(held)
 
     def unlock_name(self, name: str) -> None:
-        self.fetch("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [name])
+        holder = _holders.pop((self.connection.alias, name), None)
+        if holder is not None:
+            holder.rollback()
+            holder.close()
 
     @contextmanager
     def writing(self, rows: QuerySet[Any]) -> Iterator[None]:

@@ -183,7 +183,12 @@ class SQLite(Database):
         """Lock a file of its own: the database's can be locked only together with its one writer."""
         if flock is None or self.connection.is_in_memory_db():
             return True
-        file = os.open(self._lock_file(name), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            file = _opened(self._lock_file(name))
+        except (
+            OSError
+        ):  # It is another user's, or there is no room for it. The database keeps its writers apart.
+            return True
         try:
             flock(file, LOCK_EX | LOCK_NB)
         except OSError:
@@ -259,3 +264,11 @@ class SQLite(Database):
     @staticmethod
     def _early_index(model: type[Model], field: AnyField) -> str:
         return short_name(model._meta.db_table, field.column, suffix=EARLY)
+
+
+def _opened(path: str) -> int:
+    # A file that is there is not asked to be made: in a folder for all, another user's could not be opened then.
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CREAT, 0o644)
