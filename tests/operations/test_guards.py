@@ -368,19 +368,20 @@ def plain(alias: str) -> Iterator[str]:
     """An alias of the same database for a user who may create no triggers."""
     given = connections[alias].settings_dict
     name = given["NAME"]
+    user = f"plain_{name}"[-32:]  # The server is shared by the processes that test.
     with another(alias) as admin:
-        run(admin, "CREATE USER plain@'%'")
+        run(admin, f"CREATE OR REPLACE USER {user}@'%'")
         run(
             admin,
-            f"GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX ON `{name}`.* TO plain@'%'",
+            f"GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX ON `{name}`.* TO {user}@'%'",
         )
-        connections.settings["plain"] = given | {"USER": "plain"}
+        connections.settings["plain"] = given | {"USER": user}
         try:
             yield "plain"
         finally:
             connections["plain"].close()
             del connections["plain"], connections.settings["plain"]
-            run(admin, "DROP USER plain@'%'")
+            run(admin, f"DROP USER {user}@'%'")
 
 
 @pytest.mark.parametrize("alias", ["mariadb"], indirect=True)

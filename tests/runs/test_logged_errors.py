@@ -31,6 +31,7 @@ def test_a_failed_run_is_logged_with_its_exception(alias: str, caplog: pytest.Lo
     assert record.label == "boxes.Question.n"  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_in_migrate_the_error_is_on_the_terminal_once(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.must("makemigrations", "-v0")
