@@ -18,6 +18,7 @@ class Context:
     """`migrations` gives the migration of a fill by (app, model, its fields); `observers` makes more of them.
 
     `work_factories` lead another process to the work of a fill, by the fill and its alias: see `workers.chosen`.
+    `in_migrate` says that no other `migrate` can be at the field.
     """
 
     person: str = ""
@@ -25,6 +26,7 @@ class Context:
     migrations: dict[Fill, str] = field(default_factory=dict)
     observers: Sequence[Callable[[], Any]] = ()
     work_factories: dict[tuple[Fill, str], Sequence[str]] = field(default_factory=dict)
+    in_migrate: bool = False
 
 
 current = Context()

@@ -15,12 +15,12 @@ from django.db import Error, transaction
 from django.db.models import F, QuerySet
 from django.utils import timezone
 
-from safemigrate import signals
+from safemigrate import conf, signals
 from safemigrate.engine import context
 from safemigrate.engine.batches import Batches, Range, Target, keys_of
 from safemigrate.engine.engine import Run
 from safemigrate.engine.keys import key_from_json, key_to_json
-from safemigrate.exceptions import LeaseLost, LimitReached, RunCancelled, RunPaused
+from safemigrate.exceptions import AlreadyRunning, LeaseLost, LimitReached, RunCancelled, RunPaused
 from safemigrate.models import BackfillRange, BackfillRun
 from safemigrate.runs import endings, leases, store
 from safemigrate.runs.endings import storable, stored
@@ -117,7 +117,7 @@ class RunRecorder(Recorder):
         if state.target is None or not store.is_kept():
             return
         try:
-            self.record = store.claim(state.target, details(state, state.target))
+            self.record = self._claimed(state, state.target)
         except Error as error:
             store.drop_lost_connection()
             warn_once(
@@ -125,6 +125,18 @@ class RunRecorder(Recorder):
             )
         else:
             self._begin(state, state.target)
+
+    @staticmethod
+    def _claimed(state: Run, target: Target) -> BackfillRun:
+        """Take the run; where a `migrate` before this one was killed, once its lease has ended."""
+        until = time.monotonic() + conf.get("SAFEMIGRATE_WAIT_SECONDS")
+        while True:
+            try:
+                return store.claim(target, details(state, target))
+            except AlreadyRunning:
+                may_wait = context.current.in_migrate and time.monotonic() < until
+                if not may_wait or store.is_renewed(target, 3 * BEAT):
+                    raise
 
     def _begin(self, state: Run, target: Target) -> None:
         record, self.is_recorded, self.paused = self.record, True, ""

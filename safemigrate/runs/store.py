@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -190,6 +191,18 @@ def claim(target: Target, details: dict[str, Any]) -> BackfillRun:
         return moved
 
     return _moved(target, take)
+
+
+def is_renewed(target: Target, seconds: float) -> bool:
+    """Watch the lease of a field's open run for so many seconds: does its process give signs of life?"""
+    key = open_key(target.label, target.alias)
+
+    def lease_until() -> Any:
+        return records().filter(open_key=key).values_list("lease_until", flat=True).first()
+
+    before = lease_until()
+    time.sleep(seconds)
+    return bool(lease_until() != before)
 
 
 def queue(target: Target, details: dict[str, Any]) -> BackfillRun:

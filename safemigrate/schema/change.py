@@ -158,7 +158,8 @@ class FieldStep(Operation):
         label = self.label(change.app_label)
         _wait_for_lock(change.database, f"{label} on {change.alias}", label)
         try:
-            yield
+            with context.changed(in_migrate=True):
+                yield
         finally:
             with suppress(Error):  # The connection may be what was lost, and the lock with it.
                 change.database.unlock_name(label.lower())

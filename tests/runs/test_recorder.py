@@ -31,11 +31,12 @@ from safemigrate import apps, signals
 from safemigrate.backends import for_connection
 from safemigrate.engine import context, engine
 from safemigrate.engine.observers import Limited, Limits
-from safemigrate.exceptions import BadRows, LeaseLost, LimitReached, RunCancelled
-from safemigrate.models import BackfillEvent, BackfillRange, BackfillRun
+from safemigrate.exceptions import AlreadyRunning, BadRows, LeaseLost, LimitReached, RunCancelled
+from safemigrate.models import BackfillEvent, BackfillRange, BackfillRun, open_key
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate
 from safemigrate.runs import heartbeat, recorder, store
 from safemigrate.runs.status import Status
+from safemigrate.schema.change import Change
 from tests.conftest import ROOT, cleaned
 from tests.support.processes import Polls
 from tests.support.projects import Project
@@ -813,17 +814,45 @@ def test_the_lease_is_renewed_during_a_batch_that_is_longer(polls: Polls, tmp_pa
         run = wait_until(recorded, process)
         time.sleep(4)
         assert polls.filled() == 0
-        with polls.start() as second:
-            _, errors = second.communicate(timeout=60)
-        assert second.returncode == 1
+        second = subprocess.run(
+            [sys.executable, "-m", "django", "backfill", "run", LABEL, "--database", polls.alias],
+            env=polls.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert second.returncode == 0, second.stderr
         assert (
             f"{LABEL} on {polls.alias} is being filled already: run {run.pk}, by process {process.pid}"
-            in (errors.decode())
+            in second.stdout
         )
         assert process.wait(timeout=60) == 0, process.communicate()
         process.communicate()
     polls.assert_ended_well()
     assert (recorded().attempts, recorded().status) == (1, Status.SUCCEEDED)
+
+
+@pytest.mark.slow
+@BOTH
+def test_a_run_whose_process_died_on_another_machine_is_waited_for(alias: str, settings: Any) -> None:
+    settings.SAFEMIGRATE_LEASE_SECONDS = 3
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(5)
+    sandbox.run(AddNullableField("question", "expires_date", models.DateTimeField("expires at")))
+    until = timezone.now() + timedelta(seconds=4)
+    dead = {"status": Status.RUNNING, "lease_until": until, "machine": "another", "process": 1}
+    names = {"app_label": "boxes", "model_name": "Question", "field_names": "expires_date", "alias": alias}
+    store.records().create(open_key=open_key("boxes.Question.expires_date", alias), **names, **dead)
+    populate = Populate("question", "expires_date", LATER)
+    with pytest.raises(AlreadyRunning), context.changed(in_migrate=False):
+        populate.fill(change_of(sandbox))
+    sandbox.run(populate)
+    assert timezone.now() > until
+    assert the_run().status == Status.SUCCEEDED
+
+
+def change_of(sandbox: MigrationSandbox) -> Change:
+    return Change("boxes", for_connection(sandbox.connection), sandbox.state, sandbox.state)
 
 
 def halt(process: Any, polls: Polls) -> None:

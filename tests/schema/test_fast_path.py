@@ -536,7 +536,8 @@ def test_the_copy_is_a_run_like_any_other(alias: str) -> None:
 
 @LITE
 @pytest.mark.usefixtures("_recorded")
-def test_a_paused_or_taken_run_is_refused_and_the_table_stays(alias: str) -> None:
+def test_a_paused_or_taken_run_is_refused_and_the_table_stays(alias: str, settings: Any) -> None:
+    settings.SAFEMIGRATE_WAIT_SECONDS = 0
     sandbox = made(alias, 5)
     before, schema = sandbox.state, sandbox.schema()
     add = AddRequiredField("question", "new", models.DateTimeField(), LATER)
