@@ -41,8 +41,13 @@ def keep(label: str, alias: str) -> str:
 hand_over: Callable[[str, str], str] = keep
 
 
-#: Returns in words how far the fill of (app.Model.field, alias) is that another process does; "" where none is known.
-progress_of: Callable[[str, str], str] = keep
+def none_known(label: str, alias: str) -> tuple[str, bool]:
+    return "", False
+
+
+#: Returns in words how far the fill of (app.Model.field, alias) is that another process does, "" where none is known,
+#: and whether that process gives no sign of life.
+progress_of: Callable[[str, str], tuple[str, bool]] = none_known
 
 
 @contextmanager

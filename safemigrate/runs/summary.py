@@ -48,14 +48,15 @@ def row(run: BackfillRun) -> list[str]:
     ]
 
 
-def progress_of(label: str, alias: str) -> str:
-    """Return how far the open run of app.Model.field is, "" where there is none, or no record of it."""
+def progress_of(label: str, alias: str) -> tuple[str, bool]:
+    """Return how far the open run of app.Model.field is, "" without one, and whether it is stalled."""
     app_label, model_name, names = label.split(".", 2)
     named = {"app_label": app_label, "model_name__iexact": model_name, "field_names": names, "alias": alias}
     with suppress(Error):
         run = store.records().filter(**named).exclude(status__in=OVER).first()
-        return f"run {run.pk}, {run.rows_done:,} of about {run.rows_total:,} rows" if run else ""
-    return ""
+        if run is not None:
+            return f"run {run.pk}, {run.rows_done:,} of about {run.rows_total:,} rows", run.is_stalled()
+    return "", False
 
 
 def as_dict(run: BackfillRun, *, full: bool = False) -> dict[str, Any]:

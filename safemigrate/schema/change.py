@@ -156,13 +156,14 @@ class FieldStep(Operation):
             yield
             return
         label = self.label(change.app_label)
-        _wait_for_lock(change.database, f"{label} on {change.alias}", label)
+        locked = _wait_for_lock(change.database, f"{label} on {change.alias}", label)
         try:
             with context.changed(in_migrate=True):
                 yield
         finally:
             with suppress(Error):  # The connection may be what was lost, and the lock with it.
-                change.database.unlock_name(label.lower())
+                if locked:
+                    change.database.unlock_name(label.lower())
 
     def apply(self, change: Change) -> None:
         if not self._is_routed(change) or not self.is_needed(change):
@@ -204,7 +205,8 @@ class FieldStep(Operation):
         return f"{app_label}.{self.model_name}.{'+'.join(self.names)}"
 
 
-def _wait_for_lock(database: Database, where: str, label: str) -> None:
+def _wait_for_lock(database: Database, where: str, label: str) -> bool:
+    """Return whether the lock was had; False where the process that has it shows no sign of life."""
     began, shown, most = time.monotonic(), -FOLLOW, get("SAFEMIGRATE_WAIT_SECONDS")
     while not database.lock_name(label.lower()):
         waited = time.monotonic() - began
@@ -215,6 +217,12 @@ def _wait_for_lock(database: Database, where: str, label: str) -> None:
             )
         if waited - shown >= FOLLOW:
             shown = waited
-            far = context.progress_of(label, str(database.connection.alias))
+            far, is_stalled = context.progress_of(label, str(database.connection.alias))
+            if is_stalled:
+                progress.say(
+                    f"The process that is at {where} shows no sign of life ({far}). This one goes on."
+                )
+                return False
             progress.say(f"Waiting for another process that is at {where}{far and f': {far}'}")
         time.sleep(min(LOOK, most - waited))
+    return True

@@ -99,11 +99,11 @@ def test_it_shows_that_it_waits_and_goes_on(
         first.lock_name(LABEL)
         looks: list[str] = []
 
-        def far(label: str, alias: str) -> str:
+        def far(label: str, alias: str) -> tuple[str, bool]:
             looks.append(label)
             if len(looks) == 2:
                 first.unlock_name(LABEL)
-            return f"look {len(looks)}"
+            return f"look {len(looks)}", False
 
         monkeypatch.setattr(change.context, "progress_of", far)
         monkeypatch.setattr(change.progress, "_verbosity", 1)

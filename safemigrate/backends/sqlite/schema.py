@@ -123,30 +123,31 @@ class SQLite(Database):
         else reads it, such as a view, may not be looked at while it is away. `value` is the SQL of the column's.
         """
         made = [text for text in step.statements if text.startswith("CREATE TABLE ")]
-        if not (made and self.has_table(model)):
-            return step
         table, column = model._meta.db_table, field.column
+        stored = self._master(table) if made else []
+        found = [sql for _, kind, sql in stored if kind == "table"]
+        if not found:
+            return step
         name, new = self.quote(table), self.quote(f"new__{table}")
         wanted = Definition.parse(made[0]).columns.get(column.lower())
         copied = [each for each in self._stored(model) if each != column]
         values = dict(zip(copied, map(self.quote, copied), strict=True))
         if wanted:
             values[column] = value or self.quote(column)
-        indexes = self._extras(table, "index")
+        indexes = [key for key, kind, _ in stored if kind == "index"]
         kept = {
             key: sql
-            for key, sql in self._extras(table).items()
-            if not key.endswith(EARLY) and (wanted or column not in self._indexed(key))
+            for key, kind, sql in stored
+            if kind != "table" and not key.endswith(EARLY) and (wanted or column not in self._indexed(key))
         }
         own = [text for text in step.statements if INDEX.search(text) and self.quote(column) in text]
         statements = (
-            self._definition(table).with_column(column, wanted).create(new),
+            Definition.parse(found[0]).with_column(column, wanted).create(new),
             f"INSERT INTO {new} ({', '.join(map(self.quote, values))}) SELECT {', '.join(values.values())} FROM {name}",
-            *self._copying_last_key(table),
+            *(self._copying_last_key(table) if "AUTOINCREMENT" in found[0].upper() else ()),
             f"DROP TABLE {name}",
             "PRAGMA legacy_alter_table = ON",
             f"ALTER TABLE {new} RENAME TO {name}",
-            "PRAGMA legacy_alter_table = OFF",
             *kept.values(),
             *(text for text in own if not any(self.quote(key) in text for key in indexes)),
         )
@@ -154,18 +155,12 @@ class SQLite(Database):
 
     def _copying_last_key(self, table: str) -> tuple[str, ...]:
         """Return what lets AUTOINCREMENT go on from the last key that it gave out, also where that row is gone."""
-        if not self._extras("sqlite_sequence", "table"):
-            return ()
         old, new = (self.editor().quote_value(name) for name in (table, f"new__{table}"))
         row = f"SELECT {new}, seq FROM sqlite_sequence WHERE name = {old}"
         return (
             f"DELETE FROM sqlite_sequence WHERE name = {new}",
             f"INSERT INTO sqlite_sequence (name, seq) {row}",
         )
-
-    def _definition(self, table: str) -> Definition:
-        (sql,) = self._extras(table, "table").values()
-        return Definition.parse(sql)
 
     def _stored(self, model: type[Model]) -> list[str]:
         """Return the columns that have values of their own."""
@@ -255,11 +250,15 @@ class SQLite(Database):
         return [row[2] for row in self.fetch(f"PRAGMA index_info({self.quote(name)})")]
 
     def _extras(self, table: str, *kinds: str) -> dict[str, str]:
-        rows = self.fetch(
+        rows = self._master(table)
+        return {name: sql for name, kind, sql in rows if kind in (kinds or ("index", "trigger"))}
+
+    def _master(self, table: str) -> list[tuple[Any, ...]]:
+        """Return name, kind and text of the table, its indexes and its triggers."""
+        return self.fetch(
             "SELECT name, type, sql FROM sqlite_master WHERE tbl_name = %s COLLATE NOCASE AND sql IS NOT NULL",
             [table],
         )
-        return {name: sql for name, kind, sql in rows if kind in (kinds or ("index", "trigger"))}
 
     @staticmethod
     def _early_index(model: type[Model], field: AnyField) -> str:
