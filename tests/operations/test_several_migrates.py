@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import models
+from django.db import connections, models
 from django.db.models import F
 
 from safemigrate.backends import for_connection
@@ -24,10 +26,22 @@ NAME, LATER = "expires_date", F("pub_date")
 LABEL = f"boxes.question.{NAME}"
 
 
+@pytest.fixture
+def polls(
+    alias: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Polls]:
+    """Full polls without the column, on SQLite in a file of their own."""
+    connection = connections[alias]
+    if connection.vendor == "sqlite":
+        connection.close()
+        monkeypatch.setitem(connection.settings_dict, "NAME", str(tmp_path / "polls.sqlite3"))
+    yield Polls(alias, request.getfixturevalue("environment"), ROWS)
+    connection.close()
+
+
 @pytest.mark.slow
 @pytest.mark.matrix
-def test_three_at_once_all_end_well(alias: str, environment: dict[str, str]) -> None:
-    polls = Polls(alias, environment, ROWS)
+def test_three_at_once_all_end_well(polls: Polls) -> None:
     with ExitStack() as stack:
         processes = [stack.enter_context(polls.start()) for _ in range(3)]
         ended = [process.communicate(timeout=200) for process in processes]
@@ -38,8 +52,7 @@ def test_three_at_once_all_end_well(alias: str, environment: dict[str, str]) -> 
 
 @pytest.mark.slow
 @pytest.mark.matrix
-def test_one_that_waits_takes_over_where_the_first_is_killed(alias: str, environment: dict[str, str]) -> None:
-    polls = Polls(alias, environment, ROWS)
+def test_one_that_waits_takes_over_where_the_first_is_killed(polls: Polls) -> None:
     with polls.start() as first:
         while not polls.filled() and first.poll() is None:
             time.sleep(0.01)
