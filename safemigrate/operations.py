@@ -500,7 +500,7 @@ class AddRequiredField(FieldStep, AddField):
         full = Batches(change.before(self.model_name), change.alias, []).rows.exists()
         if full:
             self._validate(self._stages(change))
-        if self.keep_guard or not self._shortcut(change).take():
+        if self.keep_guard or not self._shortcut(change).take(full=full):
             self._walk(change, full)
         model = change.after(self.model_name)
         proofs.confirm_required(change.database, model, field_of(model, self.name))

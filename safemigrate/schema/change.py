@@ -144,6 +144,8 @@ class FieldStep(Operation):
         """May another process be at the same field? On an empty table each is done in a moment."""
         if change.collects_sql or change.database.connection.in_atomic_block or not self._is_routed(change):
             return False
+        if change.database.fills_at_once:  # SQLite, whose lock costs nothing.
+            return True
         return Batches(change.before(self.model_name), change.alias, []).rows.exists()
 
     @contextmanager

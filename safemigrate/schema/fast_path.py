@@ -15,7 +15,7 @@ from django.db.models import UUIDField
 from safemigrate import conf
 from safemigrate.backends import Database, get_backend
 from safemigrate.engine import engine
-from safemigrate.engine.batches import Batches, Target
+from safemigrate.engine.batches import Target
 from safemigrate.exceptions import NoGuard
 from safemigrate.populate.sources import InDatabase, InPython, Source, fingerprint, resolve
 from safemigrate.schema import guards, runner
@@ -44,7 +44,7 @@ class Shortcut:
     populate: Any
     batch_size: int | None
 
-    def take(self) -> bool:
+    def take(self, *, full: bool) -> bool:
         """Go it where it can be gone; return whether the column is there, filled and required.
 
         Where the database refuses, for a row without a value or one that came in, it has changed nothing that
@@ -52,7 +52,7 @@ class Shortcut:
         """
         if self.database.column(self.before, self.field.column) is not None:
             return False
-        if not Batches(self.before, self.target.alias, []).rows.exists():
+        if not full:
             return self._run(self._step())
         return self._fill() if self._may_fill() else False
 

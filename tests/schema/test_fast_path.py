@@ -102,7 +102,7 @@ def made(alias: str, rows: int = 0, *, site: int = 1, **options: Any) -> Migrati
 def long_road() -> Iterator[None]:
     """Run without the fast path."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast_path.Shortcut, "take", lambda self: False)
+        patch.setattr(fast_path.Shortcut, "take", lambda self, **given: False)
         yield
 
 

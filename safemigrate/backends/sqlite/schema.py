@@ -124,7 +124,10 @@ class SQLite(Database):
         """
         made = [text for text in step.statements if text.startswith("CREATE TABLE ")]
         table, column = model._meta.db_table, field.column
-        stored = self._master(table) if made else []
+        # Where a view or another table's trigger is, the table's new name would be looked up in it.
+        master = self._master(table, views=True) if made else []
+        stored = [each for each in master if each[1] != "other"]
+        unread = len(master) > len(stored)
         found = [sql for _, kind, sql in stored if kind == "table"]
         if not found:
             return step
@@ -146,12 +149,14 @@ class SQLite(Database):
             f"INSERT INTO {new} ({', '.join(map(self.quote, values))}) SELECT {', '.join(values.values())} FROM {name}",
             *(self._copying_last_key(table) if "AUTOINCREMENT" in found[0].upper() else ()),
             f"DROP TABLE {name}",
-            "PRAGMA legacy_alter_table = ON",
+            *(("PRAGMA legacy_alter_table = ON",) if unread else ()),
             f"ALTER TABLE {new} RENAME TO {name}",
             *kept.values(),
             *(text for text in own if not any(self.quote(key) in text for key in indexes)),
         )
-        return replace(step, statements=statements, cleanup=("PRAGMA legacy_alter_table = OFF",))
+        return replace(
+            step, statements=statements, cleanup=("PRAGMA legacy_alter_table = OFF",) if unread else ()
+        )
 
     def _copying_last_key(self, table: str) -> tuple[str, ...]:
         """Return what lets AUTOINCREMENT go on from the last key that it gave out, also where that row is gone."""
@@ -253,11 +258,12 @@ class SQLite(Database):
         rows = self._master(table)
         return {name: sql for name, kind, sql in rows if kind in (kinds or ("index", "trigger"))}
 
-    def _master(self, table: str) -> list[tuple[Any, ...]]:
-        """Return name, kind and text of the table, its indexes and its triggers."""
+    def _master(self, table: str, *, views: bool = False) -> list[tuple[Any, ...]]:
+        """Return name, kind and text of the table, its indexes and triggers; with `views`, "other" readers too."""
         return self.fetch(
-            "SELECT name, type, sql FROM sqlite_master WHERE tbl_name = %s COLLATE NOCASE AND sql IS NOT NULL",
-            [table],
+            "SELECT name, CASE WHEN tbl_name = %s COLLATE NOCASE THEN type ELSE 'other' END, sql FROM sqlite_master "
+            "WHERE sql IS NOT NULL AND (tbl_name = %s COLLATE NOCASE OR (%s AND type IN ('view', 'trigger')))",
+            [table, table, views],
         )
 
     @staticmethod
