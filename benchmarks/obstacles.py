@@ -51,11 +51,8 @@ class Reader(Obstacle):
             cursor.execute(f"SELECT id FROM {TABLE} WHERE id = 1")
             self.has_read.set()
             time.sleep(READER_SECONDS)
-            cursor.execute(
-                "SELECT COUNT(*) FROM information_schema.columns WHERE table_name = %s AND column_name = %s",
-                [TABLE, "expires_date"],
-            )
-            self.was_first = cursor.fetchone() == (0,)
+            columns = connection.introspection.get_table_description(cursor, TABLE)
+            self.was_first = all(column.name != "expires_date" for column in columns)
         connection.rollback()
         connection.close()
 
