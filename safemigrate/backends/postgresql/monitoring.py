@@ -7,7 +7,7 @@ from typing import Any
 from django.db.models import Model
 
 from safemigrate.backends.base.monitoring import Monitoring, one_line, slowest
-from safemigrate.backends.postgresql.schema import PostgreSQL
+from safemigrate.backends.postgresql.schema import WITH_PARTITIONS, PostgreSQL
 from safemigrate.exceptions import NotVisible
 
 VACUUM_LOCK = "ShareUpdateExclusiveLock"
@@ -115,10 +115,11 @@ class PostgreSQLMonitoring(Monitoring):
 
     def size(self, model: type[Model]) -> tuple[int | None, int | None]:
         rows = self.fetch(
-            "SELECT pg_table_size(oid), pg_indexes_size(oid) FROM pg_class WHERE oid = to_regclass(%s)",
-            [self._table(model)],
+            "SELECT sum(pg_table_size(oid))::bigint, sum(pg_indexes_size(oid))::bigint FROM pg_class "
+            f"WHERE oid IN ({WITH_PARTITIONS})",
+            [self._table(model)] * 2,
         )
-        return rows[0] if rows else (None, None)
+        return rows[0]
 
     def triggers(self, model: type[Model]) -> list[str]:
         # Those of some columns alone do not fire: the fill writes none of them.

@@ -14,7 +14,7 @@ from django.db.models import NOT_PROVIDED, Model, Q, QuerySet
 from django.db.transaction import atomic
 
 from safemigrate.backends.base.schema import Column, Database, error_code, short_name
-from safemigrate.backends.postgresql import blockers
+from safemigrate.backends.postgresql import blockers, partitions
 from safemigrate.conf import get
 from safemigrate.schema import fields
 from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
@@ -36,6 +36,9 @@ KNOWN = "unnest(%s::text[]) AS name WHERE current_setting(name, true) IS NOT NUL
 
 #: The connections that hold a lock by its name, by alias and name.
 _holders: dict[tuple[str, str], Any] = {}
+
+# The table of a name, and its partitions.
+WITH_PARTITIONS = "SELECT to_regclass(%s) UNION SELECT relid FROM pg_partition_tree(to_regclass(%s))"
 
 EXCLUSIVE = Lock("ACCESS EXCLUSIVE on the table", "everyone")
 EXCLUSIVE_BOTH = Lock("ACCESS EXCLUSIVE on both tables", "everyone")
@@ -62,7 +65,7 @@ class PostgreSQL(Database):
             return None
         not_null, has_default = rows[0]
         # From 18 on attnotnull is true already while its constraint is NOT VALID.
-        valid = not_null and not self._constraints(model, column, kind="n", valid=False)
+        valid = not_null and not self._constraints(self._table(model), column, kind="n", valid=False)
         return Column(not valid, has_default)
 
     def _unique_columns(self, model: type[Model]) -> list[list[str]]:
@@ -87,12 +90,13 @@ class PostgreSQL(Database):
 
     def estimated_rows(self, model: type[Model]) -> int:
         rows = self.fetch(
-            "SELECT reltuples::bigint, pg_relation_size(oid) FROM pg_class WHERE oid = to_regclass(%s)",
-            [self._table(model)],
+            # Never analyzed (-1): as good a guess as any, and the progress goes on counting. A partitioned table has no
+            # rows of its own.
+            "SELECT CASE WHEN reltuples < 0 THEN pg_relation_size(oid) / 100 ELSE reltuples END::bigint FROM pg_class "
+            f"WHERE relkind <> 'p' AND oid IN ({WITH_PARTITIONS})",
+            [self._table(model)] * 2,
         )
-        estimate, size = rows[0] if rows else (0, 0)
-        # Never analyzed: as good a guess as any, and the progress goes on counting.
-        return max(int(estimate), int(size) // 100 if estimate < 0 else 0)
+        return sum(each for (each,) in rows)
 
     def session(self, model: type[Model]) -> tuple[Any, ...]:
         # A project may have set the path, for a tenant, or the role on the caller's connection alone.
@@ -215,7 +219,11 @@ class PostgreSQL(Database):
             return self.column(model, field.column) is not None
 
         # Without its foreign key, which SetNotNull adds, the column has nothing to do with the other table.
-        others = self.tables(model, field)[1:] if self._constraints(model, field.column, kind="f") else ()
+        others = (
+            self.tables(model, field)[1:]
+            if self._constraints(self._table(model), field.column, kind="f")
+            else ()
+        )
         lock = EXCLUSIVE_BOTH if others else EXCLUSIVE
         return [
             self._short(model, f"drop the column {field.column}", sql, needed=there, lock=lock, others=others)
@@ -240,18 +248,18 @@ class PostgreSQL(Database):
 
     def _not_null_constraint(self, model: type[Model], field: AnyField) -> tuple[Step, Step, list[Step]]:
         alter, column = f"ALTER TABLE {self._table(model)}", self.quote(field.column)
-        there = self._constraints(model, field.column, kind="n")
+        there = self._constraints(self._table(model), field.column, kind="n")
         # The name that CREATE TABLE would have given it, so that a dump equals that of a fresh database.
         name = self.quote(there[0] if there else self._default_name(model, field, "not_null"))
 
         def unvalidated() -> bool:
-            return bool(self._constraints(model, field.column, kind="n", valid=False))
+            return bool(self._constraints(self._table(model), field.column, kind="n", valid=False))
 
         reject_nulls = self._short(
             model,
             f"let no new NULL into {field.column}",
             f"{alter} ADD CONSTRAINT {name} NOT NULL {column} NOT VALID",
-            needed=lambda: not self._constraints(model, field.column, kind="n"),
+            needed=lambda: not self._constraints(self._table(model), field.column, kind="n"),
         )
         accept_nulls = self._short(
             model,
@@ -259,8 +267,8 @@ class PostgreSQL(Database):
             f"{alter} ALTER COLUMN {column} DROP NOT NULL",
             needed=unvalidated,
         )
-        validate = self._online(
-            model,
+        validate = self.online(
+            (self._table(model),),
             f"prove that no {field.column} is NULL",
             f"{alter} VALIDATE CONSTRAINT {name}",
             needed=unvalidated,
@@ -274,7 +282,7 @@ class PostgreSQL(Database):
         drop = f"{alter} DROP CONSTRAINT {name}"
 
         def there() -> bool:
-            return plain in self._constraints(model, field.column, kind="c")
+            return plain in self._constraints(self._table(model), field.column, kind="c")
 
         reject_nulls = self._short(
             model,
@@ -283,11 +291,13 @@ class PostgreSQL(Database):
             needed=lambda: self._is_nullable(model, field) and not there(),
         )
         accept_nulls = self._short(model, f"let NULL into {field.column} again", drop, needed=there)
-        validate = self._online(
-            model,
+        validate = self.online(
+            (self._table(model),),
             f"prove that no {field.column} is NULL",
             f"{alter} VALIDATE CONSTRAINT {name}",
-            needed=lambda: plain in self._constraints(model, field.column, kind="c", valid=False),
+            needed=lambda: (
+                plain in self._constraints(self._table(model), field.column, kind="c", valid=False)
+            ),
         )
         # With the proof at hand SET NOT NULL reads nothing, so both share one instant.
         enforce = self._short(
@@ -305,9 +315,9 @@ class PostgreSQL(Database):
             steps += self._unique_steps(model, field, editor)
         for statement in editor._field_indexes_sql(model, field):
             name = str(statement.parts["name"]).strip('"')
-            sql = str(statement).replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
+            definition = str(statement).partition(f" ON {self._table(model)} ")[2]
             steps += self._index(
-                model, field, name, sql, needed=lambda name=name: not self._index_valid(model, name)
+                model, field, name, definition, needed=lambda name=name: not self._index_valid(model, name)
             )
         return steps
 
@@ -316,13 +326,14 @@ class PostgreSQL(Database):
         table, column, quoted = self._table(model), self.quote(field.column), self.quote(name)
 
         def missing() -> bool:
-            return not self._constraints(model, field.column, kind="u")
+            return not self._constraints(self._table(model), field.column, kind="u")
 
         build = self._index(
             model,
             field,
             name,
-            f"CREATE UNIQUE INDEX CONCURRENTLY {quoted} ON {table} ({column})",
+            f"({column})",
+            unique="UNIQUE ",
             needed=lambda: missing() and not self._index_valid(model, name),
         )
         use = self._short(
@@ -333,15 +344,27 @@ class PostgreSQL(Database):
         )
         return [*build, use]
 
-    def _index(self, model: type[Model], field: AnyField, name: str, sql: str, *, needed: Any) -> list[Step]:
-        drop = self._online(
-            model,
+    def _index(
+        self,
+        model: type[Model],
+        field: AnyField,
+        name: str,
+        definition: str,
+        *,
+        unique: str = "",
+        needed: Any,
+    ) -> list[Step]:
+        if tables := partitions.tree(self, model):
+            return partitions.index_steps(self, tables, str(field.column), name, definition)
+        on = (self._table(model),)
+        drop = self.online(
+            on,
             f"drop what a failed attempt left of {name}",
             f"DROP INDEX CONCURRENTLY IF EXISTS {self._qualified(model, name)}",
             needed=lambda: self._index_valid(model, name) is False,
         )
-        build = self._online(model, f"index {field.column} as {name}", sql, needed=needed)
-        return [drop, build]
+        sql = f"CREATE {unique}INDEX CONCURRENTLY {self.quote(name)} ON {on[0]} {definition}"
+        return [drop, self.online(on, f"index {field.column} as {name}", sql, needed=needed)]
 
     def _index_valid(self, model: type[Model], name: str) -> bool | None:
         """Return whether the table's index of that name is valid, None where there is none."""
@@ -358,39 +381,61 @@ class PostgreSQL(Database):
             return []
         name = self._default_name(model, field, "check")
         add = f"ADD CONSTRAINT {self.quote(name)} CHECK ({check}) NOT VALID"
-        return self._validated_later(model, field, name, add, kind="c")
+        return self._validated_later(self._table(model), field, name, add, kind="c")
 
     def _foreign_key_steps(self, model: type[Model], field: AnyField) -> list[Step]:
         if not (field.remote_field and field.db_constraint):
             return []
         statement = self.editor()._create_fk_sql(model, field, "_fk_%(to_table)s_%(to_column)s")
         name = str(statement.parts["name"]).strip('"')
-        add = str(statement).partition(f"ALTER TABLE {self._table(model)} ")[2] + " NOT VALID"
-        return self._validated_later(model, field, name, add, kind="f")
+        table = self._table(model)
+        add = str(statement).partition(f"ALTER TABLE {table} ")[2]
+        leaves = [
+            partitions.qualified(self, each.schema, each.name)
+            for each in partitions.tree(self, model)
+            if each.is_leaf
+        ]
+        if not leaves:
+            return self._validated_later(table, field, name, f"{add} NOT VALID", kind="f")
 
-    def _validated_later(
-        self, model: type[Model], field: AnyField, name: str, add: str, *, kind: str
-    ) -> list[Step]:
-        alter = f"ALTER TABLE {self._table(model)}"
-        what = "foreign key" if kind == "f" else "check"
-        lock = REFERRING if kind == "f" else EXCLUSIVE
+        def missing() -> bool:
+            return name not in self._constraints(table, field.column, kind="f")
+
+        others = self.tables(model, field)[1:]
+        whole = Step(
+            f"add the foreign key of {field.column} to the whole table",
+            (f"ALTER TABLE {table} {add}",),  # It finds the partitions' own, and looks at no row.
+            REFERRING,
+            tables=(table, *others),
+            needed=missing,
+        )
+        own = [
+            step
+            for leaf in leaves
+            for step in self._validated_later(leaf, field, name, f"{add} NOT VALID", kind="f")
+        ]
+        return [*own, whole]
+
+    def _validated_later(self, table: str, field: AnyField, name: str, add: str, *, kind: str) -> list[Step]:
+        what = f"{'foreign key' if kind == 'f' else 'check'} of {field.column}"
+        what += "" if table == self._table(field.model) else f" to {table}"
+        others = self.tables(field.model, field)[1:] if kind == "f" else ()
 
         def there(valid: bool | None = None) -> bool:
-            return name in self._constraints(model, field.column, kind=kind, valid=valid)
+            return name in self._constraints(table, field.column, kind=kind, valid=valid)
 
         return [
-            self._short(
-                model,
-                f"add the {what} of {field.column}, not validated",
-                f"{alter} {add}",
+            Step(
+                f"add the {what}, not validated",
+                (f"ALTER TABLE {table} {add}",),
+                REFERRING if kind == "f" else EXCLUSIVE,
+                tables=(table, *others),
                 needed=lambda: not there(),
-                lock=lock,
-                others=self.tables(model, field)[1:] if kind == "f" else (),
             ),
-            self._online(
-                model,
-                f"validate the {what} of {field.column}",
-                f"{alter} VALIDATE CONSTRAINT {self.quote(name)}",
+            self.online(
+                (table,),
+                f"validate the {what}",
+                f"ALTER TABLE {table} VALIDATE CONSTRAINT {self.quote(name)}",
                 needed=lambda: there(valid=False),
             ),
         ]
@@ -412,7 +457,7 @@ class PostgreSQL(Database):
     def _drop_constraint(self, model: type[Model], field: AnyField, name: str) -> Step:
         sql = f"ALTER TABLE {self._table(model)} DROP CONSTRAINT {self.quote(name)}"
         others = self.tables(model, field)[1:]
-        if name not in self._constraints(model, field.column, kind="f"):
+        if name not in self._constraints(self._table(model), field.column, kind="f"):
             return self._short(model, f"drop the constraint {name}", sql)
         return self._short(model, f"drop the constraint {name}", sql, lock=EXCLUSIVE_BOTH, others=others)
 
@@ -427,7 +472,9 @@ class PostgreSQL(Database):
             names.append(
                 str(editor._fk_constraint_name(model, field, "_fk_%(to_table)s_%(to_column)s")).strip('"')
             )
-        there = {name for kind in "cuf" for name in self._constraints(model, field.column, kind=kind)}
+        there = {
+            name for kind in "cuf" for name in self._constraints(self._table(model), field.column, kind=kind)
+        }
         return [name for name in names if name in there]
 
     def _drop_index_steps(self, model: type[Model], field: AnyField) -> list[Step]:
@@ -435,12 +482,13 @@ class PostgreSQL(Database):
         return [self._drop_index(model, str(statement.parts["name"]).strip('"')) for statement in statements]
 
     def _drop_index(self, model: type[Model], name: str) -> Step:
-        return self._online(
-            model,
-            f"drop the index {name}",
-            f"DROP INDEX CONCURRENTLY {self._qualified(model, name)}",
-            needed=lambda: self._index_valid(model, name) is not None,
-        )
+        def there() -> bool:
+            return self._index_valid(model, name) is not None
+
+        title, index = f"drop the index {name}", self._qualified(model, name)
+        if partitions.tree(self, model):  # Of these none can be dropped CONCURRENTLY.
+            return self._short(model, title, f"DROP INDEX {index}", needed=there)
+        return self.online((self._table(model),), title, f"DROP INDEX CONCURRENTLY {index}", needed=there)
 
     def with_values(self, sql: str, params: Sequence[Any]) -> str:
         self.connection.ensure_connection()
@@ -540,19 +588,17 @@ class PostgreSQL(Database):
         step = Step(title, statements, lock, tables=(self._table(model), *others))
         return step if needed is None else Step(title, statements, lock, tables=step.tables, needed=needed)
 
-    def _online(self, model: type[Model], title: str, statement: str, *, needed: Any) -> Step:
-        tables = (self._table(model),)
+    def online(self, tables: tuple[str, ...], title: str, statement: str, *, needed: Any) -> Step:
+        """Return a step that lets readers and writers pass, however long it takes."""
         return Step(title, (statement,), ONLINE, online=True, tables=tables, needed=needed)
 
-    def _constraints(
-        self, model: type[Model], column: str, *, kind: str, valid: bool | None = None
-    ) -> list[str]:
+    def _constraints(self, table: str, column: str, *, kind: str, valid: bool | None = None) -> list[str]:
         """Return the names of the constraints of a kind (as in pg_constraint) on exactly this column."""
         rows = self.fetch(
             "SELECT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid "
             "WHERE c.conrelid = to_regclass(%s) AND a.attname = %s AND NOT a.attisdropped "
             "AND c.conkey = ARRAY[a.attnum] AND c.contype = %s AND (%s::boolean IS NULL OR c.convalidated = %s)",
-            [self._table(model), column, kind, valid, valid],
+            [table, column, kind, valid, valid],
         )
         return [name for (name,) in rows]
 
@@ -566,7 +612,9 @@ class PostgreSQL(Database):
     def _is_taken(self, model: type[Model], column: str, name: str) -> bool:
         rows = self.fetch(
             "SELECT 1 FROM pg_constraint c JOIN pg_class t ON t.oid = to_regclass(%s) "
-            "WHERE c.conname = %s AND c.connamespace = t.relnamespace AND NOT (c.conrelid = t.oid AND EXISTS "
+            # Not what this very table gave to its partitions, or to tables that inherit from it.
+            "WHERE c.conname = %s AND c.connamespace = t.relnamespace AND c.coninhcount = 0 "
+            "AND NOT (c.conrelid = t.oid AND EXISTS "
             "(SELECT FROM pg_attribute WHERE attrelid = t.oid AND attname = %s AND c.conkey = ARRAY[attnum]))",
             [self._table(model), name, column],
         )
