@@ -39,7 +39,11 @@ class LockNotAcquired(SafemigrateError):
     """A short table lock was not to be had within the tries allowed; nothing was changed by this step."""
 
 
-class TableCopyNeeded(SafemigrateError):
+class StepRefused(SafemigrateError):
+    """The server refuses a statement, or would refuse one of a later step; the message says what is left."""
+
+
+class TableCopyNeeded(StepRefused):
     """The server could only do the step by copying the table under a lock."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from django.core.exceptions import FieldError
 from django.db import DatabaseError, connections
 from django.db.migrations.operations.base import Operation, OperationCategory
 from django.db.migrations.operations.fields import AddField, AlterField, FieldOperation, RemoveField
@@ -23,7 +24,7 @@ from safemigrate.engine import engine
 from safemigrate.engine.batches import Batches, Target
 from safemigrate.exceptions import InvalidField, InvalidPopulate, NoGuard
 from safemigrate.populate.sources import AsWritten, InPython, Source, check, is_dotted_path, resolve
-from safemigrate.schema import fields, guards, proofs
+from safemigrate.schema import fields, guards, preflight, proofs
 from safemigrate.schema.change import Change, FieldStep
 from safemigrate.schema.fast_path import Shortcut
 from safemigrate.schema.not_null import Requiring
@@ -61,6 +62,11 @@ class AddNullableField(FieldStep, AddField):
         model = change.after(self.model_name)
         return change.database.add_column(model, field_of(model, self.name))
 
+    def look(self, change: Change) -> None:
+        final = change.from_state.clone()
+        final.add_field(change.app_label, self.model_name_lower, self.name, self.field, True)
+        _refuse_obstacles(change.within(final), self)
+
     def forwards(self, change: Change) -> None:
         model = change.after(self.model_name)
         proofs.refuse_other_type(change.database, model, field_of(model, self.name))
@@ -74,6 +80,11 @@ class AddNullableField(FieldStep, AddField):
 
     def reduce(self, operation: Operation, app_label: str) -> Any:
         return _reduce_added(self, operation, app_label)
+
+
+def _refuse_obstacles(change: Change, step: FieldStep) -> None:
+    model = change.after(step.model_name)
+    preflight.refuse(change.database, model, field_of(model, step.name))
 
 
 def _drop_column(self: FieldStep, change: Change) -> None:
@@ -164,9 +175,17 @@ class Populate(FieldStep):
         target = self.target(model, alias, state.apps)
         source = resolve(self.populate, self.names)
         proofs.refuse_constants(target, source)
-        if isinstance(source, InPython) and source.unique:
-            proofs.refuse_not_unique(target)
-        Fill(target, source).statement()
+        if isinstance(source, InPython):
+            engine.refuse_repeated_keys(target, source)
+            if source.unique:
+                proofs.refuse_not_unique(target)
+        try:
+            Fill(target, source).statement()
+        except FieldError as error:
+            raise InvalidPopulate(
+                f"{target.label} on {alias} cannot be filled by {source.title}: {error}. Correct the populate of this "
+                "migration."
+            ) from error
 
     def fill(self, change: Change, once: Sequence[str] | None = None, *, at_once: bool = False) -> None:
         """Fill all rows that still need it, or raise BadRows. Imports a dotted path only for that.
@@ -256,6 +275,9 @@ class SetNotNull(FieldStep, AlterField):
         model = change.after(self.model_name)
         steps = change.database.require(change.before(self.model_name), model, field_of(model, self.name))
         return steps.in_order()
+
+    def look(self, change: Change) -> None:
+        _refuse_obstacles(change, self)
 
     def forwards(self, change: Change) -> None:
         before, model = change.before(self.model_name), change.after(self.model_name)
@@ -496,10 +518,16 @@ class AddRequiredField(FieldStep, AddField):
     def plan(self, change: Change) -> Plan:
         return [part for step, stage in self._stages(change) for part in step.plan(stage)]
 
-    def forwards(self, change: Change) -> None:
-        full = Batches(change.before(self.model_name), change.alias, []).rows.exists()
-        if full:
+    def look(self, change: Change) -> None:
+        _refuse_obstacles(change, self)
+        if self._is_full(change):
             self._validate(self._stages(change))
+
+    def _is_full(self, change: Change) -> bool:
+        return Batches(change.before(self.model_name), change.alias, []).rows.exists()
+
+    def forwards(self, change: Change) -> None:
+        full = self._is_full(change)
         if self.keep_guard or not self._shortcut(change).take(full=full):
             self._walk(change, full)
         model = change.after(self.model_name)
@@ -514,7 +542,7 @@ class AddRequiredField(FieldStep, AddField):
         """Run the operations one after another; each looks first whether it is still needed."""
         for step, stage in self._stages(change):
             if not isinstance(step, GuardWrites):
-                step.apply(stage)
+                step.apply(stage, looked=True)
             elif full or self.keep_guard:
                 step.create(stage, level=logging.WARNING if self.keep_guard else logging.INFO)
         if self.keep_guard and not change.database.guards_before_not_null:

@@ -125,6 +125,17 @@ def fill(
     return Filling(target, source, batch_size, at_once=at_once).run()
 
 
+def refuse_repeated_keys(target: Target, source: InDatabase | InPython) -> None:
+    """Raise InvalidPopulate where two rows may have the same key, by which Python writes its values."""
+    if not for_connection(connections[target.alias]).has_unique_key(target.model):
+        raise InvalidPopulate(
+            f"{target.label} on {target.alias}: no unique index of {target.model._meta.db_table} covers the primary "
+            f"key of the model, so two rows may have the same one, and {source.title} writes its values by it: a value "
+            "could go into another row. Give the table its primary key, or populate by an expression, which the "
+            "database computes in each row."
+        )
+
+
 class Locked(Exception):
     """A batch waited for a lock that another session holds, and was rolled back."""
 
@@ -172,14 +183,9 @@ class Filling:
 
     @cached_property
     def work(self) -> Work:
-        work, model = work_for(self.target, self.source, self.database), self.target.model
-        if isinstance(work, ComputedInPython) and not self.database.has_unique_key(model):
-            raise InvalidPopulate(
-                f"{self.target.label} on {self.target.alias}: no unique index of {model._meta.db_table} covers the "
-                f"primary key of the model, so two rows may have the same one, and {self.source.title} writes its "
-                "values by it: a value could go into another row. Give the table its primary key, or populate by an "
-                "expression, which the database computes in each row."
-            )
+        work = work_for(self.target, self.source, self.database)
+        if isinstance(work, ComputedInPython):
+            refuse_repeated_keys(self.target, self.source)
         return work
 
     @cached_property

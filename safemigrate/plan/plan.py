@@ -23,9 +23,11 @@ from safemigrate.plan import sampling
 from safemigrate.plan.risks import SMALL, Risk, Situation, found
 from safemigrate.plan.sampling import Sample
 from safemigrate.populate.sources import AsWritten
+from safemigrate.schema import preflight
 from safemigrate.schema.change import Change
+from safemigrate.schema.fields import model_in
 from safemigrate.schema.plan import Fill
-from safemigrate.schema.steps import Step
+from safemigrate.schema.steps import Obstacle, Step
 from safemigrate.types import field_of
 
 ROW_LOCKS = "row locks"
@@ -110,6 +112,8 @@ def written(target: Target, migrations: Migrations) -> list[PlannedMigration]:
 
 def make(target: Target, entries: Sequence[PlannedMigration], alias: str) -> DatabasePlan:
     """Return the plan of the target on one alias. Nothing is changed, and only a reader's lock is held.
+
+    On MySQL and MariaDB the steps are tried on an empty table made like it, which is dropped again.
 
     Up to 2,000 rows are copied into a table that no other session sees and filled there, which calls a function
     that computes values.
@@ -286,8 +290,15 @@ class _Look:
             return ()
         return (f"{self.database.with_values(*made)} AND <the primary key is in the range>",)
 
+    def _obstacles(self) -> list[Obstacle]:
+        last = self.entries[-1]
+        state = last.migration.mutate_state(last.before.clone())
+        model = model_in(state, self.target.app_label, self.target.model_name, self.database)
+        return preflight.obstacles(self.database, model, field_of(model, self.target.name))
+
     def _situation(self, actions: Sequence[Action]) -> Situation:
         operations = [operation for entry in self.entries for operation in entry.migration.operations]
+        done = all(action.done for action in actions)
         return Situation(
             target=self.target,
             model=self.model,
@@ -299,7 +310,8 @@ class _Look:
             fills=self._fills,
             problems=[a.sample.problem for a in actions if a.sample and a.sample.problem],
             steps=[part for _, part, _ in self._parts if isinstance(part, Step)],
-            done=all(action.done for action in actions),
+            obstacles=[] if done else self._obstacles(),
+            done=done,
         )
 
 

@@ -16,7 +16,7 @@ from safemigrate.generator.targets import Target
 from safemigrate.operations import AddRequiredField
 from safemigrate.schema import guards
 from safemigrate.schema.plan import Fill
-from safemigrate.schema.steps import Step
+from safemigrate.schema.steps import Obstacle, Step
 from safemigrate.types import field_of
 
 #: Fewer rows than this are filled, read and copied before anybody notices.
@@ -49,6 +49,7 @@ class Situation:
     fills: Sequence[Fill]
     problems: Sequence[str]
     steps: Sequence[Step]
+    obstacles: Sequence[Obstacle]
     done: bool
 
     @property
@@ -75,6 +76,12 @@ def _failing_sample(situation: Situation) -> Iterator[Risk]:
             "Correct the populate, or these rows, and plan again.",
             hurts=True,
         )
+
+
+def _obstacles(situation: Situation) -> Iterator[Risk]:
+    """What the operations themselves look for before their first statement."""
+    for obstacle in situation.obstacles:
+        yield Risk(f"{obstacle.text[0].upper()}{obstacle.text[1:]}", obstacle.cure, hurts=obstacle.certain)
 
 
 def _long_steps(situation: Situation) -> Iterator[Risk]:
@@ -229,6 +236,7 @@ def _unapplied(situation: Situation) -> Iterator[Risk]:
 
 LOOKS = [
     _failing_sample,
+    _obstacles,
     _long_steps,
     _foreign_alias,
     _open_transactions,

@@ -18,7 +18,7 @@ from safemigrate.backends import Database, for_connection
 from safemigrate.conf import get
 from safemigrate.engine import context, progress
 from safemigrate.engine.batches import Batches
-from safemigrate.exceptions import AlreadyRunning, InTransaction
+from safemigrate.exceptions import AlreadyRunning, InTransaction, SafemigrateError, StepRefused
 from safemigrate.schema import runner
 from safemigrate.schema.fields import model_in
 from safemigrate.schema.plan import Plan, write_down
@@ -98,6 +98,9 @@ class FieldStep(Operation):
     def is_needed(self, change: Change) -> bool:
         return True
 
+    def look(self, change: Change) -> None:
+        """Raise for what can be seen to fail before the first statement is run."""
+
     def forwards(self, change: Change) -> None:
         change.run([part for part in self.plan(change) if isinstance(part, Step)])
 
@@ -123,7 +126,7 @@ class FieldStep(Operation):
         change = Change(
             app_label, for_connection(schema_editor.connection), from_state, to_state, schema_editor
         )
-        with self._alone(change):
+        with self._in_words(change), self._alone(change):
             self.apply(change)
 
     def database_backwards(
@@ -137,8 +140,22 @@ class FieldStep(Operation):
             app_label, for_connection(schema_editor.connection), from_state, to_state, schema_editor
         )
         if self._is_routed(change):
-            with self._alone(change):
+            with self._in_words(change), self._alone(change):
                 self.backwards(change)
+
+    @contextmanager
+    def _in_words(self, change: Change) -> Iterator[None]:
+        """Raise StepRefused for what the database says, which is nobody's bug: --traceback shows where."""
+        try:
+            yield
+        except SafemigrateError:
+            raise
+        except Error as error:
+            raise StepRefused(
+                f"{self.label(change.app_label)} on {change.alias}: the database says: {str(error).strip()}. What "
+                "was done before this stays. See to the cause, and run migrate again: it carries on from here "
+                "(--traceback shows where it was)."
+            ) from error
 
     def _may_meet(self, change: Change) -> bool:
         """May another process be at the same field? On an empty table each is done in a moment."""
@@ -167,14 +184,17 @@ class FieldStep(Operation):
                 if locked:
                     change.database.unlock_name(label.lower())
 
-    def apply(self, change: Change) -> None:
+    def apply(self, change: Change, *, looked: bool = False) -> None:
+        """Do it where it is needed; `looked` says that a larger operation has looked at it before."""
         if not self._is_routed(change) or not self.is_needed(change):
             return
         self.refuse_transaction(change)
         if change.collects_sql:
             write_down(change.editor, self.plan(change))
-        else:
-            self.forwards(change)
+            return
+        if not looked:
+            self.look(change)
+        self.forwards(change)
 
     def _is_routed(self, change: Change) -> bool:
         return bool(self.allow_migrate_model(change.alias, change.after(self.model_name)))

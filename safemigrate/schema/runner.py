@@ -14,7 +14,7 @@ from django.db import DatabaseError, Error
 from safemigrate.backends import Database
 from safemigrate.conf import get
 from safemigrate.exceptions import LockNotAcquired, TableCopyNeeded
-from safemigrate.schema.steps import Blocked, Step
+from safemigrate.schema.steps import COPY_CURE, Blocked, Step
 
 logger = logging.getLogger("safemigrate")
 
@@ -122,6 +122,5 @@ class _Tries:
 def _copy_message(step: Step, error: DatabaseError) -> str:
     return (
         f"The server cannot {step.title} without copying the table, which blocks all writers while it runs. "
-        f"It says: {error}. In a maintenance window, set SAFEMIGRATE_ALLOW_TABLE_COPY = True and run "
-        "migrate again; or use a tool that copies in the background (gh-ost, pt-online-schema-change)."
+        f"It says: {error}. {COPY_CURE}"
     )

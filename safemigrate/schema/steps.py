@@ -6,8 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from safemigrate.exceptions import SafemigrateError, StepRefused
+
 Blocked = Literal["nobody", "writers", "everyone"]
 Time = Literal["briefly", "while it is read", "while it is copied"]
+
+COPY_CURE = (
+    "In a maintenance window, set SAFEMIGRATE_ALLOW_TABLE_COPY = True and run migrate again; or use a tool that copies "
+    "in the background (gh-ost, pt-online-schema-change)."
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,16 @@ class Step:
     needed: Callable[[], bool] = _always
     cleanup: tuple[str, ...] = ()
     verify: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """What the server will refuse in a later step (or may, where it is not `certain`), and what to do about it."""
+
+    text: str
+    cure: str
+    certain: bool = True
+    error: type[SafemigrateError] = StepRefused
 
 
 @dataclass(frozen=True)

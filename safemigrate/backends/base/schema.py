@@ -15,7 +15,7 @@ from django.db.transaction import atomic
 
 from safemigrate.exceptions import OrphanRows
 from safemigrate.schema import fields
-from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
+from safemigrate.schema.steps import Blocked, Lock, Obstacle, Requirement, Step
 from safemigrate.types import AnyField, field_of
 
 Result = TypeVar("Result")
@@ -167,6 +167,10 @@ class Database:
     def can_roll_back(self) -> bool:
         """Is a statement that changes a table undone with its transaction?"""
         return bool(self.connection.features.can_rollback_ddl)
+
+    def obstacles(self, model: type[Model], field: AnyField) -> Iterator[Obstacle]:
+        """Return what the server would refuse on the way to this field, as the model has it in the end."""
+        yield from ()
 
     # The steps
 

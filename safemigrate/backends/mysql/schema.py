@@ -17,11 +17,11 @@ from django.db.backends.signals import connection_created
 from django.db.models import Model, Q, QuerySet
 
 from safemigrate.backends.base.schema import Column, Database, error_code, short_name
-from safemigrate.backends.mysql import blockers
+from safemigrate.backends.mysql import blockers, obstacles
 from safemigrate.conf import get
 from safemigrate.exceptions import OrphanRows
 from safemigrate.schema import fields
-from safemigrate.schema.steps import Blocked, Lock, Requirement, Step, Time
+from safemigrate.schema.steps import Blocked, Lock, Obstacle, Requirement, Step, Time
 from safemigrate.types import AnyField
 
 ONLINE = "ALGORITHM=INPLACE, LOCK=NONE"
@@ -37,8 +37,9 @@ ROW_FAULT = {1242, 1644, 3140, 3141, 3143, 3144, 4037, 4038}
 LITERAL = re.compile(r"SET DEFAULT \(?('.*')\)?$", re.DOTALL)
 # The time allowed for a statement is over: MariaDB's max_statement_time, MySQL's max_execution_time.
 CANCELLED = {1969, 3024}
-# 1138/1265/1048 a NULL in a NOT NULL column, 1845/1846 the algorithm or lock asked for is not possible.
-NULL_REFUSED, COPY_REFUSED = {1138, 1265, 1048}, {1845, 1846}
+# 1138/1265/1048 a NULL in a NOT NULL column, 1845/1846 the algorithm or lock asked for is not possible, 4092
+# nothing is INSTANT any more, because the versions of rows are used up.
+NULL_REFUSED, COPY_REFUSED = {1138, 1265, 1048}, {1845, 1846, 4092}
 # A privilege is missing: on a command, on any, and (1419) to make triggers while the server keeps a binary log.
 DENIED = {1142, 1227, 1419}
 
@@ -113,6 +114,9 @@ class MySQL(Database):
         return sql % tuple(
             f"X'{p.hex()}'" if isinstance(p, bytes | bytearray | memoryview) else quote(p) for p in params
         )
+
+    def obstacles(self, model: type[Model], field: AnyField) -> Iterator[Obstacle]:
+        yield from obstacles.found(self, model, field)
 
     def bare(self, field: AnyField) -> Any:
         clone = fields.bare(field)
@@ -307,10 +311,23 @@ class MySQL(Database):
             self.execute(undo)
             raise
 
+    def attempt(self, statements: Sequence[str], timeout: float) -> None:
+        for statement in statements:
+            self.run_alter(statement)
+
+    def run_alter(self, statement: str) -> None:
+        """Run it; what cannot be done in an instant is asked for online."""
+        try:
+            self.execute(statement)
+        except DatabaseError as error:
+            if not (self.is_copy_refused(error) and statement.endswith(INSTANT)):
+                raise
+            self.execute(statement.removesuffix(INSTANT) + ONLINE)
+
     @contextmanager
     def prepared(self, tables: Sequence[str]) -> Iterator[None]:
         seconds = self.lock_wait(get("SAFEMIGRATE_LOCK_TIMEOUT"))
-        with self._session("lock_wait_timeout", seconds), self._strict():
+        with self._session("lock_wait_timeout", seconds), self.strict():
             self._wait_until_free(tables)
             yield
 
@@ -349,7 +366,7 @@ class MySQL(Database):
             with suppress(Error):  # The connection may be what was lost.
                 self._set(name, before)
 
-    def _strict(self) -> Any:
+    def strict(self) -> Any:
         # Without a strict mode NOT NULL turns NULLs into zeros and empty texts, and cuts what does not fit.
         mode = self.fetch("SELECT @@SESSION.sql_mode")[0][0]
         return self._session("sql_mode", ",".join(filter(None, [mode, "STRICT_TRANS_TABLES"])))
@@ -382,7 +399,7 @@ class MySQL(Database):
 
         connection_created.connect(make_strict, weak=False)
         try:
-            with self._strict():
+            with self.strict():
                 yield
         finally:
             connection_created.disconnect(make_strict)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain, count
 from typing import Any
 
-from django.db import Error, InterfaceError, OperationalError
+from django.db import DatabaseError, Error, InterfaceError, OperationalError
 from django.db.backends.utils import split_identifier
 from django.db.models import NOT_PROVIDED, Model, Q, QuerySet
 from django.db.transaction import atomic
 
 from safemigrate.backends.base.schema import Column, Database, error_code, short_name
-from safemigrate.backends.postgresql import blockers, partitions
+from safemigrate.backends.postgresql import blockers, obstacles, partitions
 from safemigrate.conf import get
 from safemigrate.schema import fields
-from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
+from safemigrate.schema.steps import Blocked, Lock, Obstacle, Requirement, Step
 from safemigrate.types import AnyField, field_of
 
 LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"
@@ -175,6 +175,9 @@ class PostgreSQL(Database):
         with atomic(self.connection.alias):
             self.execute("SET LOCAL statement_timeout = 0")
             yield
+
+    def obstacles(self, model: type[Model], field: AnyField) -> Iterator[Obstacle]:
+        yield from obstacles.found(self, model, field)
 
     # The steps
 
@@ -504,8 +507,17 @@ class PostgreSQL(Database):
             self.fetch(f"SELECT set_config(name, '0', true) FROM {KNOWN}", [LIMITS])
             self._set_local(self._deadlock_timeout() + YIELD_SECONDS)
             for table in tables:
-                self.execute(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE")
+                self._lock_first(table, own=table == tables[0])
             yield
+
+    def _lock_first(self, table: str, *, own: bool) -> None:
+        try:
+            with nullcontext() if own else atomic(self.connection.alias):
+                self.execute(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE")
+        except DatabaseError as error:
+            # Who may let a foreign key refer to a table may not lock it, unless it may write it too.
+            if own or not self.is_denied(error):
+                raise
 
     def attempt(self, statements: Sequence[str], timeout: float) -> None:
         with atomic(self.connection.alias):

@@ -1,0 +1,90 @@
+"""MySQL and MariaDB: what this user, on this table, will be refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from django.db import DatabaseError, Error
+from django.db.models import Model, QuerySet
+
+from safemigrate.backends.base.schema import short_name
+from safemigrate.conf import get
+from safemigrate.exceptions import TableCopyNeeded
+from safemigrate.schema.steps import COPY_CURE, Obstacle
+from safemigrate.types import AnyField
+
+if TYPE_CHECKING:
+    from safemigrate.backends.mysql.schema import MySQL
+
+#: What is granted to a user on a table, or on all of its database or server.
+RIGHTS = """
+SELECT privilege_type FROM information_schema.user_privileges WHERE grantee = %s
+UNION SELECT privilege_type FROM information_schema.schema_privileges
+    WHERE grantee = %s AND DATABASE() LIKE table_schema
+UNION SELECT privilege_type FROM information_schema.table_privileges
+    WHERE grantee = %s AND table_schema = DATABASE() AND table_name = %s
+"""
+
+
+def found(database: MySQL, model: type[Model], field: AnyField) -> Iterator[Obstacle]:
+    """Return what stands in the way: rights that are not there, and what could be done only by a copy."""
+    yield from _missing_rights(database, model, field)
+    if get("SAFEMIGRATE_ALLOW_TABLE_COPY"):
+        return
+    with database.impatient(), database.strict():
+        try:
+            full = QuerySet(model, using=database.connection.alias).exists()
+            yield from _rehearsed(database, model, field) if full else ()
+        except DatabaseError as error:
+            if not (database.is_lock_timeout(error) or database.is_denied(error)):
+                raise
+
+
+def _missing_rights(database: MySQL, model: type[Model], field: AnyField) -> Iterator[Obstacle]:
+    ((user, role),) = database.fetch("SELECT CURRENT_USER(), CURRENT_ROLE()")
+    if role not in (None, "NONE"):
+        return  # What a role gives is shown to those alone who may read the system's tables.
+    indexed = bool(database.editor()._field_indexes_sql(model, field))
+    wanted = [(model, ["SELECT", "UPDATE", "ALTER", *(["INDEX"] if indexed else [])])]
+    if field.remote_field and field.db_constraint:
+        wanted.append((field.remote_field.model, ["REFERENCES"]))
+    grantee = "'{}'@'{}'".format(*user.rpartition("@")[::2])
+    for each, privileges in wanted:
+        table = each._meta.db_table
+        has = {name for (name,) in database.fetch(RIGHTS, [grantee, grantee, grantee, table])}
+        for privilege in privileges if has else []:
+            if privilege not in has:
+                yield Obstacle(
+                    f"the user {grantee} has no {privilege} on {database.quote(table)}.",
+                    f"GRANT {privilege} ON {database.quote(table)} TO {grantee};",
+                )
+
+
+def _rehearsed(database: MySQL, model: type[Model], field: AnyField) -> Iterator[Obstacle]:
+    """Try the steps on an empty table that is made like the model's, and dropped again.
+
+    Whether the server can do them online depends on the table's format, its full-text indexes, its history.
+    """
+    table = database.quote(model._meta.db_table)
+    copy = database.quote(short_name(model._meta.db_table, suffix="safemigrate_try", limit=64))
+    requirement = database.require(model, model, field)
+    steps = [*database.add_column(model, field), *requirement.before, *requirement.enforce[:1]]
+    try:
+        database.execute(f"DROP TABLE IF EXISTS {copy}", f"CREATE TABLE {copy} LIKE {table}")
+        for step in steps:
+            for statement in step.statements if step.needed() else ():
+                database.run_alter(statement.replace(table, copy, 1))
+    except DatabaseError as error:
+        if database.is_copy_refused(error):
+            yield Obstacle(
+                f"the server cannot {step.title} without copying the table, which blocks all writers while it runs. "
+                f"It says: {error}.",
+                COPY_CURE,
+                error=TableCopyNeeded,
+            )
+        # Whatever else it is, the step itself will say; or this user may make no table.
+    finally:
+        with suppress(Error):  # The connection may be what was lost.
+            database.execute(f"DROP TABLE IF EXISTS {copy}")
