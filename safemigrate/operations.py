@@ -175,10 +175,8 @@ class Populate(FieldStep):
         target = self.target(model, alias, state.apps)
         source = resolve(self.populate, self.names)
         proofs.refuse_constants(target, source)
-        if isinstance(source, InPython):
-            engine.refuse_repeated_keys(target, source)
-            if source.unique:
-                proofs.refuse_not_unique(target)
+        if isinstance(source, InPython) and source.unique:
+            proofs.refuse_not_unique(target)
         try:
             Fill(target, source).statement()
         except FieldError as error:
@@ -186,6 +184,11 @@ class Populate(FieldStep):
                 f"{target.label} on {alias} cannot be filled by {source.title}: {error}. Correct the populate of this "
                 "migration."
             ) from error
+
+    def refuse_repeated_keys(self, change: Change) -> None:
+        source = resolve(self.populate, self.names)
+        if isinstance(source, InPython):
+            engine.refuse_repeated_keys(self._target_of(change), source)
 
     def fill(self, change: Change, once: Sequence[str] | None = None, *, at_once: bool = False) -> None:
         """Fill all rows that still need it, or raise BadRows. Imports a dotted path only for that.
@@ -562,6 +565,7 @@ class AddRequiredField(FieldStep, AddField):
         for step, stage in stages:
             if isinstance(step, Populate):
                 step.validate(stage.app_label, stage.alias, stage.from_state)
+                step.refuse_repeated_keys(stage)
             elif isinstance(step, GuardWrites) and self.keep_guard:
                 step.refuse_python(resolve(self.populate))
                 step.refuse_missing(stage)

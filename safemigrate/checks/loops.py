@@ -40,6 +40,11 @@ def find(code: Any) -> Loop | None:
     return None
 
 
+def models_named(code: Any) -> set[tuple[str, str]]:
+    """Return the models that `code`, or what it calls of its module, gets by get_model, as (app label, name)."""
+    return {model for tree in _trees(_function(code)).values() for model in _models(tree)}
+
+
 def _function(code: Any) -> Any:
     while isinstance(code, partial):
         code = code.func

@@ -222,8 +222,14 @@ def _made_required(ahead: UnappliedOperation) -> Iterator[Caution]:
         f"{_label(ahead, model)} becomes required, and {_table(ahead, model)} has rows: {filled}all "
         "are read or copied, under a lock that is waited for, and held, without a limit.",
         f"{alone} this instead, in a migration with atomic = False: "
-        f"{_set_not_null(operation.model_name, operation.name, after)}",
+        f"{_populate(operation)}, {_set_not_null(operation.model_name, operation.name, after)}",
     )
+
+
+def _populate(operation: Any) -> str:
+    default = operation.field.default
+    value = "VALUE" if default is NOT_PROVIDED else _written(default, "VALUE")
+    return f'Populate(model_name="{operation.model_name}", name="{operation.name}", populate={value})'
 
 
 def _kept(operation: Any) -> Any:

@@ -85,12 +85,32 @@ class Migrations:
             if not any(_adds(operation, target) for target in targets if target.app_label == app_label)
         ]
         if others:
+            self._refuse_others_of_it(targets)
             raise OtherChanges(
                 "models.py has other changes that are not in the migrations yet:\n"
                 + "\n".join(others)
                 + "\nThey would be missing from this migration. Either run "
                 f"makemigrations {' '.join(labels)} first, with the new field taken out of models.py "
                 "for that, or add --only-this-field to write this field now and leave them for later."
+            )
+
+    def _refuse_others_of_it(self, targets: Sequence[Target]) -> None:
+        """Raise PlanningError where the new field brings others along, as that of a history does."""
+        names = {target.name for target in targets}
+        brought = [
+            f"{app_label}.{apps.get_model(app_label, operation.model_name).__name__}.{operation.name}"
+            for app_label in dict.fromkeys(target.app_label for target in targets)
+            for operation in self._operations(app_label)
+            if isinstance(operation, AddField)
+            and operation.name in names
+            and not operation.field.null
+            and not any(_adds(operation, target) for target in targets)
+        ]
+        if brought:
+            labels = " ".join([*(target.label for target in targets), *brought])
+            raise PlanningError(
+                f"models.py has the new field in {', '.join(brought)} too, where old rows need a value as well. Add "
+                f"both in one migration:\n    python manage.py add_required_field {labels}"
             )
 
     def addition(self, targets: Sequence[Target]) -> Addition:
@@ -178,14 +198,26 @@ class Migrations:
                 f"nothing to write.\n{self._how_to_apply(target.app_label, ours)}"
             )
         field = self.state.models[target.app_label, target.model_name].fields[target.name]
+        name = self._added_by(target)
+        by = f", by {target.app_label}.{name}" if name else ""
         nullable = (
             " There it is null=True. To make it required, write a migration with Populate and SetNotNull "
             "from safemigrate.operations."
         )
-        raise PlanningError(
-            f"{target.label} is already in the migrations, so there is no column to add."
-            + (nullable if field.null else "")
+        again = (
+            "\nIf that one is applied nowhere yet, delete the file (or this operation in it), and type this again. "
+            "Where it is applied, the old rows have a value already."
         )
+        raise PlanningError(
+            f"{target.label} is already in the migrations{by}, so there is no column to add."
+            + (nullable if field.null else again if name else "")
+        )
+
+    def _added_by(self, target: Target) -> str | None:
+        for (app_label, name), migration in sorted(self.loader.disk_migrations.items()):
+            if app_label == target.app_label and any(_adds(each, target) for each in migration.operations):
+                return str(name)
+        return None
 
     def _check_related(self, target: Target) -> None:
         related: Any = target.field.related_model

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.apps import apps
+from django.apps import AppConfig, apps
 from django.core.exceptions import FieldDoesNotExist
 from django.db import models
 
@@ -64,13 +64,34 @@ def find(label: str) -> Target:
 def _model(app_label: str, name: str) -> type[models.Model]:
     configs = {config.label: config for config in apps.get_app_configs()}
     if app_label not in configs:
+        named = [config.label for config in configs.values() if config.name.rpartition(".")[2] == app_label]
+        if named:
+            raise InvalidField(
+                f"{app_label} is the app's module. Its label is {named[0]}: name {named[0]}.{name}."
+            )
         hint = nearest(app_label, configs) or " Is it in INSTALLED_APPS?"
         raise InvalidField(f"There is no app {app_label}.{hint}")
     found = {model.__name__: model for model in configs[app_label].get_models(include_swapped=True)}
     lowered = {key.lower(): model for key, model in found.items()}
     if name.lower() not in lowered:
+        _refuse_abstract(configs[app_label], name)
         raise InvalidField(f"The app {app_label} has no model {name}.{nearest(name, found)}")
     return lowered[name.lower()]
+
+
+def _refuse_abstract(config: AppConfig, name: str) -> None:
+    known = {key.lower(): value for key, value in vars(config.models_module or config).items()}
+    model = known.get(name.lower())
+    if not (isinstance(model, type) and issubclass(model, models.Model) and model._meta.abstract):
+        return
+    heirs = [
+        each._meta.label for each in apps.get_models() if issubclass(each, model) and not each._meta.proxy
+    ]
+    labels = ", ".join(heirs) or "none so far"
+    raise InvalidField(
+        f"{config.label}.{model.__name__} is abstract, so it has no table. Its fields are in the tables of the models "
+        f"that inherit from it ({labels}): name these, each with the field."
+    )
 
 
 def _field(model: type[models.Model], name: str) -> Any:
@@ -91,7 +112,8 @@ def _check_model(target: Target) -> None:
         )
     if options.swapped:
         raise InvalidField(
-            f"{options.label} is swapped for {options.swapped}, so it has no table: add the field there."
+            f"{options.label} is swapped for {options.swapped}, so it has no table: name "
+            f"{options.swapped}.{target.name} instead."
         )
     if not options.managed:
         raise InvalidField(
@@ -103,6 +125,12 @@ def _check_model(target: Target) -> None:
 def _check_field(target: Target) -> None:
     field = target.field
     options = target.model._meta
+    own: Any = field
+    if hasattr(own, "ct_field") and hasattr(own, "fk_field"):
+        raise InvalidField(
+            f"{target.label} is a {type(own).__name__}, which has no column of its own: name its two columns, "
+            f"{options.label}.{own.ct_field} and {options.label}.{own.fk_field}."
+        )
     if not isinstance(field, models.Field) or not (field.concrete or field.many_to_many):
         raise InvalidField(f"{target.label} has no column of its own, so there is nothing to fill.")
     if field not in (*options.local_fields, *options.local_many_to_many):

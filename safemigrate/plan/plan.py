@@ -16,13 +16,15 @@ from django.db.models import QuerySet
 
 from safemigrate import conf
 from safemigrate.backends import Database, for_connection, get_backend
+from safemigrate.engine import engine
 from safemigrate.engine.batch_size import Pace, configured
+from safemigrate.exceptions import InvalidPopulate
 from safemigrate.generator.autodetector import Migrations
 from safemigrate.generator.targets import Target
 from safemigrate.plan import sampling
 from safemigrate.plan.risks import SMALL, Risk, Situation, found
 from safemigrate.plan.sampling import Sample
-from safemigrate.populate.sources import AsWritten
+from safemigrate.populate.sources import AsWritten, InPython
 from safemigrate.schema import preflight
 from safemigrate.schema.change import Change
 from safemigrate.schema.fields import model_in
@@ -294,7 +296,14 @@ class _Look:
         last = self.entries[-1]
         state = last.migration.mutate_state(last.before.clone())
         model = model_in(state, self.target.app_label, self.target.model_name, self.database)
-        return preflight.obstacles(self.database, model, field_of(model, self.target.name))
+        found = preflight.obstacles(self.database, model, field_of(model, self.target.name))
+        for fill in self._fills:
+            try:
+                if isinstance(fill.source, InPython):
+                    engine.refuse_repeated_keys(fill.target, fill.source)
+            except InvalidPopulate as error:
+                found.append(Obstacle(str(error), "Until then no row is filled."))
+        return found
 
     def _situation(self, actions: Sequence[Action]) -> Situation:
         operations = [operation for entry in self.entries for operation in entry.migration.operations]

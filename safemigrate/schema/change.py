@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +19,13 @@ from safemigrate.backends import Database, for_connection
 from safemigrate.conf import get
 from safemigrate.engine import context, progress
 from safemigrate.engine.batches import Batches
-from safemigrate.exceptions import AlreadyRunning, InTransaction, SafemigrateError, StepRefused
+from safemigrate.exceptions import (
+    AlreadyRunning,
+    InTransaction,
+    InvalidPopulate,
+    SafemigrateError,
+    StepRefused,
+)
 from safemigrate.schema import runner
 from safemigrate.schema.fields import model_in
 from safemigrate.schema.plan import Plan, write_down
@@ -64,6 +71,11 @@ class Change:
         else:
             runner.run(self.database, steps)
 
+
+#: What Django says of a model that is not there.
+MISSING = re.compile(
+    r"No installed app with label '(?P<label>\w+)'|App '(?P<app>\w+)' doesn't have a '\w+' model"
+)
 
 #: The seconds between two looks whether another process is done, and between two lines that show how far it is.
 LOOK, FOLLOW = 0.5, 5.0
@@ -145,11 +157,22 @@ class FieldStep(Operation):
 
     @contextmanager
     def _in_words(self, change: Change) -> Iterator[None]:
-        """Raise StepRefused for what the database says, which is nobody's bug: --traceback shows where."""
+        """Raise StepRefused for what the database says: a fault of the data, the server or the populate."""
         try:
             yield
         except SafemigrateError:
             raise
+        except LookupError as error:
+            # Only those of Django's registry of apps: a function of the project's may raise others.
+            missing = MISSING.match(str(error)) if type(error) is LookupError else None
+            if missing is None:
+                raise
+            raise InvalidPopulate(
+                f"{self.label(change.app_label)} on {change.alias}: {error} at this point of the migrations: the "
+                "populate reads an app that this migration does not depend on. Add the migration that makes what is "
+                "read to its dependencies, as in: dependencies = [..., "
+                f'("{missing["app"] or missing["label"]}", "0001_initial")]'
+            ) from error
         except Error as error:
             raise StepRefused(
                 f"{self.label(change.app_label)} on {change.alias}: the database says: {str(error).strip()}. What "

@@ -14,7 +14,7 @@ logger = logging.getLogger("safemigrate")
 
 
 def obstacles(database: Database, model: type[Model], field: AnyField) -> list[Obstacle]:
-    """Return what stands in the way of making this field, as the model has it, a column that is required.
+    """Return what the server would refuse on the way to this field, as the model has it, as a required column.
 
     It waits no longer than a second or so for a lock on the table, and raises no error for that.
     """

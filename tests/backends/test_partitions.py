@@ -69,7 +69,7 @@ FIELDS: dict[str, tuple[Any, Any]] = {
 
 
 def partitioned(alias: str, kind: str, rows: int = ROWS) -> MigrationSandbox:
-    """Return the polls on a table that somebody partitioned behind Django's back."""
+    """Return the polls on a table that was partitioned behind Django's back."""
     kinds = migrations.CreateModel("Kind", [("id", models.BigAutoField(primary_key=True))])
     box = MigrationSandbox(alias, kinds)
     for_connection(connections[alias]).execute(*TREES[kind])

@@ -341,7 +341,7 @@ def test_w006_writes_the_line_that_is_right(full: Traps) -> None:
         "default 0, and all are read or copied, under a lock that is waited for, and held, without a limit."
     )
     line = warning.hint.partition("atomic = False: ")[2].partition(" from safemigrate")[0]
-    full.migration("0003_trap", FILL, f"{line},", attributes=NOT_ATOMIC)
+    full.migration("0003_trap", f"{line},", attributes=NOT_ATOMIC)
     del sys.modules[f"{full.package}.migrations.0003_trap"]
     assert full.found() == []
     full.apply("0003_trap")

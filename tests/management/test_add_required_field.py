@@ -651,10 +651,96 @@ def test_a_field_that_is_in_the_migrations_as_null_has_a_shorter_way(project: Pr
     project.write("polls/models.py", project.read("polls/models.py").replace(", null=True", ""))
 
     assert refused(project, LABEL, "--populate", "Now()") == (
-        "polls.Question.expires_date is already in the migrations, so there is no column to add. There it is "
-        "null=True. To make it required, write a migration with Populate and SetNotNull from "
-        "safemigrate.operations."
+        "polls.Question.expires_date is already in the migrations, by polls.0002_question_expires_date, so there is no "
+        "column to add. There it is null=True. To make it required, write a migration with Populate and SetNotNull "
+        "from safemigrate.operations."
     )
+
+
+def test_after_makemigrations_the_file_to_delete_is_named(project: Project) -> None:
+    project.add_field(EXPIRES.replace(")", ", auto_now_add=True)"))
+    project.write(
+        "polls/migrations/0002_first.py",
+        """\
+        from django.db import migrations, models
+
+
+        class Migration(migrations.Migration):
+            dependencies = [("polls", "0001_initial")]
+            operations = [
+                migrations.AddField("question", "expires_date", models.DateTimeField("expires at", auto_now_add=True))
+            ]
+        """,
+    )
+
+    assert refused(project, LABEL, "--populate", "Now()") == (
+        "polls.Question.expires_date is already in the migrations, by polls.0002_first, so there is no column to add.\n"
+        "If that one is applied nowhere yet, delete the file (or this operation in it), and type this again. Where it "
+        "is applied, the old rows have a value already."
+    )
+
+
+def test_a_field_that_brings_another_along_names_both(expiring: Project) -> None:
+    """As a history has a copy of each field of its model."""
+    history = "\n\nclass HistoricalQuestion(models.Model):\n    pub_date = models.DateTimeField()\n"
+    expiring.write("polls/models.py", MODELS + history)
+    expiring.must("makemigrations", "-v0")
+    expiring.must("migrate", "-v0")
+    expiring.write("polls/models.py", f"{MODELS}    {EXPIRES}\n{history}    {EXPIRES}\n")
+
+    message = refused(expiring, LABEL, "--populate", "Now()")
+
+    both = f"{LABEL} polls.HistoricalQuestion.expires_date"
+    assert message.endswith(f"Add both in one migration:\n    python manage.py add_required_field {both}")
+    expiring.must(COMMAND, *both.split(), "--populate", "Now()", "--migrate")
+    assert required(expiring, "default")
+    assert "No changes detected" in expiring.must("makemigrations", "--check")
+
+
+READS_ANOTHER_APP = """\
+def born(apps):
+    person = apps.get_model("people", "Person")
+    return person.objects.order_by("pk").values("born")[:1]
+
+
+def row(row):
+    return row.pub_date
+
+
+def beside(row, prepared):
+    return row.pub_date
+
+
+def prepare(apps, alias):
+    return list(apps.get_model("people.Person").objects.using(alias))
+"""
+PERSON = "from django.db import models\n\n\nclass Person(models.Model):\n    born = models.DateTimeField()\n"
+
+
+@pytest.mark.parametrize(
+    ("populate", "seen"),
+    [
+        ("FromApps(polls.populate.born)", True),
+        ("PerRow(polls.populate.beside, prepare=polls.populate.prepare)", True),
+        ("polls.populate.row", False),
+        ("Now()", False),
+    ],
+)
+def test_it_depends_on_the_apps_that_the_populate_reads(project: Project, populate: str, seen: bool) -> None:
+    project.write("people/__init__.py", "")
+    project.write("people/models.py", PERSON)
+    project.write("people/migrations/__init__.py", "")
+    project.append("settings.py", 'INSTALLED_APPS += ["people"]')
+    project.write("polls/populate.py", READS_ANOTHER_APP)
+    project.must("makemigrations", "-v0", "people")
+    project.add_field()
+    project.must(COMMAND, LABEL, "--populate", populate)
+
+    text = project.read("polls/migrations/0002_question_expires_date.py")
+    assert ('("people", "0001_initial"),' in text) is seen
+    for alias in ("default", "archive"):
+        project.path(f"{alias}.sqlite3").unlink()
+    project.must("migrate", "-v0")
 
 
 def test_a_second_call_without_migrate_says_what_to_run(expiring: Project) -> None:
@@ -715,7 +801,7 @@ def test_a_field_that_has_changed_since_is_not_migrated_silently(expiring: Proje
                 '    class Meta:\n        swappable = "OLD_MODEL"\n'
             ),
             "polls.Old.at",
-            "polls.Old is swapped for polls.Question, so it has no table: add the field there.",
+            "polls.Old is swapped for polls.Question, so it has no table: name polls.Question.at instead.",
         ),
         (
             "class New(models.Model):\n    at = models.DateTimeField()\n",

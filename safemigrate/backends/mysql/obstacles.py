@@ -29,7 +29,7 @@ UNION SELECT privilege_type FROM information_schema.table_privileges
 
 
 def found(database: MySQL, model: type[Model], field: AnyField) -> Iterator[Obstacle]:
-    """Return what stands in the way: rights that are not there, and what could be done only by a copy."""
+    """Return the rights that are not there, and what could be done only by a copy."""
     yield from _missing_rights(database, model, field)
     if get("SAFEMIGRATE_ALLOW_TABLE_COPY"):
         return

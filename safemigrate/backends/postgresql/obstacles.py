@@ -41,7 +41,7 @@ class Rights(NamedTuple):
 
 
 def found(database: PostgreSQL, model: type[Model], field: AnyField) -> Iterator[Obstacle]:
-    """Return what stands in the way, by one look into the catalogue, and one for a foreign key."""
+    """Return what will be refused, by one look into the catalogue, and one for a foreign key."""
     table, *others = database.tables(model, field)
     for row in database.fetch(RIGHTS, [table]):
         rights = Rights(*row)

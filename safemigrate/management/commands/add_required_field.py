@@ -14,7 +14,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import models
 
 from safemigrate.exceptions import InvalidExpression, OtherChanges, SafemigrateError
-from safemigrate.generator import applying, rollout, writer
+from safemigrate.generator import applying, dependencies, rollout, writer
 from safemigrate.generator.autodetector import Migrations
 from safemigrate.generator.planner import Phase, from_default, phases_for
 from safemigrate.generator.targets import Target, find_all
@@ -196,6 +196,11 @@ class Command(BaseCommand):
         plans = [
             plan.make(target, entries[target], alias) for target, alias in plan.allowed(targets, aliases)
         ]
+        if not plans:
+            raise CommandError(
+                f"There is nothing to plan: the routers keep {', '.join(target.label for target in targets)} away from "
+                f"{', '.join(aliases)}. Name another --database."
+            )
         self.stdout.write(render.FORMATS[options["format"]](plans))
         hurt = [f"{each.label} on {each.alias}" for each in plans if each.hurts]
         if hurt:
@@ -305,8 +310,7 @@ class Command(BaseCommand):
             rollout.check_keep_guard(populates, why_not)
         guarded = [target for target, reason in why_not.items() if not reason]
         phases = [phase for planner in planners for phase in planner(guarded=guarded, **shape)]
-        for phase in phases:
-            writer.load(phase)
+        phases = [dependencies.added(phase, writer.load(phase), migrations.loader) for phase in phases]
         return phases, rollout.notice(why_not, **shape)
 
     def _migrate(self, targets: Sequence[Target], aliases: Sequence[str], options: Mapping[str, Any]) -> None:
