@@ -345,6 +345,47 @@ class MariaDB(Server):
         return self._answers(b"", b"")
 
 
+class PgBouncer(Server):
+    """PgBouncer from the system's packages, in transaction mode, in front of a PostgreSQL; logs in as its user."""
+
+    scheme = "postgresql"
+    system_user = "nobody"
+    stop_signal = "KILL"
+
+    def __init__(self, server: PostgreSQL, *, pool_size: int) -> None:
+        super().__init__()
+        self.server, self.pool_size = server, pool_size
+        self.user, self.database = server.user, server.database
+        self.program = find_program("pgbouncer")
+        if self.program is None:
+            raise MissingServer("PgBouncer is not installed: apt-get install pgbouncer")
+
+    def _prepare(self) -> None:
+        settings = f"""
+[databases]
+* = host={self.server.host} port={self.server.port} user={self.server.user}
+[pgbouncer]
+listen_addr = {self.host}
+listen_port = {self.port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = {self.pool_size}
+server_round_robin = 1
+"""
+        (self.folder / "pgbouncer.ini").write_text(settings, encoding="utf-8")
+
+    def _command(self) -> list[str]:
+        return [str(self.program), str(self.folder / "pgbouncer.ini")]
+
+    def _is_ready(self) -> bool:
+        try:
+            with socket.create_connection((self.host, self.port), timeout=5):
+                return True
+        except OSError:
+            return False
+
+
 class Redis(Server):
     """Redis from the system's packages. It keeps nothing on disk: halted, it forgets all."""
 

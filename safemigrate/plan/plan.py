@@ -125,7 +125,7 @@ def make(target: Target, entries: Sequence[PlannedMigration], alias: str) -> Dat
     try:
         connection.ensure_connection()
         look = _Look(target, entries, alias)
-        with look.database.impatient():
+        with look.database.impatient(look.model):
             return look.plan(blank)
     except Error as error:
         if for_connection(connection).is_lock_timeout(error):

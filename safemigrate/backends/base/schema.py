@@ -290,8 +290,8 @@ class Database:
             return look()
 
     @contextmanager
-    def impatient(self) -> Iterator[None]:
-        """Run with looks at tables that wait no longer than a second or so for a lock."""
+    def impatient(self, model: type[Model]) -> Iterator[None]:
+        """Run with looks at the model's table that wait no longer than a second or so for a lock."""
         yield
 
     @contextmanager

@@ -33,7 +33,7 @@ def found(database: MySQL, model: type[Model], field: AnyField) -> Iterator[Obst
     yield from _missing_rights(database, model, field)
     if get("SAFEMIGRATE_ALLOW_TABLE_COPY"):
         return
-    with database.impatient(), database.strict():
+    with database.impatient(model), database.strict():
         try:
             full = QuerySet(model, using=database.connection.alias).exists()
             yield from _rehearsed(database, model, field) if full else ()

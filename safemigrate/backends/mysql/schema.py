@@ -426,7 +426,7 @@ class MySQL(Database):
             yield
 
     @contextmanager
-    def impatient(self) -> Iterator[None]:
+    def impatient(self, model: type[Model]) -> Iterator[None]:
         with self._for_now("lock_wait_timeout", 1):
             yield
 

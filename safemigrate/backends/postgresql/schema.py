@@ -16,6 +16,7 @@ from django.db.transaction import atomic
 from safemigrate.backends.base.schema import Column, Database, error_code, short_name
 from safemigrate.backends.postgresql import blockers, obstacles, partitions
 from safemigrate.conf import get
+from safemigrate.exceptions import StepRefused
 from safemigrate.schema import fields
 from safemigrate.schema.steps import Blocked, Lock, Obstacle, Requirement, Step
 from safemigrate.types import AnyField, field_of
@@ -31,6 +32,9 @@ YIELD_SECONDS = 2.0
 # Limits for the site's requests, of which a server has some or all. A wait for autovacuum, a build or a proof
 # takes its time, and between two tries the transaction is idle.
 LIMITS = ["statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout"]
+ONLINE_LIMITS = [*LIMITS, "lock_timeout"]
+# What the server runs in transactions of its own.
+OWN_TRANSACTIONS = re.compile(r"\bCONCURRENTLY\b|^VACUUM\b")
 # Of the settings named in a parameter, those that the server has.
 KNOWN = "unnest(%s::text[]) AS name WHERE current_setting(name, true) IS NOT NULL"
 
@@ -161,14 +165,12 @@ class PostgreSQL(Database):
             yield
 
     @contextmanager
-    def impatient(self) -> Iterator[None]:
-        ((before,),) = self.fetch("SELECT current_setting('lock_timeout')")
-        self.execute("SET lock_timeout = '1s'")
-        try:
-            yield
-        finally:
-            with suppress(Error):  # The connection may be what was lost.
-                self.fetch("SELECT set_config('lock_timeout', %s, false)", [before])
+    def impatient(self, model: type[Model]) -> Iterator[None]:
+        # One look under a limit of its transaction: of a session, a pooler would give the limit to others.
+        if self.has_table(model):
+            with atomic(self.connection.alias):
+                self.execute("SET LOCAL lock_timeout = '1s'", f"SELECT 1 FROM {self._table(model)} LIMIT 1")
+        yield
 
     @contextmanager
     def unlimited(self) -> Iterator[None]:
@@ -532,24 +534,57 @@ class PostgreSQL(Database):
         self.execute(f"SET LOCAL lock_timeout = {max(1, round(seconds * 1000))}")
 
     def run_online(self, statements: Sequence[str]) -> None:
-        with self._unlimited([*LIMITS, "lock_timeout"]):
-            self.execute(*statements)
+        for statement in statements:
+            if OWN_TRANSACTIONS.search(statement):
+                with self._unlimited(statement):
+                    self.execute(statement)
+            else:
+                with atomic(self.connection.alias):
+                    self.fetch(f"SELECT set_config(name, '0', true) FROM {KNOWN}", [ONLINE_LIMITS])
+                    self.execute(statement)
 
     @contextmanager
-    def _unlimited(self, limits: Sequence[str]) -> Iterator[None]:
-        before = dict(self.fetch(f"SELECT name, current_setting(name) FROM {KNOWN}", [list(limits)]))
-        self._set(dict.fromkeys(before, "0"))
+    def _unlimited(self, statement: str) -> Iterator[None]:
+        """Lift this session's limits for a statement that runs in transactions of its own, and knows no SET LOCAL."""
+        some = f"SELECT name, current_setting(name) FROM {KNOWN} AND current_setting(name) <> '0'"
+        limits = dict(self.fetch(some, [ONLINE_LIMITS]))
+        if limits and self._is_pooled():
+            with self._limited(statement, limits):
+                yield
+            return
+        self._set(dict.fromkeys(limits, "0"))
         try:
             yield
         finally:
             with suppress(Error):  # The connection may be what was lost.
-                self._set(before)
+                self._set(limits)
+
+    @contextmanager
+    def _limited(self, statement: str, limits: dict[str, str]) -> Iterator[None]:
+        try:
+            yield
+        except DatabaseError as error:
+            if not (self.is_cancelled(error) or self.is_lock_timeout(error)):
+                raise
+            listed = ", ".join(f"{name} = {value}" for name, value in limits.items())
+            raise StepRefused(
+                f"{statement} on {self.connection.alias} was ended by a limit of the user or the database ({listed}). "
+                "A pooler gives each transaction another session, so the limit could not be lifted without leaving the "
+                "session of a request without it. Run migrate over a connection past the pooler: it carries on from "
+                "here."
+            ) from error
+
+    def _is_pooled(self) -> bool:
+        """May a pooler give the next statement another session? One gives a process number of its own."""
+        ((pid,),) = self.fetch("SELECT pg_backend_pid()")
+        return bool(self.connection.connection.info.backend_pid != pid)
 
     def _set(self, values: dict[str, str]) -> None:
-        self.fetch(
-            "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS t (name, value)",
-            [list(values), list(values.values())],
-        )
+        if values:
+            self.fetch(
+                "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS t (name, value)",
+                [list(values), list(values.values())],
+            )
 
     # A sample
 
