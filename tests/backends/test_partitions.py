@@ -49,6 +49,12 @@ TREES: dict[str, list[str]] = {
         f"CREATE TABLE {TABLE} ({COLUMNS}, PRIMARY KEY (id)) PARTITION BY HASH (id)",
         *by_hash(TABLE, TABLE),
     ],
+    "partitions of one name": [
+        f"CREATE TABLE {TABLE} ({COLUMNS}) PARTITION BY RANGE (pub_date)",
+        "CREATE SCHEMA parts",
+        *by_month(TABLE, TABLE)[:1],
+        by_month(f"parts.{TABLE}", TABLE)[1].replace(f"{TABLE}_1", f"{TABLE}_0", 1),
+    ],
     "sub-partitioned, in another schema": [
         f"CREATE TABLE {TABLE} ({COLUMNS}) PARTITION BY RANGE (pub_date)",
         "CREATE SCHEMA parts",
@@ -109,10 +115,10 @@ def problems(box: MigrationSandbox) -> list[Any]:
     return found
 
 
-def indexes(box: MigrationSandbox) -> set[str]:
+def indexes(box: MigrationSandbox) -> set[int]:
     database: Any = for_connection(box.connection)
     rows = database.fetch(
-        "SELECT i.relname FROM pg_index JOIN pg_class i ON i.oid = indexrelid JOIN pg_class t ON t.oid = indrelid "
+        "SELECT i.oid FROM pg_index JOIN pg_class i ON i.oid = indexrelid JOIN pg_class t ON t.oid = indrelid "
         "JOIN pg_attribute a ON a.attrelid = t.oid AND a.attname IN ('new', 'new_id') AND a.attnum = ANY (indkey) "
         "WHERE t.relkind IN ('r', 'p')"
     )

@@ -165,6 +165,13 @@ def test_what_could_be_done_only_by_a_copy_is_tried_on_an_empty_table(alias: str
 
 
 @MARIADB
+def test_whatever_the_server_refuses_on_the_empty_table(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = filled(alias)
+    monkeypatch.setitem(FIELDS, "plain", models.SlugField(db_index=False, db_collation="nonesuch"))
+    assert "the server refuses to add the column new" in refused(box, "plain")
+
+
+@MARIADB
 def test_set_not_null_looks_before_it_fills(alias: str) -> None:
     box = filled(alias)
     box.run(AddNullableField("question", "new", FIELDS["plain"]), Populate("question", "new", "none"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from django.db import DatabaseError, Error
 from django.db.models import Model, QuerySet
 
-from safemigrate.backends.base.schema import short_name
+from safemigrate.backends.base.schema import error_code, short_name
 from safemigrate.conf import get
 from safemigrate.exceptions import TableCopyNeeded
 from safemigrate.schema.steps import COPY_CURE, Obstacle
@@ -17,6 +17,9 @@ from safemigrate.types import AnyField
 
 if TYPE_CHECKING:
     from safemigrate.backends.mysql.schema import MySQL
+
+#: Another process tries the same on a table of that name: exists, unknown, column or key twice, no such table.
+BESIDE = {1050, 1051, 1060, 1061, 1146}
 
 #: What is granted to a user on a table, or on all of its database or server.
 RIGHTS = """
@@ -73,6 +76,9 @@ def _rehearsed(database: MySQL, model: type[Model], field: AnyField) -> Iterator
     steps = [*database.add_column(model, field), *requirement.before, *requirement.enforce[:1]]
     try:
         database.execute(f"DROP TABLE IF EXISTS {copy}", f"CREATE TABLE {copy} LIKE {table}")
+    except DatabaseError:
+        return  # This user may make no table, or another session holds this one: the steps themselves will say.
+    try:
         for step in steps:
             for statement in step.statements if step.needed() else ():
                 database.run_alter(statement.replace(table, copy, 1))
@@ -84,7 +90,8 @@ def _rehearsed(database: MySQL, model: type[Model], field: AnyField) -> Iterator
                 COPY_CURE,
                 error=TableCopyNeeded,
             )
-        # Whatever else it is, the step itself will say; or this user may make no table.
+        elif not (database.is_denied(error) or database.is_transient(error) or error_code(error) in BESIDE):
+            yield Obstacle(f"the server refuses to {step.title}. It says: {error}.", "Change the field.")
     finally:
         with suppress(Error):  # The connection may be what was lost.
             database.execute(f"DROP TABLE IF EXISTS {copy}")

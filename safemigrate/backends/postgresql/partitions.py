@@ -21,9 +21,8 @@ SHARE = Lock("SHARE on the partitioned table alone", "writers")
 ATTACH = Lock("ACCESS EXCLUSIVE on the partition's index", "everyone")
 
 TREE = """
-SELECT t.relid::oid, t.isleaf, n.nspname, c.relname, p.relname FROM pg_partition_tree(to_regclass(%s)) t
-JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
-LEFT JOIN pg_class p ON p.oid = t.parentrelid ORDER BY t.level, c.relname
+SELECT t.relid::oid, t.isleaf, n.nspname, c.relname, t.parentrelid::oid FROM pg_partition_tree(to_regclass(%s)) t
+JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY t.level, n.nspname, c.relname
 """
 
 # The index of a name on a table: is it valid, and attached to that of the table's parent? And: is the table's part in
@@ -44,7 +43,7 @@ class Partition:
     is_leaf: bool
     schema: str
     name: str
-    parent: str | None
+    parent: int | None
 
 
 def tree(database: PostgreSQL, model: type[Model]) -> list[Partition]:
@@ -63,23 +62,21 @@ def index_steps(
     partitions are read while writers pass. Stopped anywhere, they carry on.
     """
     root, *partitions = tables
-    names = {
-        each.name: name if each is root else short_name(each.name, name, suffix="idx") for each in tables
-    }
+    names = {each.oid: name if each is root else short_name(each.name, name, suffix="idx") for each in tables}
     whole = qualified(database, root.schema, name)
 
     def state(table: Partition) -> tuple[bool | None, bool]:
         """Return whether its own index is valid (None: not there), and whether nothing is left to do for it."""
-        ((own, done),) = database.fetch(STATE, [table.oid, names[table.name], whole, table.oid])
+        ((own, done),) = database.fetch(STATE, [table.oid, names[table.oid], whole, table.oid])
         return (own[0], done or own[1]) if own else (None, done)
 
     def quoted(table: Partition) -> tuple[str, ...]:
         return (qualified(database, table.schema, table.name),)
 
     def split(table: Partition) -> Step:
-        sql = f"CREATE INDEX {database.quote(names[table.name])} ON ONLY {quoted(table)[0]} {definition}"
+        sql = f"CREATE INDEX {database.quote(names[table.oid])} ON ONLY {quoted(table)[0]} {definition}"
         return Step(
-            f"index {column} as {names[table.name]}, of {table.name} without its partitions",
+            f"index {column} as {names[table.oid]}, of {table.name} without its partitions",
             (sql,),
             SHARE,
             tables=quoted(table),
@@ -87,7 +84,7 @@ def index_steps(
         )
 
     def leaf(table: Partition) -> list[Step]:
-        index = names[table.name]
+        index = names[table.oid]
         drop = f"DROP INDEX CONCURRENTLY IF EXISTS {qualified(database, table.schema, index)}"
         build = f"CREATE INDEX CONCURRENTLY {database.quote(index)} ON {quoted(table)[0]} {definition}"
         return [
@@ -106,11 +103,11 @@ def index_steps(
         ]
 
     def attach(table: Partition) -> Step:
-        schema = next(each.schema for each in tables if each.name == table.parent)
-        above = qualified(database, schema, names[str(table.parent)])
-        own = qualified(database, table.schema, names[table.name])
+        parent = next(each for each in tables if each.oid == table.parent)
+        above = qualified(database, parent.schema, names[parent.oid])
+        own = qualified(database, table.schema, names[table.oid])
         return Step(
-            f"attach {names[table.name]} to {names[str(table.parent)]}",
+            f"attach {names[table.oid]} to {names[parent.oid]}",
             (f"ALTER INDEX {above} ATTACH PARTITION {own}",),
             ATTACH,
             tables=quoted(table),

@@ -132,6 +132,11 @@ class Command(BaseCommand):
             act(options)
         except SafemigrateError as error:
             raise CommandError(str(error)) from error
+        except Error as error:
+            raise CommandError(
+                f"The database says: {str(error).strip()}. What was filled stays. See to the cause, and run it again: "
+                "it carries on from here (--traceback shows where it was)."
+            ) from error
 
     # Looking
 
