@@ -194,15 +194,18 @@ def insert(sandbox: MigrationSandbox, text: str = "Late?") -> None:
 
 
 class AtEach:
-    """Does something before each statement of the sandbox that changes anything, and once more after all."""
+    """Does something after each statement of the sandbox that changes anything, as soon as it is committed."""
 
     def __init__(self, action: Callable[[], Any]) -> None:
-        self.action, self.inside = action, False
+        self.action, self.inside, self.changed = action, False, False
 
     def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         result = execute(sql, params, many, context)
-        if not self.inside and not context["connection"].in_atomic_block and self.is_ours(sql):
-            self.inside = True
+        if self.inside:
+            return result
+        self.changed = self.changed or self.is_ours(sql)
+        if self.changed and not context["connection"].in_atomic_block:
+            self.inside, self.changed = True, False
             try:
                 self.action()
             finally:
