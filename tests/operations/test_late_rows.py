@@ -98,7 +98,7 @@ def test_during_the_rebuild_no_new_null_is_let_in_and_the_old_rows_can_be_update
             insert_as_old_code(sandbox)
         refused.append(sandbox.rows().update(question_text="Changed?"))
 
-    with connections[alias].execute_wrapper(Before(" MODIFY ", late)):
+    with connections[alias].execute_wrapper(Before("TABLE `boxes_question` MODIFY ", late)):
         sandbox.run(AddRequiredField("question", "expires_date", EXPIRES, lambda row: row.pub_date + MONTH))
     assert refused == [3]
     assert for_connection(connections[alias]).fetch("SHOW TRIGGERS LIKE 'boxes_question'") == []

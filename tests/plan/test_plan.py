@@ -184,11 +184,13 @@ FIELDS = {
 DDL = ("ALTER", "CREATE", "DROP", "INSERT INTO", "DELETE FROM sqlite_sequence", "PRAGMA legacy_alter_table")
 # What a run is noted in, where this database has those tables, is no part of the plan.
 RUNS = "safemigrate_backfill"
+# The empty table on which MariaDB and MySQL are asked beforehand.
+TRIED_ON = "boxes_question_safemigrate_try"
 FOUND_NOTHING_TO_DO = ("DROP", "SET", "UPDATE")
 
 
 def of_the_table(statements: Statements, *beginnings: str) -> list[str]:
-    return [sql for sql in statements.like(*beginnings) if RUNS not in sql]
+    return [sql for sql in statements.like(*beginnings) if RUNS not in sql and TRIED_ON not in sql]
 
 
 @pytest.mark.parametrize("kind", FIELDS)
