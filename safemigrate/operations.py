@@ -521,16 +521,11 @@ class AddRequiredField(FieldStep, AddField):
     def plan(self, change: Change) -> Plan:
         return [part for step, stage in self._stages(change) for part in step.plan(stage)]
 
-    def look(self, change: Change) -> None:
-        _refuse_obstacles(change, self)
-        if self._is_full(change):
-            self._validate(self._stages(change))
-
-    def _is_full(self, change: Change) -> bool:
-        return Batches(change.before(self.model_name), change.alias, []).rows.exists()
-
     def forwards(self, change: Change) -> None:
-        full = self._is_full(change)
+        full = Batches(change.before(self.model_name), change.alias, []).rows.exists()
+        _refuse_obstacles(change, self)
+        if full:
+            self._validate(self._stages(change))
         if self.keep_guard or not self._shortcut(change).take(full=full):
             self._walk(change, full)
         model = change.after(self.model_name)

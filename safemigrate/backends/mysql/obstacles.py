@@ -32,17 +32,18 @@ UNION SELECT privilege_type FROM information_schema.table_privileges
 
 
 def found(database: MySQL, model: type[Model], field: AnyField) -> Iterator[Obstacle]:
-    """Return the rights that are not there, and what could be done only by a copy."""
-    yield from _missing_rights(database, model, field)
-    if get("SAFEMIGRATE_ALLOW_TABLE_COPY"):
-        return
-    with database.impatient(model), database.strict():
+    """Return the rights that are not there, and what could be done only by a copy, of a table that has rows."""
+    with database.impatient(model):
         try:
-            full = QuerySet(model, using=database.connection.alias).exists()
-            yield from _rehearsed(database, model, field) if full else ()
+            if not QuerySet(model, using=database.connection.alias).exists():
+                return  # Nothing is lost where a step is refused on an empty table.
         except DatabaseError as error:
             if not (database.is_lock_timeout(error) or database.is_denied(error)):
                 raise
+        yield from _missing_rights(database, model, field)
+        if not get("SAFEMIGRATE_ALLOW_TABLE_COPY"):
+            with database.strict():
+                yield from _rehearsed(database, model, field)
 
 
 def _missing_rights(database: MySQL, model: type[Model], field: AnyField) -> Iterator[Obstacle]:
