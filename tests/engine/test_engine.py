@@ -347,8 +347,11 @@ def test_a_deadlock_is_tried_again(
 
 @pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
 def test_a_serialization_failure_is_tried_again(
-    sandbox: MigrationSandbox, caplog: pytest.LogCaptureFixture
+    sandbox: MigrationSandbox, caplog: pytest.LogCaptureFixture, settings: Any
 ) -> None:
+    settings.SAFEMIGRATE_LOCK_TIMEOUT = (
+        10  # Else the rival has a tenth of a second to see that it is waited for.
+    )
     run(sandbox.connection, "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     with another(sandbox.alias) as other:
         rival = Rival(sandbox, other, sandbox.values("pk")[10:])
