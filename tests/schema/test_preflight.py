@@ -32,7 +32,7 @@ def add(name: str) -> AddRequiredField:
     return AddRequiredField("question", "new", FIELDS[name], 1 if name == "a foreign key" else "none")
 
 
-def filled(alias: str, *models_: Any) -> MigrationSandbox:
+def filled(alias: str) -> MigrationSandbox:
     box = MigrationSandbox(alias, KIND, question())
     box.fill(10)
     box.rows("Kind").create(pk=1)
@@ -126,6 +126,8 @@ def test_a_table_that_may_not_be_referred_to(alias: str, site: Any) -> None:
     text = refused(box, "a foreign key")
     site(text[text.index("GRANT REFERENCES") :])
     box.run(add("a foreign key"))
+    assert not box.column("new_id").nullable
+    assert not box.schema()["not_validated"]
 
 
 @POSTGRESQL
