@@ -70,6 +70,25 @@ def test_unique_over_partitions(alias: str, kind: str, rows: int) -> None:
     box.run(add("an index"))
 
 
+@POSTGRESQL
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_partition_that_is_a_foreign_table(alias: str, name: str) -> None:
+    box = partitioned(alias, "range")
+    database = for_connection(box.connection)
+    database.execute(
+        "CREATE FOREIGN DATA WRAPPER elsewhere",
+        "CREATE SERVER elsewhere FOREIGN DATA WRAPPER elsewhere",
+        "CREATE FOREIGN TABLE far PARTITION OF boxes_question FOR VALUES FROM ('2027-01-01') TO ('2028-01-01') "
+        "SERVER elsewhere",
+    )
+    try:
+        field = box.after(add(name)).apps.get_model("boxes", "question")._meta.get_field("new")
+        texts = [each.text for each in database.obstacles(field.model, field)]
+        assert any("partition far is a foreign table" in text for text in texts) is (name != "plain")
+    finally:
+        database.execute("DROP FOREIGN DATA WRAPPER elsewhere CASCADE")
+
+
 @pytest.fixture
 def site(alias: str, worker_id: str) -> Iterator[Callable[[str], None]]:
     """Let the connection have another role, which owns the tables that are made: yields what an administrator runs."""

@@ -17,7 +17,8 @@ RIGHTS = """
 SELECT current_user::text, pg_get_userbyid(c.relowner)::text, n.nspname::text, pg_get_partkeydef(c.oid),
     pg_has_role(c.relowner, 'USAGE'), has_schema_privilege(c.relnamespace, 'CREATE'),
     has_any_column_privilege(c.oid, 'SELECT'), has_any_column_privilege(c.oid, 'UPDATE'), row_security_active(c.oid),
-    current_setting('transaction_read_only') = 'on'
+    current_setting('transaction_read_only') = 'on', (SELECT min(p.oid::regclass::text) FROM pg_partition_tree(c.oid) t
+    JOIN pg_class p ON p.oid = t.relid AND p.relkind = 'f')
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass(%s)
 """
 MAY_NOT_REFER = (
@@ -38,6 +39,7 @@ class Rights(NamedTuple):
     updates: bool
     sees_some: bool
     read_only: bool
+    foreign_partition: str | None
 
 
 def found(database: PostgreSQL, model: type[Model], field: AnyField) -> Iterator[Obstacle]:
@@ -49,6 +51,12 @@ def found(database: PostgreSQL, model: type[Model], field: AnyField) -> Iterator
         yield from _of_the_server(table, field, rights)
         yield from _of_the_table(table, database.quote(rights.owner), user, rights)
         indexed = field.unique or database.editor()._field_indexes_sql(model, field)
+        if rights.foreign_partition and (indexed or others):
+            yield Obstacle(
+                f"the partition {rights.foreign_partition} is a foreign table, on which no index or foreign key can be "
+                f"made, and {field.name} has one.",
+                "Detach that partition, or add the field with db_index=False, unique=False and db_constraint=False.",
+            )
         if indexed and not rights.creates:
             yield Obstacle(
                 f"the user {rights.user} may make no index in the schema {rights.schema}, and {field.name} has one.",
