@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from django.core.exceptions import FieldError
 from django.db import DatabaseError, connections
@@ -30,9 +30,17 @@ from safemigrate.schema.fast_path import Shortcut
 from safemigrate.schema.not_null import Requiring
 from safemigrate.schema.plan import Fill, Plan
 from safemigrate.schema.steps import Step
-from safemigrate.types import field_of
+from safemigrate.types import AnyField, field_of
 
-__all__ = ["AddNullableField", "AddRequiredField", "GuardWrites", "Populate", "SetNotNull", "UnguardWrites"]
+__all__ = [
+    "AddNullableField",
+    "AddRequiredField",
+    "GuardWrites",
+    "Populate",
+    "RequireField",
+    "SetNotNull",
+    "UnguardWrites",
+]
 
 logger = logging.getLogger("safemigrate")
 
@@ -54,7 +62,7 @@ class AddNullableField(FieldStep, AddField):
         super().__init__(model_name, name, field)
 
     def state_forwards(self, app_label: str, state: ProjectState) -> None:
-        field = self.field.clone()
+        field = fields.noted(self.field, self.field, is_new=True)
         field.null = True
         state.add_field(app_label, self.model_name_lower, self.name, field, True)
 
@@ -82,9 +90,10 @@ class AddNullableField(FieldStep, AddField):
         return _reduce_added(self, operation, app_label)
 
 
-def _refuse_obstacles(change: Change, step: FieldStep) -> None:
+def _refuse_obstacles(change: Change, step: FieldStep, work: AnyField | None = None) -> None:
+    """Raise for what the server will refuse on the way to the final field, or to what `work` says of it."""
     model = change.after(step.model_name)
-    preflight.refuse(change.database, model, field_of(model, step.name))
+    preflight.refuse(change.database, model, work or field_of(model, step.name))
 
 
 def _drop_column(self: FieldStep, change: Change) -> None:
@@ -238,7 +247,7 @@ class SetNotNull(FieldStep, AlterField):
     nothing is NULL; sets NOT NULL. On PostgreSQL every exclusive lock is held briefly and the table
     is read while writers pass; on MySQL and MariaDB the table is rebuilt online; SQLite copies it in one
     transaction. Raises NullsRemain (or BadRows) and DuplicateValues before anything was made required.
-    Run again, it carries on. Backwards the column is nullable and bare again.
+    Run again, it carries on. Backwards the column is nullable again, and as it was.
     """
 
     fragment = "require"
@@ -255,18 +264,22 @@ class SetNotNull(FieldStep, AlterField):
         before = state.models[app_label, self.model_name_lower].fields[self.name]
         super().state_forwards(app_label, state)
         model = state.models[app_label, self.model_name_lower]
-        model.fields[self.name] = fields.noted(model.fields[self.name], before, populate=None)
+        model.fields[self.name] = fields.noted(
+            model.fields[self.name], before, populate=None, is_new=False, before=None
+        )
 
     def _refuse_other_changes(self, app_label: str, state: ProjectState) -> None:
         before = state.models[app_label, self.model_name_lower].fields.get(self.name)
         if before is None:
-            raise InvalidField(f"SetNotNull: {app_label}.{self.model_name} has no field {self.name!r} yet.")
+            raise InvalidField(
+                f"{type(self).__name__}: {app_label}.{self.model_name} has no field {self.name!r} yet."
+            )
         differences = fields.differences(before, self.field)
         if differences:
             raise InvalidField(
-                f"SetNotNull only makes {app_label}.{self.model_name}.{self.name} required, but the field differs "
-                f"from the one that was added in: {', '.join(differences)}. Make that change in a migration of "
-                "its own, by migrations.AlterField."
+                f"{type(self).__name__} only makes {app_label}.{self.model_name}.{self.name} required, but the field "
+                f"differs from the one in the migrations before it in: {', '.join(differences)}. Make that change in a "
+                "migration of its own first, by migrations.AlterField."
             )
 
     def is_needed(self, change: Change) -> bool:
@@ -276,11 +289,24 @@ class SetNotNull(FieldStep, AlterField):
 
     def plan(self, change: Change) -> Plan:
         model = change.after(self.model_name)
-        steps = change.database.require(change.before(self.model_name), model, field_of(model, self.name))
-        return steps.in_order()
+        return change.database.require(change.before(self.model_name), model, self._work(change)).in_order()
 
     def look(self, change: Change) -> None:
-        _refuse_obstacles(change, self)
+        _refuse_obstacles(change, self, self._work(change))
+
+    def _work(self, change: Change) -> AnyField:
+        """Return the final field without what the column has already."""
+        final, now = (
+            field_of(change.after(self.model_name), self.name),
+            self._in_table(change, change.from_state),
+        )
+        return fields.gained(final, now)
+
+    def _in_table(self, change: Change, state: ProjectState) -> AnyField:
+        """Return the nullable field of a state as the table has it."""
+        noted = fields.notes(state.models[change.app_label, self.model_name_lower].fields[self.name])
+        field = field_of(change.within(state).after(self.model_name), self.name)
+        return cast("AnyField", change.database.bare(field) if noted.is_new else noted.before or field)
 
     def forwards(self, change: Change) -> None:
         before, model = change.before(self.model_name), change.after(self.model_name)
@@ -293,7 +319,7 @@ class SetNotNull(FieldStep, AlterField):
                 populate, once = noted
                 populate.fill(change.within(change.from_state), once, at_once=at_once)
 
-        Requiring(change.database, before, model, field_of(model, self.name), catch_up).run()
+        Requiring(change.database, before, model, self._work(change), catch_up).run()
         proofs.confirm_required(change.database, model, field_of(model, self.name))
 
     def _populate(self, app_label: str, state: ProjectState) -> tuple[Populate, list[str]] | None:
@@ -307,8 +333,8 @@ class SetNotNull(FieldStep, AlterField):
 
     def backwards(self, change: Change) -> None:
         self.refuse_transaction(change)
-        model = change.after(self.model_name)
-        before, field = change.before(self.model_name), field_of(model, self.name)
+        before, model = change.before(self.model_name), change.after(self.model_name)
+        field = self._in_table(change, change.to_state)
         change.run(change.database.release(before, model, field))
 
     def describe(self) -> str:
@@ -324,10 +350,11 @@ class GuardWrites(FieldStep):
     """Let the database fill the field in rows that come in without it, from old code above all.
 
     A constant and uuid.uuid4 become the column's DEFAULT, an expression two triggers (PostgreSQL: one) that
-    run where the field is NULL, with the value that Populate gives the same row. A row for which the
-    expression fails comes in as NULL. Takes short locks only; writers wait for that instant. Run again it
-    replaces a guard that is different. Where a database cannot, it says so in one warning and goes on.
-    Backwards the guard is gone.
+    run where the field is NULL, with the value that Populate gives the same row. A nullable field that
+    AddNullableField has not added is known to older code, which may write NULL into it: there it is triggers
+    always. A row for which the expression fails comes in as NULL. Takes short locks only; writers wait for
+    that instant. Run again it replaces a guard that is different. Where a database cannot, it says so in one
+    warning and goes on. Backwards the guard is gone.
     """
 
     reversible = True
@@ -397,7 +424,9 @@ class GuardWrites(FieldStep):
             change.app_label, change.alias, change.to_state
         )
         source = resolve(self.populate, [self.name])
-        return guards.up(change.database, model, field_of(model, self.name), source, change.to_state.apps)
+        known = _noted(change.to_state, change.app_label, self).is_known
+        field = field_of(model, self.name)
+        return guards.up(change.database, model, field, source, change.to_state.apps, is_known=known)
 
     def backwards(self, change: Change) -> None:
         UnguardWrites(self.model_name, self.name).apply(change.within(change.from_state))
@@ -434,11 +463,11 @@ class UnguardWrites(FieldStep):
 
     def plan(self, change: Change) -> list[Step]:
         model = change.after(self.model_name)
-        return guards.down(change.database, model, field_of(model, self.name))
+        known = _noted(change.from_state, change.app_label, self).is_known
+        return guards.down(change.database, model, field_of(model, self.name), is_known=known)
 
     def backwards(self, change: Change) -> None:
-        field = change.to_state.models[change.app_label, self.model_name.lower()].fields[self.name]
-        populate = fields.notes(field).guard
+        populate = _noted(change.to_state, change.app_label, self).guard
         if populate is not None:
             GuardWrites(self.model_name, self.name, populate).apply(change)
 
@@ -449,7 +478,106 @@ class UnguardWrites(FieldStep):
         return f"Take the guard of {self.name} of {self.model_name} away"
 
 
-class AddRequiredField(FieldStep, AddField):
+class Whole(FieldStep):
+    """What makes a field required in one operation: its steps, run one after another.
+
+    Each looks first whether it is still needed, so that one that was stopped at any statement carries on.
+    """
+
+    field: Field[Any, Any]
+    populate: Any
+    batch_size: int | None
+    keep_guard: bool
+    #: What fails from NOT NULL on, where the guard cannot be kept.
+    failing = "Inserts without the field"
+
+    def fills(self, model_name: str, name: str) -> bool:
+        return self.populate is not None and self.is_on(model_name, [name])
+
+    def requires(self, model_name: str, name: str) -> bool:
+        return self.is_on(model_name, [name])
+
+    def filling(self, app_label: str, state: ProjectState) -> Populate:
+        """Return the operation that fills in a state, which is moved on to where it does so."""
+        self.begin(app_label, state)
+        return Populate(self.model_name, self.name, self.populate, batch_size=self.batch_size)
+
+    def begin(self, app_label: str, state: ProjectState) -> None:
+        """Move a state on to where it has the final field, but nullable."""
+        raise NotImplementedError
+
+    def steps(self) -> list[FieldStep]:
+        """Return the operations that this one runs once the state has begun, in order."""
+        fill: list[FieldStep] = []
+        guarded = self.populate is not None
+        if guarded:
+            # What a path leads to is not imported for a table without rows.
+            guarded = is_dotted_path(self.populate) or guards.why_not(resolve(self.populate)) is None
+            fill = [Populate(self.model_name, self.name, self.populate, batch_size=self.batch_size)]
+        return [
+            *([GuardWrites(self.model_name, self.name, self.populate)] if guarded else []),
+            *fill,
+            SetNotNull(self.model_name, self.name, self.field),
+            *([UnguardWrites(self.model_name, self.name)] if guarded and not self.keep_guard else []),
+        ]
+
+    def _stages(self, change: Change) -> list[tuple[FieldStep, Change]]:
+        """Return each operation with its part of the change."""
+        stages, before = [], change.from_state
+        for step in self.steps():
+            after = before.clone()
+            step.state_forwards(change.app_label, after)
+            stages.append((step, replace(change, from_state=before, to_state=after)))
+            before = after
+        return stages
+
+    def plan(self, change: Change) -> Plan:
+        return [part for step, stage in self._stages(change) for part in step.plan(stage)]
+
+    def forwards(self, change: Change) -> None:
+        full = Batches(change.before(self.model_name), change.alias, []).rows.exists()
+        if full:
+            self._validate(self._stages(change))
+        if not self.take_shortcut(change, full=full):
+            self._walk(change, full)
+        model = change.after(self.model_name)
+        proofs.confirm_required(change.database, model, field_of(model, self.name))
+
+    def take_shortcut(self, change: Change, *, full: bool) -> bool:
+        """Do all of it at once, where that can be; return whether it was done."""
+        return False
+
+    def _walk(self, change: Change, full: bool) -> None:
+        for step, stage in self._stages(change):
+            if not isinstance(step, GuardWrites):
+                step.apply(stage, looked=True)
+            elif full or self.keep_guard:
+                step.create(stage, level=logging.WARNING if self.keep_guard else logging.INFO)
+        if self.keep_guard and not change.database.guards_before_not_null:
+            self._give_up_guard(change)
+
+    def _give_up_guard(self, change: Change) -> None:
+        UnguardWrites(self.model_name, self.name).apply(change.within(change.to_state))
+        if not self.field.has_db_default():
+            logger.warning(
+                "%s on %s: the guard could not be kept, because this database looks for NULL before a trigger "
+                "runs. %s fail from now on.",
+                self.label(change.app_label),
+                change.alias,
+                self.failing,
+            )
+
+    def _validate(self, stages: Sequence[tuple[FieldStep, Change]]) -> None:
+        for step, stage in stages:
+            if isinstance(step, Populate):
+                step.validate(stage.app_label, stage.alias, stage.from_state)
+                step.refuse_repeated_keys(stage)
+            elif isinstance(step, GuardWrites) and self.keep_guard:
+                step.refuse_python(resolve(self.populate))
+                step.refuse_missing(stage)
+
+
+class AddRequiredField(Whole, AddField):
     """Add a required field to a table that may be full: AddNullableField, Populate, SetNotNull in one.
 
     While it runs the field is guarded, where the populate can be said in SQL (GuardWrites): rows that old
@@ -481,15 +609,11 @@ class AddRequiredField(FieldStep, AddField):
         if keep_guard:
             GuardWrites(model_name, name, populate)  # Raises InvalidPopulate where no guard can be.
 
-    def fills(self, model_name: str, name: str) -> bool:
-        return self.is_on(model_name, [name])
+    def begin(self, app_label: str, state: ProjectState) -> None:
+        self._add().state_forwards(app_label, state)
 
-    requires = fills
-
-    def filling(self, app_label: str, state: ProjectState) -> Populate:
-        """Return the operation that fills in a state, which is moved on to where it does so."""
-        AddNullableField(self.model_name, self.name, self.field).state_forwards(app_label, state)
-        return Populate(self.model_name, self.name, self.populate, batch_size=self.batch_size)
+    def _add(self) -> AddNullableField:
+        return AddNullableField(self.model_name, self.name, self.field)
 
     def state_forwards(self, app_label: str, state: ProjectState) -> None:
         super().state_forwards(app_label, state)
@@ -497,73 +621,17 @@ class AddRequiredField(FieldStep, AddField):
             _note_guard(state, app_label, self.model_name, self.name, self.populate)
 
     def steps(self) -> list[FieldStep]:
-        """Return the operations that this one runs, in order."""
-        # What a path leads to is not imported for a table without rows.
-        guarded = is_dotted_path(self.populate) or guards.why_not(resolve(self.populate)) is None
-        return [
-            AddNullableField(self.model_name, self.name, self.field),
-            *([GuardWrites(self.model_name, self.name, self.populate)] if guarded else []),
-            Populate(self.model_name, self.name, self.populate, batch_size=self.batch_size),
-            SetNotNull(self.model_name, self.name, self.field),
-            *([UnguardWrites(self.model_name, self.name)] if guarded and not self.keep_guard else []),
-        ]
+        return [self._add(), *super().steps()]
 
-    def _stages(self, change: Change) -> list[tuple[FieldStep, Change]]:
-        """Return each operation with its part of the change."""
-        stages, before = [], change.from_state
-        for step in self.steps():
-            after = before.clone()
-            step.state_forwards(change.app_label, after)
-            stages.append((step, replace(change, from_state=before, to_state=after)))
-            before = after
-        return stages
-
-    def plan(self, change: Change) -> Plan:
-        return [part for step, stage in self._stages(change) for part in step.plan(stage)]
-
-    def forwards(self, change: Change) -> None:
-        full = Batches(change.before(self.model_name), change.alias, []).rows.exists()
+    def look(self, change: Change) -> None:
         _refuse_obstacles(change, self)
-        if full:
-            self._validate(self._stages(change))
-        if self.keep_guard or not self._shortcut(change).take(full=full):
-            self._walk(change, full)
-        model = change.after(self.model_name)
-        proofs.confirm_required(change.database, model, field_of(model, self.name))
 
-    def _shortcut(self, change: Change) -> Shortcut:
+    def take_shortcut(self, change: Change, *, full: bool) -> bool:
+        if self.keep_guard:
+            return False
         before, model = change.before(self.model_name), change.after(self.model_name)
         target = Target(model, [self.name], [self.name], change.alias, change.to_state.apps)
-        return Shortcut(change.database, before, target, self.populate, self.batch_size)
-
-    def _walk(self, change: Change, full: bool) -> None:
-        """Run the operations one after another; each looks first whether it is still needed."""
-        for step, stage in self._stages(change):
-            if not isinstance(step, GuardWrites):
-                step.apply(stage, looked=True)
-            elif full or self.keep_guard:
-                step.create(stage, level=logging.WARNING if self.keep_guard else logging.INFO)
-        if self.keep_guard and not change.database.guards_before_not_null:
-            self._give_up_guard(change)
-
-    def _give_up_guard(self, change: Change) -> None:
-        UnguardWrites(self.model_name, self.name).apply(change)
-        if not self.field.has_db_default():
-            logger.warning(
-                "%s on %s: the guard could not be kept, because this database looks for NULL before a trigger "
-                "runs. Inserts without the field fail from now on.",
-                self.label(change.app_label),
-                change.alias,
-            )
-
-    def _validate(self, stages: Sequence[tuple[FieldStep, Change]]) -> None:
-        for step, stage in stages:
-            if isinstance(step, Populate):
-                step.validate(stage.app_label, stage.alias, stage.from_state)
-                step.refuse_repeated_keys(stage)
-            elif isinstance(step, GuardWrites) and self.keep_guard:
-                step.refuse_python(resolve(self.populate))
-                step.refuse_missing(stage)
+        return Shortcut(change.database, before, target, self.populate, self.batch_size).take(full=full)
 
     def backwards(self, change: Change) -> None:
         UnguardWrites(self.model_name, self.name).apply(change.within(change.from_state))
@@ -579,11 +647,90 @@ class AddRequiredField(FieldStep, AddField):
         return _reduce_added(self, operation, app_label)
 
 
-def _note_guard(state: ProjectState, app_label: str, model_name: str, name: str, populate: Any) -> None:
+class RequireField(Whole, SetNotNull):
+    """Make a field required that is there as null=True: GuardWrites, Populate and SetNotNull in one.
+
+    `field` is the final field. Beside null, what is Python's alone may change with it (default, blank, choices,
+    validators), and an index, unique=True or a foreign key may come with it; any other change of the column is
+    refused. Without a `populate` it only proves and requires, and raises NullsRemain where a row is NULL.
+    While it runs the field is guarded by triggers, where the populate can be said in SQL: older code knows the
+    column, and may write NULL into it. With `keep_guard` they stay until an UnguardWrites in a later migration;
+    not on SQLite, which looks for NULL before a trigger runs. Run again, it carries on. Backwards the column is
+    nullable again and the values stay. For locks and errors see the three steps.
+    """
+
+    options = {"populate": None, "batch_size": None, "keep_guard": False}
+    failing = "Writes of NULL"
+
+    def __init__(
+        self,
+        model_name: str,
+        name: str,
+        field: Field[Any, Any],
+        populate: Any = None,
+        *,
+        batch_size: int | None = None,
+        keep_guard: bool = False,
+    ) -> None:
+        super().__init__(model_name, name, field)
+        self.populate, self.batch_size, self.keep_guard = populate, batch_size, keep_guard
+        _check_batch_size(batch_size)
+        if populate is not None:
+            check(populate, [name])
+        elif keep_guard:
+            raise InvalidPopulate(
+                f"RequireField on {model_name}.{name}: keep_guard needs a populate, which says what the guard gives."
+            )
+        if keep_guard:
+            GuardWrites(model_name, name, populate)  # Raises InvalidPopulate where no guard can be.
+
+    def begin(self, app_label: str, state: ProjectState) -> None:
+        self._refuse_other_changes(app_label, state)
+        before = state.models[app_label, self.model_name_lower].fields[self.name]
+        nullable = self.field.clone()
+        nullable.null = True
+        state.alter_field(app_label, self.model_name_lower, self.name, nullable, True)
+        noted = fields.noted(nullable, before, populate=None, before=before)
+        state.models[app_label, self.model_name_lower].fields[self.name] = noted
+
+    def state_forwards(self, app_label: str, state: ProjectState) -> None:
+        super().state_forwards(app_label, state)
+        guard = self.populate if self.keep_guard else None
+        _note_guard(state, app_label, self.model_name, self.name, guard, is_known=True)
+
+    def _stages(self, change: Change) -> list[tuple[FieldStep, Change]]:
+        begun = change.from_state.clone()
+        self.begin(change.app_label, begun)
+        return super()._stages(replace(change, from_state=begun))
+
+    def backwards(self, change: Change) -> None:
+        UnguardWrites(self.model_name, self.name).apply(change.within(change.from_state))
+        super().backwards(change)
+
+    def describe(self) -> str:
+        by = f", NULL filled by {_title(self.populate, [self.name])}" if self.populate is not None else ""
+        return f"Make field {self.name} of {self.model_name} required (NOT NULL){by}"
+
+
+def _note_guard(
+    state: ProjectState,
+    app_label: str,
+    model_name: str,
+    name: str,
+    populate: Any,
+    *,
+    is_known: bool = False,
+) -> None:
     model = state.models[app_label, model_name.lower()]
     if name not in model.fields:
         raise InvalidPopulate(f"{app_label}.{model_name} has no field {name!r} to guard.")
-    model.fields[name] = fields.noted(model.fields[name], model.fields[name], guard=populate)
+    field = model.fields[name]
+    known = is_known or fields.notes(field).is_known or (field.null and not fields.notes(field).is_new)
+    model.fields[name] = fields.noted(field, field, guard=populate, is_known=known)
+
+
+def _noted(state: ProjectState, app_label: str, step: FieldStep) -> fields.Notes:
+    return fields.notes(state.models[app_label, step.model_name.lower()].fields[step.name])
 
 
 def _check_batch_size(batch_size: Any) -> None:

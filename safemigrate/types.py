@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     class AnyField(Field[Any, Any]):
         column: str
+        db_index: bool
         db_constraint: bool
         remote_field: Any
         target_field: AnyField

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from django.db import models
 from django.db.migrations.state import ProjectState
@@ -13,6 +13,7 @@ from django.db.models.expressions import BaseExpression
 from django.db.models.fields.related import ForeignObject
 
 from safemigrate.exceptions import InvalidField
+from safemigrate.types import AnyField
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,17 @@ class Notes:
     """What operations leave on a field of the migration state for later ones; no migration file and no model has it.
 
     `populate` is the Populate that fills it, with the names of those of its fields that were nullable then;
-    `guard` is the populate of its write guard.
+    `guard` is the populate of its write guard. `is_new` says that AddNullableField has added it, so that the table
+    has nothing but its column, and no older code knows it; `before` is the field as the table has it, where an
+    operation has the final one in its state already. `is_known` says that code knew the column when it was guarded:
+    that may write NULL by name, against which no DEFAULT helps.
     """
 
     populate: tuple[Any, list[str]] | None = None
     guard: Any = None
+    is_new: bool = False
+    before: models.Field[Any, Any] | None = None
+    is_known: bool = False
 
 
 def notes(field: models.Field[Any, Any]) -> Notes:
@@ -125,12 +132,28 @@ def with_default(field: models.Field[Any, Any]) -> Any:
     return clone
 
 
+def gained(field: AnyField, before: AnyField) -> AnyField:
+    """Return a copy of a field without the index, uniqueness, foreign key and check that `before` has in the table."""
+    clone: Any = copy.copy(field)
+    clone.__dict__.pop("unique", None)
+    if before.unique:
+        clone._unique = False
+    if before.db_index:
+        clone.db_index = False
+    if clone.remote_field and getattr(before, "db_constraint", False):
+        clone.db_constraint = False
+    clone.db_check = lambda connection: None if before.db_check(connection) else field.db_check(connection)
+    return cast("AnyField", clone)
+
+
 #: What is Python's alone: the column is the same without it.
-PYTHON_ONLY = {*models.Field.non_db_attrs, "default"} - {"db_column"}
+PYTHON_ONLY = {*models.Field.non_db_attrs, "auto_now", "auto_now_add", "default"} - {"db_column"}
+#: What SetNotNull makes where the column lacked it.
+MADE = ("unique", "db_index", "db_constraint")
 
 
 def differences(before: Any, after: Any) -> list[str]:
-    """Return in which arguments the columns of two fields differ, beside null."""
+    """Return in which arguments the columns of two fields differ, beside null and what SetNotNull makes."""
     old_path, _, old = before.deconstruct()[1:]
     new_path, _, new = after.deconstruct()[1:]
     names = [] if old_path == new_path else ["type"]
@@ -138,6 +161,7 @@ def differences(before: Any, after: Any) -> list[str]:
         name
         for name in {*old, *new} - {"null"} - PYTHON_ONLY
         if not _same(old.get(name, _same), new.get(name, _same))
+        and not (name in MADE and getattr(after, name, False) and not getattr(before, name, False))
     )
     return names
 

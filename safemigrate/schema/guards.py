@@ -21,15 +21,25 @@ def why_not(source: Source) -> str | None:
     return f"{source.title} is computed in Python, and a database cannot run that when old code inserts a row"
 
 
-def up(database: Database, model: type[Model], field: AnyField, source: Source, apps: Any) -> list[Step]:
+def up(
+    database: Database,
+    model: type[Model],
+    field: AnyField,
+    source: Source,
+    apps: Any,
+    *,
+    is_known: bool = False,
+) -> list[Step]:
     """Return the steps that guard the field: a default for a value or a uuid, triggers for an expression.
 
     Each takes a short lock. Run again they replace a guard that is different. A field with a default of the
-    database's own (db_default) is guarded by that. Raises NoGuard where this database cannot.
+    database's own (db_default) is guarded by that. Where the column `is_known` to older code, which may write NULL
+    into it by name, it is triggers always. Raises NoGuard where this database cannot.
     """
     guards = get_backend(database.connection).guards
     reason = why_not(source)
-    if field.has_db_default():
+    constant = guards.triggers if is_known else guards.constant
+    if field.has_db_default() and not is_known:
         source = InDatabase({field.name: field.db_default}, "its db_default")
         if database.gives_defaults_early:
             return []
@@ -39,16 +49,22 @@ def up(database: Database, model: type[Model], field: AnyField, source: Source, 
         sql = guards.random_uuid(field)
         if sql is None:
             raise NoGuard(f"{database.connection.display_name} makes no uuid for a {type(field).__name__}")
-        return guards.constant(model, field, sql)
+        return constant(model, field, sql)
     (value,) = source.assignments(model, apps).values()  # type: ignore[union-attr]
     sql = guards.sql(model, field, value)
     reads_no_column = isinstance(value, Value) or not hasattr(value, "resolve_expression")
-    return (guards.constant if reads_no_column else guards.expression)(model, field, sql)
+    expression = guards.triggers if is_known else guards.expression
+    return (constant if reads_no_column else expression)(model, field, sql)
 
 
-def down(database: Database, model: type[Model], field: AnyField) -> list[Step]:
-    """Return the steps that take any guard of the field away; nothing is done where there is none."""
-    return get_backend(database.connection).guards.down(model, field)
+def down(database: Database, model: type[Model], field: AnyField, *, is_known: bool = False) -> list[Step]:
+    """Return the steps that take any guard of the field away; nothing is done where there is none.
+
+    A default of a column that `is_known` to older code is not the guard's, and stays.
+    """
+    guards = get_backend(database.connection).guards
+    default = [] if is_known else guards.drop_default(model, field)
+    return [*default, *guards.drop_triggers(model, field)]
 
 
 def random_uuid(database: Database, field: AnyField) -> str | None:

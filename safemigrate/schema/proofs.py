@@ -37,8 +37,8 @@ def refuse_nulls(batches: Batches, label: str, source: str = "") -> None:
     cure = (
         "Correct the function, or those rows, and run migrate again."
         if source
-        else "No Populate of this field stands before SetNotNull in the migrations: add one, or fill these rows "
-        "yourself, and run migrate again."
+        else "The migrations do not say how to fill them: give RequireField a populate (or let a Populate stand before "
+        "SetNotNull), or fill these rows yourself, and run migrate again."
     )
     message = (
         f"{batches.count():,} rows of {label} on {batches.alias} are still NULL{filled_by}, so the column was "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -150,8 +151,24 @@ def test_set_not_null_alone_proves_and_refuses(alias: str) -> None:
 def test_set_not_null_refuses_any_other_change(alias: str) -> None:
     sandbox = MigrationSandbox(alias)
     add, fill, _ = three_steps()
-    with pytest.raises(InvalidField, match="differs from the one that was added in: db_index"):
-        sandbox.run(add, fill, SetNotNull("question", "expires_date", models.DateTimeField(db_index=True)))
+    with pytest.raises(InvalidField, match="differs from the one in the migrations before it in: type"):
+        sandbox.run(add, fill, SetNotNull("question", "expires_date", models.DateField()))
+
+
+def test_an_index_may_come_with_set_not_null(alias: str) -> None:
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
+    add, fill, _ = three_steps()
+    sandbox.run(add, fill)
+    filled, schema = sandbox.state, sandbox.schema()
+    require = SetNotNull("question", "expires_date", models.DateTimeField(db_index=True))
+    sandbox.run(require)
+    indexed = sandbox.schema()
+    sandbox.undo(require, before=filled)
+    assert sandbox.schema() == schema
+    sandbox.run(SetNotNull("question", "expires_date", models.DateTimeField()))
+    sandbox.run(migrations.AlterField("question", "expires_date", models.DateTimeField(db_index=True)))
+    assert sandbox.schema() == indexed
 
 
 def test_what_is_only_python_s_may_change_with_set_not_null(alias: str) -> None:
@@ -492,9 +509,14 @@ def test_stopped_at_any_statement_the_next_run_ends_the_same(alias: str, kind: s
     stop_at_each(alias, STOPPED[kind]())
 
 
-def stop_at_each(alias: str, operation: AddRequiredField, first: int = 0, step: int = 1) -> None:
-    """Stop the operation at its statements, of which only each so many-th is taken, and run it again."""
-    sandbox = MigrationSandbox(alias)
+def stop_at_each(
+    alias: str, operation: Any, first: int = 0, step: int = 1, fields: Sequence[tuple[str, Any]] = ()
+) -> None:
+    """Stop the operation at its statements, of which only each so many-th is taken, and run it again.
+
+    `fields` are those that the table has before it; each time they are NULL again.
+    """
+    sandbox = MigrationSandbox(alias, question(fields=fields))
     sandbox.fill(3)
     before = sandbox.state
     statements = Statements()
@@ -505,6 +527,8 @@ def stop_at_each(alias: str, operation: AddRequiredField, first: int = 0, step: 
     assert len(stops) * step > 5
     for at in stops:
         sandbox.undo(operation, before=before)
+        if fields:
+            sandbox.rows().update(**{name: None for name, _ in fields})
         with pytest.raises(Statements.Crash), connections[alias].execute_wrapper(Statements(stop_at=at)):
             sandbox.run(operation)
             raise AssertionError(f"not stopped at statement {at}")

@@ -21,6 +21,8 @@ class Guards:
     """The guards of one database. Subclasses write the triggers; without one there is no guard."""
 
     alter = Lock("the table, exclusively", "everyone")
+    #: Can a column's default be changed by a statement of its own, and what is added to that.
+    sets_defaults, ending = True, ""
 
     def __init__(self, database: Any) -> None:
         self.database = database
@@ -76,11 +78,15 @@ class Guards:
         return self.expression(model, field, sql)
 
     def expression(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
-        """Return the steps that put `sql` into rows that come in, or are updated, with NULL."""
+        """Return the steps that put `sql` into rows that come in without the field."""
+        return self.triggers(model, field, sql)
+
+    def triggers(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
+        """Return the steps that put `sql` into rows that come in, or are updated, with NULL, named or not."""
         raise NoGuard(f"no write guard is written for {self.connection.display_name}")
 
-    def down(self, model: type[Model], field: AnyField) -> list[Step]:
-        """Return the steps that take any guard of the field away."""
+    def drop_triggers(self, model: type[Model], field: AnyField) -> list[Step]:
+        """Return the steps that take the field's triggers away."""
         return []
 
     # For the subclasses
@@ -97,25 +103,26 @@ class Guards:
         listed = ", ".join(f"NEW.{column} AS {column}" for column in columns)
         return f"(SELECT {sql} FROM (SELECT {listed}) AS {self.quote(model._meta.db_table)})"
 
-    def default_steps(self, model: type[Model], field: AnyField, sql: str, ending: str = "") -> list[Step]:
+    def default_steps(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
         table, column = self.quote(model._meta.db_table), self.quote(field.column)
         return [
             Step(
                 f"guard {field.column}: new rows get a default",
-                (f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT {sql}{ending}",),
+                (f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT {sql}{self.ending}",),
                 self.alter,
                 tables=(table,),
             )
         ]
 
-    def drop_default(self, model: type[Model], field: AnyField, ending: str = "") -> list[Step]:
-        if field.has_db_default():
+    def drop_default(self, model: type[Model], field: AnyField) -> list[Step]:
+        """Return the steps that take the field's default away, unless it is a db_default."""
+        if field.has_db_default() or not self.sets_defaults:
             return []
         table, column = self.quote(model._meta.db_table), self.quote(field.column)
         return [
             Step(
                 f"take the guard of {field.column} away: its default",
-                (f"ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT{ending}",),
+                (f"ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT{self.ending}",),
                 self.alter,
                 tables=(table,),
                 needed=lambda: getattr(self.database.column(model, field.column), "has_default", False),

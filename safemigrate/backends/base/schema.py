@@ -206,12 +206,13 @@ class Database:
     def require(self, from_model: type[Model], model: type[Model], field: AnyField) -> Requirement:
         """Return the steps that make the filled column required, indexed, unique and referring.
 
-        `from_model` has the column as AddNullableField left it, `model` and `field` as it shall be.
+        `from_model` has the column as it is, `model` as it shall be; `field` is that of `model`, but for the index,
+        uniqueness, foreign key and check that the column has already.
         """
-        old = self.bare(field_of(from_model, field.name))
+        old, final = self.bare(field_of(from_model, field.name)), field_of(model, field.name)
         alter = Step(
             f"make {field.column} required, with its index and constraints",
-            self.sql(lambda editor: editor.alter_field(from_model, old, fields.required(field))),
+            self.sql(lambda editor: editor.alter_field(from_model, old, fields.required(final))),
             COPY,
             tables=self.tables(model, field),
             needed=lambda: self._is_nullable(model, field),
@@ -219,11 +220,14 @@ class Database:
         return Requirement(enforce=[alter])
 
     def release(self, from_model: type[Model], model: type[Model], field: AnyField) -> list[Step]:
-        """Return the steps that take `require` back; `from_model` has the field as it was required."""
+        """Return the steps that take `require` back; `from_model` has the field as it was required.
+
+        `field` is as the column shall be: nullable, and with those of its index and constraints that it keeps.
+        """
         old = fields.required(field_of(from_model, field.name))
         alter = Step(
             f"let {field.column} be NULL again, without its index and constraints",
-            self.sql(lambda editor: editor.alter_field(from_model, old, self.bare(field))),
+            self.sql(lambda editor: editor.alter_field(from_model, old, fields.nullable(field))),
             COPY,
             tables=self.tables(model, field),
             needed=lambda: not self._is_nullable(model, field),

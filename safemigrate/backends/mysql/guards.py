@@ -24,11 +24,16 @@ UUID4 = (
 )
 # What is not the same in each mode of SQL, or in each character set.
 SPECIAL = re.compile(r"[^ -~]|[\\'\"]")
+NO_TRIGGER = (
+    "the user of this connection may create none (the privilege TRIGGER; SUPER, or log_bin_trust_function_creators = "
+    "1, where there is a binary log)"
+)
 EVENTS = {"insert": "INSERT", "update": "UPDATE"}
 
 
 class MySQLGuards(Guards):
     alter = METADATA
+    ending = f", {INSTANT}"
 
     def random_uuid(self, field: AnyField) -> str | None:
         if not isinstance(field, UUIDField):
@@ -49,7 +54,7 @@ class MySQLGuards(Guards):
         if isinstance(field, BinaryField):
             # Its default could not be read back, to be kept when the column is made required.
             return self.expression(model, field, sql)
-        return self.default_steps(model, field, f"({self._unambiguous(field, sql)})", f", {INSTANT}")
+        return self.default_steps(model, field, f"({self._unambiguous(field, sql)})")
 
     def _unambiguous(self, field: AnyField, sql: str) -> str:
         """Return a text as an expression of plain letters, where the server would not give it back as it was.
@@ -64,8 +69,12 @@ class MySQLGuards(Guards):
         return f"CONVERT(X'{text}' USING utf8mb4)"
 
     def expression(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
+        may_create = self.may_create_triggers()
+        return (self.triggers if may_create else self._by_default)(model, field, sql)
+
+    def triggers(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
         if not self.may_create_triggers():
-            return self._by_default(model, field, sql)
+            raise NoGuard(f"it takes a trigger, and {NO_TRIGGER}")
         body = BODY.format(column=self.quote(field.column), value=self.row(model, sql))
         return [
             create_trigger(
@@ -90,15 +99,11 @@ class MySQLGuards(Guards):
     def _by_default(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
         """Guard by a default that reads the row's other columns, which needs no privilege and outlives NOT NULL."""
         if re.search(r"\bSELECT\b", sql):
-            raise NoGuard(
-                "it reads another table, which takes a trigger, and the user of this connection may create none "
-                "(the privilege TRIGGER; SUPER, or log_bin_trust_function_creators = 1, where there is a binary log)"
-            )
+            raise NoGuard(f"it reads another table, which takes a trigger, and {NO_TRIGGER}")
         own = sql.replace(f"{self.quote(model._meta.db_table)}.", "")
-        return self.default_steps(model, field, f"({own})", f", {INSTANT}")
+        return self.default_steps(model, field, f"({own})")
 
-    def down(self, model: type[Model], field: AnyField) -> list[Step]:
+    def drop_triggers(self, model: type[Model], field: AnyField) -> list[Step]:
         title = f"take the guard of {field.column} away: a trigger"
         names = [self.name(model, field, ending, limit=64) for ending in EVENTS]
-        triggers = [drop_trigger(self.database, model, name, title) for name in names]
-        return [*self.drop_default(model, field, f", {INSTANT}"), *triggers]
+        return [drop_trigger(self.database, model, name, title) for name in names]

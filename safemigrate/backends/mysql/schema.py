@@ -22,7 +22,7 @@ from safemigrate.conf import get
 from safemigrate.exceptions import OrphanRows
 from safemigrate.schema import fields
 from safemigrate.schema.steps import Blocked, Lock, Obstacle, Requirement, Step, Time
-from safemigrate.types import AnyField
+from safemigrate.types import AnyField, field_of
 
 ONLINE = "ALGORITHM=INPLACE, LOCK=NONE"
 STRICT = "SET SESSION sql_mode = CONCAT_WS(',', NULLIF(@@SESSION.sql_mode, ''), 'STRICT_TRANS_TABLES')"
@@ -173,6 +173,46 @@ class MySQL(Database):
             after=self._foreign_key_steps(model, field),
         )
 
+    def release(self, from_model: type[Model], model: type[Model], field: AnyField) -> list[Step]:
+        table, final = self.quote(model._meta.db_table), field_of(from_model, field.name)
+        definition = self._definition(from_model, field, null=True)
+        modify = f"ALTER TABLE {table} MODIFY {self.quote(field.column)} {definition}"
+        nullable = Step(
+            f"let {field.column} be NULL again",
+            self._with((modify,), f", {ONLINE}"),
+            self._lock("while it is copied"),
+            tables=(table,),
+            needed=lambda: not self._is_nullable(model, field),
+        )
+        old, new = fields.nullable(final), fields.nullable(field)
+        new.db_default = old.db_default
+        drops = [
+            Step(
+                f"drop an index or constraint of {field.column}",
+                (text,),
+                METADATA,
+                tables=self.tables(model, final),
+            )
+            for text in self.sql(lambda editor: editor.alter_field(from_model, old, new))
+        ]
+        return [nullable, *drops, *self._drop_implied_index(from_model, fields.gained(final, field))]
+
+    def _drop_implied_index(self, model: type[Model], field: AnyField) -> list[Step]:
+        """The server makes an index for a foreign key, under its name, and keeps it when the key is dropped."""
+        if not (field.remote_field and field.db_constraint and field.db_index):
+            return []
+        statement = self.editor()._create_fk_sql(model, field, "_fk_%(to_table)s_%(to_column)s")
+        table, name = self.quote(model._meta.db_table), str(statement.parts["name"])
+        return [
+            Step(
+                f"drop the index {name}",
+                (f"ALTER TABLE {table} DROP INDEX {name}",),
+                METADATA,
+                tables=(table,),
+                needed=lambda: self._index_exists(model, name.strip("`")),
+            )
+        ]
+
     def add_required(
         self, from_model: type[Model], model: type[Model], field: AnyField, value: str = "NULL"
     ) -> Step:
@@ -222,9 +262,10 @@ class MySQL(Database):
             for event in ("insert", "update")
         }
 
-    def _definition(self, model: type[Model], field: AnyField) -> str:
+    def _definition(self, model: type[Model], field: AnyField, *, null: bool = False) -> str:
         """Return the whole column: MODIFY drops a default, collation, comment or check that it does not name."""
-        required = fields.bare(field, null=False)
+        field = field_of(model, field.name)
+        required = fields.bare(field, null=null)
         required.db_default = field.db_default
         editor = self.editor()
         definition, params = editor.column_sql(model, required)

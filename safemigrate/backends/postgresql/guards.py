@@ -30,7 +30,7 @@ class PostgreSQLGuards(Guards):
     def constant(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
         return self.default_steps(model, field, sql)
 
-    def expression(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
+    def triggers(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
         table, column = self.quote(model._meta.db_table), self.quote(field.column)
         body = BODY.format(column=column, value=self.row(model, sql))
         function, trigger = self._function(model, field), self.quote(self._name(model, field))
@@ -54,7 +54,7 @@ class PostgreSQLGuards(Guards):
             )
         ]
 
-    def down(self, model: type[Model], field: AnyField) -> list[Step]:
+    def drop_triggers(self, model: type[Model], field: AnyField) -> list[Step]:
         table = self.quote(model._meta.db_table)
         trigger, function = self.quote(self._name(model, field)), self._function(model, field)
         drop = Step(
@@ -64,7 +64,7 @@ class PostgreSQLGuards(Guards):
             tables=(table,),
             needed=lambda: self._function_exists(model, field),
         )
-        return [*self.drop_default(model, field), drop]
+        return [drop]
 
     def _name(self, model: type[Model], field: AnyField) -> str:
         # Triggers run in the order of their names: what others put into the row is there before this one.

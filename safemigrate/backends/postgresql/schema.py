@@ -453,7 +453,7 @@ class PostgreSQL(Database):
             f"{alter} ALTER COLUMN {self.quote(field.column)} DROP NOT NULL",
             needed=lambda: not self._is_nullable(model, field),
         )
-        old = field_of(from_model, field.name)
+        old = fields.gained(field_of(from_model, field.name), field)
         constraints = [
             self._drop_constraint(from_model, old, name) for name in self._own_constraints(from_model, old)
         ]
@@ -467,8 +467,10 @@ class PostgreSQL(Database):
         return self._short(model, f"drop the constraint {name}", sql, lock=EXCLUSIVE_BOTH, others=others)
 
     def _own_constraints(self, model: type[Model], field: AnyField) -> list[str]:
-        names = [self._default_name(model, field, "check"), self._default_name(model, field, "safemigrate")]
+        names = [self._default_name(model, field, "safemigrate")]
         editor = self.editor()
+        if field.db_check(self.connection):
+            names.append(self._default_name(model, field, "check"))
         if field.unique:
             names.append(
                 str(editor._unique_constraint_name(model._meta.db_table, [field.column], quote=False))

@@ -23,6 +23,7 @@ EVENTS = {"insert": "INSERT", "update": "UPDATE"}
 
 class SQLiteGuards(Guards):
     alter = Lock("the database's one writer", "writers")
+    sets_defaults = False
 
     def random_uuid(self, field: AnyField) -> str | None:
         return UUID4 if isinstance(field, UUIDField) else None
@@ -33,7 +34,7 @@ class SQLiteGuards(Guards):
     def refuse_raw(self, value: Any) -> None:
         """The trigger is an UPDATE of the table, in which raw SQL means what it means in the fill."""
 
-    def expression(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
+    def triggers(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
         table, column = self.quote(model._meta.db_table), self.quote(field.column)
         key = " AND ".join(
             f"{table}.{name} = NEW.{name}"
@@ -57,7 +58,7 @@ class SQLiteGuards(Guards):
             needed=lambda: self._trigger(name) != create,
         )
 
-    def down(self, model: type[Model], field: AnyField) -> list[Step]:
+    def drop_triggers(self, model: type[Model], field: AnyField) -> list[Step]:
         return [self._drop(model, field, self.name(model, field, ending)) for ending in EVENTS]
 
     def _drop(self, model: type[Model], field: AnyField, name: str) -> Step:

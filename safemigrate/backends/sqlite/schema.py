@@ -19,8 +19,9 @@ from django.db.transaction import atomic
 from safemigrate.backends.base.schema import Column, Database, short_name
 from safemigrate.backends.sqlite.definition import Definition
 from safemigrate.conf import get
+from safemigrate.schema import fields
 from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
-from safemigrate.types import AnyField
+from safemigrate.types import AnyField, field_of
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -111,16 +112,25 @@ class SQLite(Database):
         return f"(SELECT {key} FROM (SELECT {value} AS v) AS c CROSS JOIN {parent} AS p WHERE {key} = c.v)"
 
     def release(self, from_model: type[Model], model: type[Model], field: AnyField) -> list[Step]:
-        return [self._copying(step, model, field) for step in super().release(from_model, model, field)]
+        dropped = self._index_names(model, fields.gained(field_of(from_model, field.name), field))
+        steps = super().release(from_model, model, field)
+        return [self._copying(step, model, field, dropped=dropped) for step in steps]
 
     def drop_column(self, model: type[Model], field: AnyField) -> list[Step]:
         return [self._copying(step, model, field) for step in super().drop_column(model, field)]
 
-    def _copying(self, step: Step, model: type[Model], field: AnyField, value: str = "") -> Step:
+    def _index_names(self, model: type[Model], field: AnyField) -> list[str]:
+        statements = self.editor()._field_indexes_sql(model, field)
+        return [str(statement.parts["name"]).strip('"') for statement in statements]
+
+    def _copying(
+        self, step: Step, model: type[Model], field: AnyField, value: str = "", dropped: Sequence[str] = ()
+    ) -> Step:
         """Return the step with a copy of the table as it is, but for this column, in place of Django's of the model.
 
         The table may have columns, constraints, options, indexes and triggers that no model knows of, and what
-        else reads it, such as a view, may not be looked at while it is away. `value` is the SQL of the column's.
+        else reads it, such as a view, may not be looked at while it is away. `value` is the SQL of the column's;
+        the indexes `dropped` are not made again.
         """
         made = [text for text in step.statements if text.startswith("CREATE TABLE ")]
         table, column = model._meta.db_table, field.column
@@ -141,9 +151,16 @@ class SQLite(Database):
         kept = {
             key: sql
             for key, kind, sql in stored
-            if kind != "table" and not key.endswith(EARLY) and (wanted or column not in self._indexed(key))
+            if kind != "table"
+            and not key.endswith(EARLY)
+            and key not in dropped
+            and (wanted or column not in self._indexed(key))
         }
-        own = [text for text in step.statements if INDEX.search(text) and self.quote(column) in text]
+        own = [
+            text
+            for text in step.statements
+            if field.db_index and INDEX.search(text) and self.quote(column) in text
+        ]
         statements = (
             Definition.parse(found[0]).with_column(column, wanted).create(new),
             f"INSERT INTO {new} ({', '.join(map(self.quote, values))}) SELECT {', '.join(values.values())} FROM {name}",
