@@ -221,15 +221,18 @@ def _made_required(ahead: UnappliedOperation) -> Iterator[Caution]:
         ahead.migration,
         f"{_label(ahead, model)} becomes required, and {_table(ahead, model)} has rows: {filled}all "
         "are read or copied, under a lock that is waited for, and held, without a limit.",
-        f"{alone} this instead, in a migration with atomic = False: "
-        f"{_populate(operation)}, {_set_not_null(operation.model_name, operation.name, after)}",
+        f"{alone} this instead, in a migration with atomic = False: {_require(operation, after)} from "
+        "safemigrate.operations; or take this operation out of the migration, if that is applied nowhere yet, and "
+        f"type: python manage.py add_required_field {_label(ahead, model)}",
     )
 
 
-def _populate(operation: Any) -> str:
+def _require(operation: Any, after: AnyField) -> str:
     default = operation.field.default
     value = "VALUE" if default is NOT_PROVIDED else _written(default, "VALUE")
-    return f'Populate(model_name="{operation.model_name}", name="{operation.name}", populate={value})'
+    field = _written(after, f"models.{type(after).__name__}(...)")
+    named = f'model_name="{operation.model_name}", name="{operation.name}"'
+    return f"RequireField({named}, field={field}, populate={value})"
 
 
 def _kept(operation: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from django.apps import apps
 from django.core.management import get_commands, load_command_class
 from django.core.management.base import BaseCommand
+from django.db import models
 from django.db.migrations import AddField, AlterField, AlterModelOptions, Migration
 from django.db.migrations.autodetector import MigrationAutodetector
 from django.db.migrations.loader import MigrationLoader
@@ -19,7 +20,8 @@ from django.db.migrations.state import ProjectState
 
 from safemigrate.exceptions import OtherChanges, PlanningError
 from safemigrate.generator.targets import Target
-from safemigrate.operations import AddNullableField, AddRequiredField, SetNotNull
+from safemigrate.operations import AddNullableField, SetNotNull, Whole
+from safemigrate.schema import fields
 
 #: The options of a Meta that Django itself knows.
 DJANGOS_OWN = {
@@ -31,10 +33,14 @@ DJANGOS_OWN = {
 
 @dataclass(frozen=True)
 class Addition:
-    """What makemigrations would say of the fields of one app: the migration's name and dependencies."""
+    """What makemigrations would say of the fields of one app: the migration's name and dependencies.
+
+    `nullable` are those that are there already, as null=True; the others are added.
+    """
 
     name: str
     dependencies: tuple[tuple[str, str], ...]
+    nullable: tuple[Target, ...] = ()
 
 
 class Migrations:
@@ -45,17 +51,35 @@ class Migrations:
         self.state: ProjectState = self.loader.project_state()
 
     def written(self, target: Target) -> str | None:
-        """Return the name of the migration of ours that adds the target already, if there is one."""
-        if not self.has(target):
-            return None
+        """Return the first migration of ours that adds the target, or makes it required, if there is one.
+
+        One that a later AlterField has made nullable again is to be made required anew.
+        """
+        found: str | None = None
+        for name, operation in self._operations_on(target) if self.has(target) else ():
+            if _is_ours(operation, target):
+                found = found or name
+            elif _alters(operation, target) and operation.field.null:
+                found = None
+        return found
+
+    def _operations_on(self, target: Target) -> Iterator[tuple[str, Any]]:
+        """Return the operations of the target's app, each with its migration's name, in order."""
         for (app_label, name), migration in sorted(self.loader.disk_migrations.items()):
-            if app_label == target.app_label and any(_is_ours(op, target) for op in migration.operations):
-                return str(name)
-        return None
+            if app_label == target.app_label:
+                yield from ((str(name), operation) for operation in migration.operations)
 
     def has(self, target: Target) -> bool:
+        return self._field(target) is not None
+
+    def is_nullable(self, target: Target) -> bool:
+        """Is it a field that is there already, as null=True, and not a new one?"""
+        field = self._field(target)
+        return field is not None and bool(field.null)
+
+    def _field(self, target: Target) -> models.Field[Any, Any] | None:
         model = self.state.models.get((target.app_label, target.model_name))
-        return model is not None and target.name in model.fields
+        return model.fields.get(target.name) if model else None
 
     def check_unchanged(self, target: Target) -> None:
         """Raise PlanningError when models.py has changed the field since its migration was written."""
@@ -68,7 +92,7 @@ class Migrations:
             )
 
     def check(self, targets: Sequence[Target]) -> None:
-        """Raise PlanningError unless each target is a new field of a model that the migrations know."""
+        """Raise PlanningError unless each target is a new or a nullable field of a model that the migrations know."""
         for app_label in dict.fromkeys(target.app_label for target in targets):
             self._check_leaves(app_label)
         for target in targets:
@@ -82,7 +106,11 @@ class Migrations:
             f"  {app_label}: {operation.describe()}"
             for app_label in labels
             for operation in self._operations(app_label)
-            if not any(_adds(operation, target) for target in targets if target.app_label == app_label)
+            if not any(
+                _adds(operation, target) or _alters(operation, target)
+                for target in targets
+                if target.app_label == app_label
+            )
         ]
         if others:
             self._refuse_others_of_it(targets)
@@ -127,8 +155,11 @@ class Migrations:
             dependency for migration in migrations for dependency in migration.dependencies
         )
         written = {(migration.app_label, migration.name) for migration in migrations}
-        names = [migration.suggest_name() for migration in migrations]
-        return Addition(names[0], tuple(d for d in dependencies if d not in written))
+        name = migrations[0].suggest_name()
+        nullable = tuple(filter(self.is_nullable, targets))
+        if [*nullable] == [*targets[:1]]:
+            name = f"{targets[0].model_name}_{targets[0].name.lower()}_required"
+        return Addition(name, tuple(d for d in dependencies if d not in written), nullable)
 
     def _take_options_of_others(self, state: ProjectState) -> None:
         """Take what other packages keep in a Meta from models.py: in a migration it may be of another kind."""
@@ -184,7 +215,7 @@ class Migrations:
 
     def _how_to_apply(self, app_label: str, name: str) -> str:
         operations = self.loader.disk_migrations[app_label, name].operations
-        if any(isinstance(operation, AddNullableField) for operation in operations):
+        if not any(isinstance(operation, Whole) for operation in operations):
             return "It is the first of three, one for each deployment: the first line of each file says when."
         return f"Run: python manage.py migrate {app_label}"
 
@@ -197,27 +228,40 @@ class Migrations:
                 f"{target.label} is already in the migrations, by {target.app_label}.{ours}. There is "
                 f"nothing to write.\n{self._how_to_apply(target.app_label, ours)}"
             )
-        field = self.state.models[target.app_label, target.model_name].fields[target.name]
-        name = self._added_by(target)
+        if self.is_nullable(target):
+            self._check_same(target)
+            return
+        name = self._required_by(target)
         by = f", by {target.app_label}.{name}" if name else ""
-        nullable = (
-            " There it is null=True. To make it required, write a migration with Populate and SetNotNull "
-            "from safemigrate.operations."
-        )
         again = (
             "\nIf that one is applied nowhere yet, delete the file (or this operation in it), and type this again. "
             "Where it is applied, the old rows have a value already."
         )
         raise PlanningError(
-            f"{target.label} is already in the migrations{by}, so there is no column to add."
-            + (nullable if field.null else again if name else "")
+            f"{target.label} is already in the migrations{by}, as a required field, so there is nothing to write."
+            + (again if name else "")
         )
 
-    def _added_by(self, target: Target) -> str | None:
-        for (app_label, name), migration in sorted(self.loader.disk_migrations.items()):
-            if app_label == target.app_label and any(_adds(each, target) for each in migration.operations):
-                return str(name)
-        return None
+    def _check_same(self, target: Target) -> None:
+        """Raise PlanningError where models.py has changed more of a nullable field than may change here."""
+        before: Any = self._field(target)
+        after = self._models.models[target.app_label, target.model_name].fields[target.name]
+        if others := fields.differences(before, after):
+            raise PlanningError(
+                f"{target.label} is null=True in the migrations, and models.py changes more of its column than that: "
+                f"{', '.join(others)}. Make that change first: put null=True back in models.py, run\n"
+                f"    python manage.py makemigrations {target.app_label}\n"
+                "then take null=True out, and type this again."
+            )
+
+    def _required_by(self, target: Target) -> str | None:
+        """Return the last migration that adds or alters the target."""
+        names = [
+            name
+            for name, operation in self._operations_on(target)
+            if _adds(operation, target) or _alters(operation, target)
+        ]
+        return names[-1] if names else None
 
     def _check_related(self, target: Target) -> None:
         related: Any = target.field.related_model
@@ -249,7 +293,7 @@ def _alters(operation: Operation, target: Target) -> bool:
 
 def _is_ours(operation: Operation, target: Target) -> bool:
     return (
-        isinstance(operation, AddRequiredField | AddNullableField | SetNotNull)
+        isinstance(operation, Whole | AddNullableField | SetNotNull)
         and operation.model_name.lower() == target.model_name
         and operation.name.lower() == target.name.lower()
     )

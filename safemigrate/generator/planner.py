@@ -70,7 +70,7 @@ def phases_for(
     guarded: Collection[Target] = (),
     keep_guard: bool = False,
 ) -> list[Phase]:
-    """Return the one or three migrations that add the targets, all of one app, after the migration `leaf`.
+    """Return the one or more migrations that make the targets required, all of one app, after the migration `leaf`.
 
     `guarded` are those that a write guard can fill in new rows; with one phase the operation sees to that itself.
     """
@@ -79,7 +79,8 @@ def phases_for(
     number = (MigrationAutodetector.parse_number(leaf) or 0) + 1
     if phases == 1:
         calls = [
-            _add_required(target, source, batch_size, keep_guard) for target, source in populates.items()
+            _whole(target, source, batch_size, keep_guard, is_new=target not in addition.nullable)
+            for target, source in populates.items()
         ]
         calls += _exemptions()
         # The new code needs the column, so it comes first, though old code may not outlive it.
@@ -87,12 +88,15 @@ def phases_for(
         full_name = f"{number:04}_{title}"
         return [Phase(app_label, full_name, addition.dependencies, tuple(calls), attributes=attributes)]
     planned: list[Phase] = []
-    for position, part in enumerate(_three(populates, batch_size, guarded)):
+    # A nullable field that no guard can fill has nothing to be done before the fill.
+    parts = [part for part in _three(populates, batch_size, addition.nullable, guarded) if part.calls]
+    for position, part in enumerate(parts):
         dependencies = ((app_label, planned[-1].name),) if planned else addition.dependencies
         full_name = f"{number + position:04}_{title}_{part.ending}"
         attributes = integrations.attributes(part.when)
+        note = f"Deploy {position + 1} of {len(parts)}: {part.note}"
         planned.append(
-            Phase(app_label, full_name, dependencies, tuple(part.calls), part.note, part.effect, attributes)
+            Phase(app_label, full_name, dependencies, tuple(part.calls), note, part.effect, attributes)
         )
     return planned
 
@@ -170,9 +174,11 @@ def _batch_size(batch_size: int | None) -> Source | None:
     return serialize(batch_size) if batch_size else None
 
 
-def _add_required(target: Target, populate: Source, batch_size: int | None, keep_guard: bool) -> Call:
+def _whole(
+    target: Target, populate: Source, batch_size: int | None, keep_guard: bool, *, is_new: bool
+) -> Call:
     return _call(
-        "AddRequiredField",
+        "AddRequiredField" if is_new else "RequireField",
         target,
         field=_field(target),
         populate=populate,
@@ -186,24 +192,32 @@ def _exemptions() -> list[Call]:
 
 
 def _three(
-    populates: Mapping[Target, Source], batch_size: int | None, guarded: Collection[Target]
+    populates: Mapping[Target, Source],
+    batch_size: int | None,
+    nullable: Collection[Target],
+    guarded: Collection[Target],
 ) -> list[_Part]:
     guards = [target for target in populates if target in guarded]
-    old_rows, late_rows = _effects(populates, guarded)
+    new = [target for target in populates if target not in nullable]
+    old_rows, late_rows = _effects(populates, nullable, guarded)
     return [
         _Part(
-            "add",
+            "add" if new else "guard",
             When.BEFORE,
-            "Deploy 1 of 3: migrate this before the new code runs anywhere.",
+            "migrate this before the new code runs anywhere.",
             old_rows,
-            [_call("AddNullableField", target, field=_field(target)) for target in populates]
+            [_call("AddNullableField", target, field=_field(target)) for target in new]
             + [_call("GuardWrites", target, populate=populates[target]) for target in guards],
         ),
         _Part(
             "fill",
             When.EITHER,
-            "Deploy 2 of 3: migrate this at any time after the first; run again, it does no harm.",
-            "Rows that were there before the first get their value, in committed batches.",
+            "migrate this at any time after the first; run again, it does no harm."
+            if new or guards
+            else "migrate this at any time; run again, it does no harm.",
+            "Rows that were there before the first get their value, in committed batches."
+            if new or guards
+            else "Rows that are NULL get their value, in committed batches.",
             [
                 _call("Populate", target, populate=source, batch_size=_batch_size(batch_size))
                 for target, source in populates.items()
@@ -212,7 +226,7 @@ def _three(
         _Part(
             "require",
             When.AFTER,
-            "Deploy 3 of 3: migrate this when no old code is left running.",
+            "migrate this when no old code is left running.",
             late_rows,
             # The guards go last: a column that cannot be made required yet keeps its own.
             [_call("SetNotNull", target, field=_field(target)) for target in populates]
@@ -222,17 +236,21 @@ def _three(
     ]
 
 
-def _effects(targets: Iterable[Target], guarded: Collection[Target]) -> tuple[str, str]:
-    """Return what the first and the third mean for inserts by code that does not know the fields."""
-    bare = [target for target in targets if not has_db_default(target.field)]
+def _effects(
+    targets: Iterable[Target], nullable: Collection[Target], guarded: Collection[Target]
+) -> tuple[str, str]:
+    """Return what the first and the last mean for what is written by code that does not know that it is required."""
+    bare = [target for target in targets if target in nullable or not has_db_default(target.field)]
     if not bare:
         return "Old and new code both work: rows that old code inserts get the db_default.", ""
-    if all(target in guarded for target in bare):
-        return (
-            "Old and new code both work: the database fills the rows that old code inserts.",
-            "From then on an insert without the field fails.",
-        )
-    return (
-        "Old and new code both work; rows that old code inserts stay NULL until the third.",
-        "It fills what is still NULL. From then on an insert without the field fails.",
+    fails = (
+        "From then on a write of NULL fails."
+        if nullable
+        else "From then on an insert without the field fails."
     )
+    if all(target in guarded for target in bare):
+        what = "replaces NULL that old code writes" if nullable else "fills the rows that old code inserts"
+        return f"Old and new code both work: the database {what}.", fails
+    left = "NULL that old code writes stays" if nullable else "rows that old code inserts stay NULL"
+    last = "last" if nullable else "third"
+    return f"Old and new code both work; {left} until the {last}.", f"It fills what is still NULL. {fails}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
 
 from django.db import Error, connections, router
 from django.db.migrations import Migration
@@ -12,7 +12,7 @@ from django.db.migrations.state import ProjectState
 
 from safemigrate.exceptions import PlanningError
 from safemigrate.generator.targets import Target
-from safemigrate.operations import AddRequiredField
+from safemigrate.operations import RequireField, Whole
 from safemigrate.populate.sources import resolve
 from safemigrate.schema import guards
 
@@ -23,18 +23,19 @@ Reasons = Mapping[Target, str | None]
 def reasons(targets: Iterable[Target], migrations: Iterable[Migration]) -> dict[Target, str | None]:
     """Return by target why the populate in these one-file migrations cannot guard it, None where it can.
 
-    Fields with a db_default are left out: it fills new rows without a guard.
+    New fields with a db_default are left out: it fills new rows without a guard.
     """
-    populates = {
-        (migration.app_label, operation.model_name.lower(), operation.name): operation.populate
+    operations = {
+        (migration.app_label, operation.model_name.lower(), operation.name): operation
         for migration in migrations
         for operation in migration.operations
-        if isinstance(operation, AddRequiredField)
+        if isinstance(operation, Whole)
     }
+    found = {target: operations[target.app_label, target.model_name, target.name] for target in targets}
     return {
-        target: _why_not(target, populates[target.app_label, target.model_name, target.name])
-        for target in targets
-        if not target.field.has_db_default()
+        target: guards.why_not(resolve(operation.populate, [target.name]))
+        for target, operation in found.items()
+        if isinstance(operation, RequireField) or not target.field.has_db_default()
     }
 
 
@@ -45,7 +46,7 @@ def validate(migration: Migration, state: ProjectState) -> None:
     """
     state = state.clone()
     for operation in migration.operations:
-        if not isinstance(operation, AddRequiredField):
+        if not isinstance(operation, Whole) or operation.populate is None:
             continue
         populate = operation.filling(migration.app_label, state)
         for alias in connections:
@@ -69,51 +70,75 @@ def check_keep_guard(targets: Iterable[Target], why_not: Reasons) -> None:
             )
 
 
-def notice(why_not: Reasons, *, phases: int, keep_guard: bool) -> str:
-    """Return in a few lines what becomes of the rows that old code inserts, or nothing where nothing does."""
+@dataclass(frozen=True)
+class Words:
+    """What is said of old code: where a guard stands only for now, where none can be, where it stays."""
+
+    guarded: str
+    unguarded: str
+    unguarded_in_three: str
+    kept: str
+
+
+def notice(why_not: Reasons, nullable: Collection[Target], *, phases: int, keep_guard: bool) -> str:
+    """Return in a few lines what becomes of what old code writes, or nothing where nothing does."""
+    known = {target: reason for target, reason in why_not.items() if target in nullable}
+    new = {target: reason for target, reason in why_not.items() if target not in nullable}
+    return "\n".join(
+        [*_paragraphs(new, NEW, phases, keep_guard), *_paragraphs(known, KNOWN, phases, keep_guard)]
+    )
+
+
+def _paragraphs(why_not: Reasons, words: Words, phases: int, keep_guard: bool) -> Iterator[str]:
     guarded = [target for target, reason in why_not.items() if not reason]
-    paragraphs = []
+    labels = ", ".join(target.label for target in guarded)
     if guarded and keep_guard:
-        paragraphs.append(_kept(guarded))
+        operations = ", ".join(f'UnguardWrites("{t.model_name}", "{t.name}")' for t in guarded)
+        yield words.kept.format(labels=labels, operations=operations)
     elif guarded and phases == 1:
-        paragraphs.append(GUARDED.format(labels=_labels(guarded)))
-    bare = UNGUARDED if phases == 1 else UNGUARDED_IN_THREE
+        yield words.guarded.format(labels=labels)
+    bare = words.unguarded if phases == 1 else words.unguarded_in_three
     for target, reason in why_not.items():
         if reason:
-            paragraphs.append(bare.format(labels=target.label, reason=reason))
-    return "\n".join(paragraphs)
+            yield bare.format(labels=target.label, reason=reason)
 
 
-GUARDED = """\
+NEW = Words(
+    guarded="""\
 Code deployed before {labels} can still insert rows: a write guard fills them,
 where the database can. Once the column is required, such inserts fail. If old code runs on after that,
-remove the file, and write it again with --keep-guard, or three files with --phases 3."""
-
-UNGUARDED = """\
+remove the file, and write it again with --keep-guard, or three files with --phases 3.""",
+    unguarded="""\
 Code deployed before {labels} still inserts NULL. No write guard is possible:
 {reason}.
 Such rows are filled at the end. Once the column is required, such inserts fail. If old code runs on after
-that, remove the file, and write three with --phases 3."""
-
-UNGUARDED_IN_THREE = """\
+that, remove the file, and write three with --phases 3.""",
+    unguarded_in_three="""\
 Code that does not know {labels} yet inserts NULL until the third file, which fills it; new code
 must cope with that. No write guard is possible:
-{reason}."""
-
-KEPT = """\
+{reason}.""",
+    kept="""\
 Code that does not know {labels} yet may insert rows, now and after the column is required: the write
 guard fills them. Where the database cannot, migrate says so. When no such code is left, take the guard down in
-a migration with atomic = False: {operations}"""
+a migration with atomic = False: {operations}""",
+)
 
-
-def _kept(targets: list[Target]) -> str:
-    operations = ", ".join(f'UnguardWrites("{t.model_name}", "{t.name}")' for t in targets)
-    return KEPT.format(labels=_labels(targets), operations=operations)
-
-
-def _labels(targets: Iterable[Target]) -> str:
-    return ", ".join(target.label for target in targets)
-
-
-def _why_not(target: Target, populate: Any) -> str | None:
-    return guards.why_not(resolve(populate, [target.name]))
+KNOWN = Words(
+    guarded="""\
+Old code knows {labels} as nullable and may still write NULL, also by saving what it loaded before:
+a write guard replaces it, where the database can. Once the column is required, such writes fail. If old code
+runs on after that, remove the file, and write it again with --keep-guard (not for SQLite, which looks for NULL
+before a trigger runs), or with --phases 3.""",
+    unguarded="""\
+Old code knows {labels} as nullable and may still write NULL. No write guard is possible:
+{reason}.
+Such rows are filled at the end. Once the column is required, such writes fail. If old code runs on after
+that, remove the file, and write it again with --phases 3.""",
+    unguarded_in_three="""\
+Old code may write NULL into {labels} until the last file, which fills it. No write guard is possible:
+{reason}.""",
+    kept="""\
+Old code may go on writing NULL into {labels}, now and after the column is required: the write guard
+replaces it. SQLite cannot, because it looks for NULL before a trigger runs; there use --phases 3. When no such
+code is left, take the guard down in a migration with atomic = False: {operations}""",
+)

@@ -13,7 +13,7 @@ from safemigrate.backends import Database, Monitoring
 from safemigrate.conf import get
 from safemigrate.exceptions import NoGuard, NotVisible
 from safemigrate.generator.targets import Target
-from safemigrate.operations import AddRequiredField
+from safemigrate.operations import AddNullableField, AddRequiredField, Whole
 from safemigrate.schema import guards
 from safemigrate.schema.plan import Fill
 from safemigrate.schema.steps import Obstacle, Step
@@ -191,34 +191,47 @@ def _foreign_alias(situation: Situation) -> Iterator[Risk]:
 
 
 def _old_code(situation: Situation) -> Iterator[Risk]:
-    if situation.target.field.has_db_default():
+    known = not any(isinstance(op, AddNullableField | AddRequiredField) for op in situation.operations)
+    if situation.target.field.has_db_default() and not known:
         return
-    for fill in situation.fills:
-        reason = _no_guard(situation, fill)
-        if reason:
-            yield Risk(
-                f"No write guard: {reason}. Rows that old code inserts before NOT NULL come in as NULL, and are filled "
-                "at the end.",
-                "Nothing to do, as long as such inserts end before NOT NULL does.",
-            )
-    if any(isinstance(op, AddRequiredField) and not op.keep_guard for op in situation.operations):
+    reasons = [_no_guard(situation, fill, is_known=known) for fill in situation.fills]
+    for reason in filter(None, reasons):
         yield Risk(
-            "Code that does not know the field cannot insert rows once it is required, and all is in one migration.",
-            "If such code is still running then, write three (--phases 3)"
-            + (
-                ", or keep the guard (--keep-guard)."
-                if not any(_no_guard(situation, f) for f in situation.fills)
-                else "."
-            ),
+            f"No write guard: {reason}. "
+            + ("NULL that old code writes" if known else "Rows that old code inserts")
+            + " before NOT NULL stays, and is filled at the end.",
+            "Nothing to do, as long as such writes end before NOT NULL does.",
+        )
+    if known and reasons and not any(reasons):
+        yield Risk(
+            "Old code knows the field as nullable: also a save() of an instance that was loaded earlier may write NULL "
+            "back. The write guard replaces it until the column is required.",
+            "Nothing to do until then.",
+        )
+    if any(isinstance(op, Whole) and not op.keep_guard for op in situation.operations):
+        may_keep = not any(reasons) and (not known or situation.database.guards_before_not_null)
+        what = (
+            "Code that writes NULL into the field fails"
+            if known
+            else "Code that does not know the field cannot insert rows"
+        )
+        yield Risk(
+            f"{what} once it is required, and all is in one migration.",
+            "If such code is still running then, write "
+            + ("it for several deployments" if known else "three")
+            + " (--phases 3)"
+            + (", or keep the guard (--keep-guard)." if may_keep else "."),
         )
 
 
-def _no_guard(situation: Situation, fill: Fill) -> str | None:
+def _no_guard(situation: Situation, fill: Fill, *, is_known: bool) -> str | None:
     field = field_of(fill.target.model, situation.target.name)
     if reason := guards.why_not(fill.source):
         return reason
     try:
-        guards.up(situation.database, fill.target.model, field, fill.source, fill.target.apps)
+        guards.up(
+            situation.database, fill.target.model, field, fill.source, fill.target.apps, is_known=is_known
+        )
     except NoGuard as error:
         return str(error)
     return None

@@ -48,7 +48,7 @@ MIGRATION = """\
 import uuid
 from django.db import migrations, models
 from safemigrate.operations import (
-    AddNullableField, AddRequiredField, GuardWrites, Populate, SetNotNull, UnguardWrites
+    AddNullableField, AddRequiredField, GuardWrites, Populate, RequireField, SetNotNull, UnguardWrites
 )
 
 
@@ -254,6 +254,10 @@ RIGHT = {
     "a field that the database fills": ((VOTES.format("db_default=0"),), ""),
     "one with a default too": ((VOTES.format("default=1, db_default=0"),), ""),
     "ours": ((WHOLE,), NOT_ATOMIC),
+    "a nullable field made required by ours": (
+        (NULLABLE, f'RequireField("question", "votes", {VOTES_FIELD}, 0),'),
+        NOT_ATOMIC,
+    ),
     "our three steps": ((ADD, FILL, SET), NOT_ATOMIC),
     "guarded and unguarded": ((ADD, GUARD, FILL, SET, UNGUARD), NOT_ATOMIC),
     "guarded, not required yet": ((ADD, GUARD), NOT_ATOMIC),

@@ -218,8 +218,8 @@ def test_three_files_at_once_are_done_with_a_warning(expiring: Project) -> None:
 
     assert done.returncode == 0
     assert done.stderr.startswith(
-        "--migrate applies all three files now, and the order in which they are to be deployed is lost: code "
-        "that does\nnot know the field yet cannot insert any more when this ends. That is right only where no "
+        "--migrate applies all files now, and the order in which they are to be deployed is lost: code that does "
+        "not know\nthat the field is required cannot insert any more when this ends. That is right only where no "
         "such code runs.\n"
     )
     assert required(expiring, "default")
@@ -572,7 +572,7 @@ def test_without_a_value_the_error_is_the_line_to_type(expiring: Project) -> Non
         ),
         (
             ["polls.Question.pub_date", "--populate", "Now()"],
-            "polls.Question.pub_date is already in the migrations, so there is no column to add.",
+            "polls.Question.pub_date is already in the migrations, as a required field, so there is nothing to write.",
         ),
         (
             ["polls.Question.id"],
@@ -645,18 +645,6 @@ def test_conflicting_migrations_are_named(expiring: Project) -> None:
     )
 
 
-def test_a_field_that_is_in_the_migrations_as_null_has_a_shorter_way(project: Project) -> None:
-    project.add_field(EXPIRES.replace(")", ", null=True)"))
-    project.must("makemigrations", "-v0")
-    project.write("polls/models.py", project.read("polls/models.py").replace(", null=True", ""))
-
-    assert refused(project, LABEL, "--populate", "Now()") == (
-        "polls.Question.expires_date is already in the migrations, by polls.0002_question_expires_date, so there is no "
-        "column to add. There it is null=True. To make it required, write a migration with Populate and SetNotNull "
-        "from safemigrate.operations."
-    )
-
-
 def test_after_makemigrations_the_file_to_delete_is_named(project: Project) -> None:
     project.add_field(EXPIRES.replace(")", ", auto_now_add=True)"))
     project.write(
@@ -674,7 +662,8 @@ def test_after_makemigrations_the_file_to_delete_is_named(project: Project) -> N
     )
 
     assert refused(project, LABEL, "--populate", "Now()") == (
-        "polls.Question.expires_date is already in the migrations, by polls.0002_first, so there is no column to add.\n"
+        "polls.Question.expires_date is already in the migrations, by polls.0002_first, as a required field, so there "
+        "is nothing to write.\n"
         "If that one is applied nowhere yet, delete the file (or this operation in it), and type this again. Where it "
         "is applied, the old rows have a value already."
     )

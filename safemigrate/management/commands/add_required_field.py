@@ -22,7 +22,8 @@ from safemigrate.plan import plan, render
 from safemigrate.populate.expressions import Source, read
 
 DESCRIPTION = """\
-Write the migration that adds a required field to a table with old rows, while the site keeps serving.
+Write the migration that adds a required field to a table with old rows, or makes a nullable one required, while
+the site keeps serving.
 
 The field is read from models.py, where it stands as it is to be, without null=True."""
 
@@ -35,8 +36,8 @@ Old rows need a value for {label} ({kind}). How do they get it?
 """
 
 AT_ONCE = """\
---migrate applies all three files now, and the order in which they are to be deployed is lost: code that does
-not know the field yet cannot insert any more when this ends. That is right only where no such code runs."""
+--migrate applies all files now, and the order in which they are to be deployed is lost: code that does not know
+that the field is required cannot insert any more when this ends. That is right only where no such code runs."""
 
 EXAMPLES: dict[type[models.Field[Any, Any]], tuple[str, str]] = {
     models.BooleanField: ("False", "the same in every row"),
@@ -61,7 +62,8 @@ class Command(BaseCommand):
             "labels",
             nargs="+",
             metavar="app.Model.field",
-            help="The new field, as in polls.Question.expires_date; several are added together, app by app.",
+            help="The field, as in polls.Question.expires_date: a new one, or one that is null=True in the migrations. "
+            "Several go together, app by app.",
         )
         parser.add_argument(
             "--populate",
@@ -311,7 +313,8 @@ class Command(BaseCommand):
         guarded = [target for target, reason in why_not.items() if not reason]
         phases = [phase for planner in planners for phase in planner(guarded=guarded, **shape)]
         phases = [dependencies.added(phase, writer.load(phase), migrations.loader) for phase in phases]
-        return phases, rollout.notice(why_not, **shape)
+        nullable = [target for target in populates if migrations.is_nullable(target)]
+        return phases, rollout.notice(why_not, nullable, **shape)
 
     def _migrate(self, targets: Sequence[Target], aliases: Sequence[str], options: Mapping[str, Any]) -> None:
         migrate = partial(self._migrate_alias, list(dict.fromkeys(t.app_label for t in targets)), options)
@@ -406,7 +409,7 @@ def _next_step(phases: Sequence[Phase]) -> str:
             f"    python manage.py migrate {phase.app_label} {phase.name}  # {phase.note}"
             for phase in sorted(phases, key=lambda phase: phase.note)
         ]
-        return "\n".join(["Next, in three deployments:", *lines])
+        return "\n".join([f"Next, in {'three' if len(lines) == 3 else len(lines)} deployments:", *lines])
     lines = [f"    python manage.py migrate {phase.app_label}" for phase in phases]
     return "\n".join(["Next, on each database:", *lines])
 
