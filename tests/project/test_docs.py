@@ -37,7 +37,7 @@ from tools import demo
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 PAGES = [page for page in PAGES if "_build" not in page.parts]
-RUNNABLE = ["tutorial.md", "how-to/rolling-deploy.md"]
+RUNNABLE = ["tutorial.md", "how-to/make-a-field-required.md", "how-to/rolling-deploy.md"]
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 
@@ -269,15 +269,33 @@ def test_the_tutorial_can_be_followed(tmp_path: Path) -> None:
     Project(tmp_path / "project").follow(DOCS / "tutorial.md")
 
 
-@pytest.mark.slow
-def test_three_phases_go_as_the_page_says(tmp_path: Path) -> None:
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """The example with some rows."""
     project = Project(tmp_path / "project")
     project.run(["python", "manage.py", "migrate", "-v", "0"])
     project.run(["python", "manage.py", "seed_polls", "100", "--choices", "0"])
-    line = '    expires_date = models.DateTimeField("expires at")'
+    return project
+
+
+def add_expires_date(project: Project, options: str = "") -> None:
+    line = f'    expires_date = models.DateTimeField("expires at"{options})'
     pub_date = '     pub_date = models.DateTimeField("date published")'
     project.change(f"--- polls/models.py\n{pub_date}\n+{line}")
+
+
+@pytest.mark.slow
+def test_three_phases_go_as_the_page_says(project: Project) -> None:
+    add_expires_date(project)
     project.follow(DOCS / "how-to/rolling-deploy.md")
+
+
+@pytest.mark.slow
+def test_a_nullable_field_is_made_required_as_the_page_says(project: Project) -> None:
+    add_expires_date(project, ", null=True")
+    project.run(["python", "manage.py", "makemigrations", "-v", "0"])
+    project.run(["python", "manage.py", "migrate", "-v", "0"])
+    project.follow(DOCS / "how-to/make-a-field-required.md")
 
 
 def test_other_pages_show_no_session_that_is_not_run() -> None:
