@@ -626,12 +626,34 @@ class AddRequiredField(Whole, AddField):
     def look(self, change: Change) -> None:
         _refuse_obstacles(change, self)
 
+    def plan(self, change: Change) -> Plan:
+        step = self._shortcut(change).constant_step(ask=not change.collects_sql)
+        return [step, *self._after_constant(change)] if step else super().plan(change)
+
     def take_shortcut(self, change: Change, *, full: bool) -> bool:
-        if self.keep_guard:
+        shortcut = self._shortcut(change)
+        if not self.keep_guard and shortcut.take(full=full):
+            return True
+        if not (full and shortcut.add_constant()):
             return False
+        change.run(self._after_constant(change))
+        return True
+
+    def _shortcut(self, change: Change) -> Shortcut:
         before, model = change.before(self.model_name), change.after(self.model_name)
         target = Target(model, [self.name], [self.name], change.alias, change.to_state.apps)
-        return Shortcut(change.database, before, target, self.populate, self.batch_size).take(full=full)
+        return Shortcut(change.database, before, target, self.populate, self.batch_size)
+
+    def _after_constant(self, change: Change) -> list[Step]:
+        """Return what is left to do where the column was added with one value for all rows, NOT NULL."""
+        model = change.after(self.model_name)
+        field, database = field_of(model, self.name), change.database
+        require = database.require(model, model, field)
+        return [
+            *require.before,
+            *require.after,
+            *([] if self.keep_guard else guards.down(database, model, field)),
+        ]
 
     def backwards(self, change: Change) -> None:
         UnguardWrites(self.model_name, self.name).apply(change.within(change.from_state))

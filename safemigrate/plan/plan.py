@@ -197,7 +197,9 @@ class _Look:
     @cached_property
     def nulls(self) -> int | None:
         """The rows to fill, where the column is there already."""
-        if not self._fills or self.database.column(self.model, str(self.target.field.column)) is None:
+        if not self._fills:
+            return 0
+        if self.database.column(self.model, str(self.target.field.column)) is None:
             return None
         rows: QuerySet[Any] = QuerySet(self._fills[0].target.model, using=self.alias)
         return rows.filter(**{f"{self.target.name}__isnull": True}).count()

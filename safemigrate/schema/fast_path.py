@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from django.core.exceptions import FieldError
 from django.db import DatabaseError
-from django.db.models import UUIDField
+from django.db.models import UUIDField, Value
 
 from safemigrate import conf
 from safemigrate.backends import Database, get_backend
@@ -50,7 +50,7 @@ class Shortcut:
         Where the database refuses, for a row without a value or one that came in, it has changed nothing that
         the steps cannot go on from. Raises LockNotAcquired, AlreadyRunning and RunPaused.
         """
-        if self.database.column(self.before, self.field.column) is not None:
+        if self._is_there():
             return False
         if not full:
             return self._run(self._step())
@@ -59,6 +59,9 @@ class Shortcut:
     @property
     def field(self) -> Any:
         return field_of(self.target.model, self.target.names[0])
+
+    def _is_there(self) -> bool:
+        return self.database.column(self.before, self.field.column) is not None
 
     def _step(self, *value: str) -> Step | None:
         return self.database.add_required(self.before, self.target.model, self.field, *value)
@@ -72,6 +75,53 @@ class Shortcut:
             )
             return False
         return step is not None
+
+    # With one value for all rows
+
+    def add_constant(self) -> bool:
+        """Add the column with one value for all rows, of which none is written; return whether it was done."""
+        return self._run(self.constant_step())
+
+    def constant_step(self, *, ask: bool = True) -> Step | None:
+        """Return the step of `add_constant`, None where rows have to be written, or it might not be right for them.
+
+        `ask` as in `Database.add_constant`.
+        """
+        if self.field.unique or self._is_there():
+            return None
+        source = resolve(self.populate, self.target.names)
+        value = self._sql(source) if self._may_be_constant(source) else None
+        backend = get_backend(self.database.connection)
+        if value is None or backend.guards.read(self.target.model, value) or not self._may_stay(value):
+            return None
+        if ask and not self._refers(value):
+            return None
+        defaults = backend.guards.defaults(self.field, value)
+        return self.database.add_constant(self.target.model, self.field, defaults, ask=ask)
+
+    def _may_be_constant(self, source: Source) -> bool:
+        if not isinstance(source, InDatabase):
+            return False
+        (value,) = source.assignments(self.target.model, self.target.apps).values()
+        return (
+            self.database.knows_constants
+            or isinstance(value, Value)
+            or not hasattr(value, "resolve_expression")
+        )
+
+    def _may_stay(self, value: str) -> bool:
+        """Is it the default that new rows have in the end, where the field has one of the database's own?"""
+        if not self.field.has_db_default():
+            return True
+        return self._sql(InDatabase({self.field.name: self.field.db_default}, "its db_default")) == value
+
+    def _refers(self, value: str) -> bool:
+        """Is there a row that the value refers to, if it is that of a foreign key?"""
+        if not (self.field.remote_field and self.field.db_constraint):
+            return True
+        parent, key = self.field.remote_field.model._meta.db_table, self.field.target_field.column
+        quote = self.database.quote
+        return bool(self.database.fetch(f"SELECT 1 FROM {quote(parent)} WHERE {quote(key)} = {value}"))
 
     # With rows
 

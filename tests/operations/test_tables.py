@@ -212,9 +212,9 @@ def with_child(alias: str) -> MigrationSandbox:
         (FromRelated("question_ptr__pub_date"), lambda row: row.pub_date),
         (lambda row: row.pub_date + MONTH, lambda row: row.pub_date + MONTH),
         (F("opens"), lambda row: row.opens),
-        (START, lambda row: START),
+        (lambda: START, lambda row: START),
     ],
-    ids=["FromRelated", "a row function", "an expression", "a value"],
+    ids=["FromRelated", "a row function", "an expression", "a function"],
 )
 def test_a_column_of_a_child(alias: str, given: Any, expected: Callable[[Any], Any]) -> None:
     sandbox = with_child(alias)

@@ -71,6 +71,10 @@ class Guards:
             if f"{table}.{self.quote(field.column)}" in sql
         ]
 
+    def defaults(self, field: AnyField, sql: str) -> list[str]:
+        """Return `sql`, which reads no column, as what may follow DEFAULT: the plainest form first."""
+        return [sql]
+
     # Steps
 
     def constant(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:

@@ -146,6 +146,9 @@ class Database:
     #: Is a text refused that is longer than its column, or a number that is larger?
     limits_values = True
 
+    #: Does the server know which expressions have the same value for all rows of a statement?
+    knows_constants = False
+
     #: Can `add_required` compute the value of the rows that are there?
     fills_at_once = False
 
@@ -241,6 +244,16 @@ class Database:
 
         `from_model` has no such field. It is for a table without rows, and fails where one has come in; where
         the database fills at once, for any: `value` is the SQL of each row's value, over the columns of the table.
+        """
+        return None
+
+    def add_constant(
+        self, model: type[Model], field: AnyField, defaults: Sequence[str], *, ask: bool = True
+    ) -> Step | None:
+        """Return the step that adds the column, NOT NULL, with one value for all rows, of which it writes none.
+
+        `defaults` are forms of that value in SQL. The server is asked on an empty table which of them it takes so,
+        unless `ask` is False; None where it would have to write the rows.
         """
         return None
 
@@ -386,6 +399,14 @@ class Database:
             self.connection.set_rollback(True)
 
     # For the subclasses
+
+    def constant_column(self, model: type[Model], field: AnyField, default: str) -> tuple[str, ...]:
+        """Return the statements that add the column, NOT NULL, with this default."""
+        column = self.bare(field)
+        column.null = False
+        definition, _ = self.editor().column_sql(model, column)
+        add, *more = self._adding(model, column)
+        return add.replace(definition, f"{definition} DEFAULT {default}", 1), *more
 
     def bare(self, field: AnyField) -> Any:
         """Return the field as the column is while it is filled."""

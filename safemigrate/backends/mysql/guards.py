@@ -28,6 +28,7 @@ NO_TRIGGER = (
     "the user of this connection may create none (the privilege TRIGGER; SUPER, or log_bin_trust_function_creators = "
     "1, where there is a binary log)"
 )
+LITERAL = re.compile(r"-?\d+(\.\d+)?|'[ !#-&(-\[\]-~]*'")
 EVENTS = {"insert": "INSERT", "update": "UPDATE"}
 
 
@@ -54,7 +55,12 @@ class MySQLGuards(Guards):
         if isinstance(field, BinaryField):
             # Its default could not be read back, to be kept when the column is made required.
             return self.expression(model, field, sql)
-        return self.default_steps(model, field, f"({self._unambiguous(field, sql)})")
+        return self.default_steps(model, field, self.defaults(field, sql)[-1])
+
+    def defaults(self, field: AnyField, sql: str) -> list[str]:
+        # A column that is added with a literal costs nothing; an expression may make the server write all rows.
+        literal = [sql] if LITERAL.fullmatch(sql) else []
+        return [*literal, f"({self._unambiguous(field, sql)})"]
 
     def _unambiguous(self, field: AnyField, sql: str) -> str:
         """Return a text as an expression of plain letters, where the server would not give it back as it was.

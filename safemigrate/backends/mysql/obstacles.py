@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from django.db import DatabaseError, Error
@@ -72,27 +72,42 @@ def _rehearsed(database: MySQL, model: type[Model], field: AnyField) -> Iterator
     Whether the server can do them online depends on the table's format, its full-text indexes, its history.
     """
     table = database.quote(model._meta.db_table)
-    copy = database.quote(short_name(model._meta.db_table, suffix="safemigrate_try", limit=64))
     requirement = database.require(model, model, field)
     steps = [*database.add_column(model, field), *requirement.before, *requirement.enforce[:1]]
+    with empty_copy(database, model) as copy:
+        try:
+            for step in steps if copy else ():
+                for statement in step.statements if step.needed() else ():
+                    database.run_alter(statement.replace(table, str(copy), 1))
+        except DatabaseError as error:
+            if database.is_copy_refused(error):
+                yield Obstacle(
+                    f"the server cannot {step.title} without copying the table, which blocks all writers while it "
+                    f"runs. It says: {error}.",
+                    COPY_CURE,
+                    error=TableCopyNeeded,
+                )
+            elif not (
+                database.is_denied(error) or database.is_transient(error) or error_code(error) in BESIDE
+            ):
+                yield Obstacle(f"the server refuses to {step.title}. It says: {error}.", "Change the field.")
+
+
+@contextmanager
+def empty_copy(database: MySQL, model: type[Model]) -> Iterator[str | None]:
+    """Run with an empty table made like the model's, and give its quoted name; None where none can be made.
+
+    This user may make no table, or another session holds the model's: the steps themselves will say.
+    """
+    copy = database.quote(short_name(model._meta.db_table, suffix="safemigrate_try", limit=64))
+    table = database.quote(model._meta.db_table)
     try:
         database.execute(f"DROP TABLE IF EXISTS {copy}", f"CREATE TABLE {copy} LIKE {table}")
     except DatabaseError:
-        return  # This user may make no table, or another session holds this one: the steps themselves will say.
+        yield None
+        return
     try:
-        for step in steps:
-            for statement in step.statements if step.needed() else ():
-                database.run_alter(statement.replace(table, copy, 1))
-    except DatabaseError as error:
-        if database.is_copy_refused(error):
-            yield Obstacle(
-                f"the server cannot {step.title} without copying the table, which blocks all writers while it runs. "
-                f"It says: {error}.",
-                COPY_CURE,
-                error=TableCopyNeeded,
-            )
-        elif not (database.is_denied(error) or database.is_transient(error) or error_code(error) in BESIDE):
-            yield Obstacle(f"the server refuses to {step.title}. It says: {error}.", "Change the field.")
+        yield copy
     finally:
         with suppress(Error):  # The connection may be what was lost.
             database.execute(f"DROP TABLE IF EXISTS {copy}")

@@ -173,6 +173,34 @@ class MySQL(Database):
             after=self._foreign_key_steps(model, field),
         )
 
+    def add_constant(
+        self, model: type[Model], field: AnyField, defaults: Sequence[str], *, ask: bool = True
+    ) -> Step | None:
+        table = self.quote(model._meta.db_table)
+        forms = [
+            tuple(f"{text}, {INSTANT}" for text in self.constant_column(model, field, default))
+            for default in defaults
+        ]
+        statements = self._first_taken(model, forms) if ask else forms[0]
+        if statements is None:
+            return None
+        return Step(
+            f"add the column {field.column}, required, with one value for all rows: none is written",
+            statements,
+            METADATA,
+            tables=(table,),
+            needed=lambda: self.column(model, field.column) is None,
+        )
+
+    def _first_taken(self, model: type[Model], forms: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
+        table = self.quote(model._meta.db_table)
+        with self.strict(), obstacles.empty_copy(self, model) as copy:
+            for statements in forms if copy else ():
+                with suppress(DatabaseError):
+                    self.execute(*(text.replace(table, str(copy), 1) for text in statements))
+                    return statements
+        return None
+
     def release(self, from_model: type[Model], model: type[Model], field: AnyField) -> list[Step]:
         table, final = self.quote(model._meta.db_table), field_of(from_model, field.name)
         definition = self._definition(from_model, field, null=True)

@@ -54,6 +54,7 @@ class PostgreSQL(Database):
     alter = EXCLUSIVE
     gives_defaults_early = True
     writes_at_once = True
+    knows_constants = True
 
     def has_table(self, model: type[Model]) -> bool:
         # Also one in another schema than the first.
@@ -216,6 +217,34 @@ class PostgreSQL(Database):
             EXCLUSIVE_BOTH if self.tables(model, field)[1:] else EXCLUSIVE,
             tables=self.tables(model, field),
         )
+
+    def add_constant(
+        self, model: type[Model], field: AnyField, defaults: Sequence[str], *, ask: bool = True
+    ) -> Step | None:
+        statements = self.constant_column(model, field, defaults[0])
+        if ask and self._rewrites(model, statements[0]):
+            return None
+        return self._short(
+            model,
+            f"add the column {field.column}, required, with one value for all rows: none is written",
+            *statements,
+            needed=lambda: self.column(model, field.column) is None,
+        )
+
+    def _rewrites(self, model: type[Model], statement: str) -> bool:
+        """Would the server write the table anew, or refuse? It is asked on an empty table of this session's own."""
+        file = "SELECT pg_relation_filenode('pg_temp.safemigrate_try'::regclass)"
+        try:
+            with self.rolled_back():
+                self.execute(
+                    "SET LOCAL lock_timeout = '1s'",
+                    f"CREATE TEMPORARY TABLE safemigrate_try (LIKE {self._table(model)})",
+                )
+                before = self.fetch(file)
+                self.execute(statement.replace(self._table(model), "pg_temp.safemigrate_try", 1))
+                return before != self.fetch(file)
+        except DatabaseError:
+            return True
 
     def drop_column(self, model: type[Model], field: AnyField) -> list[Step]:
         sql = f"ALTER TABLE {self._table(model)} DROP COLUMN {self.quote(field.column)} CASCADE"
