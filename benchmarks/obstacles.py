@@ -1,4 +1,4 @@
-"""What may stand in a migration's way: a reader that keeps its transaction open, a long autovacuum."""
+"""What may stand in a migration's way: a reader that keeps its transaction open, a locked row, a long autovacuum."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks.seeds import TABLE
 from benchmarks.sites import Site, connect
 
 READER_SECONDS = 5
+ROW_LOCK_SECONDS = 6
 PATIENCE = 60
 
 
@@ -53,6 +54,35 @@ class Reader(Obstacle):
             time.sleep(READER_SECONDS)
             columns = connection.introspection.get_table_description(cursor, TABLE)
             self.was_first = all(column.name != "expires_date" for column in columns)
+        connection.rollback()
+        connection.close()
+
+
+class RowLock(Obstacle):
+    """A transaction that has locked one row in the middle of the table, and stays open."""
+
+    @contextmanager
+    def hold(self, site: Site) -> Iterator[None]:
+        self.is_locked, self.was_released = threading.Event(), threading.Event()
+        thread = threading.Thread(target=self._lock, args=[site])
+        thread.start()
+        self.is_locked.wait(PATIENCE)
+        yield
+        ended_before = not self.was_released.is_set()
+        thread.join()
+        if ended_before:
+            raise NotInTheWay("The migration had ended before the row was free.")
+
+    def _lock(self, site: Site) -> None:
+        connection = connect(site.url)
+        connection.set_autocommit(False)
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT max(id) / 2 FROM {TABLE}")
+            middle = int(cursor.fetchone()[0])
+            cursor.execute(f"SELECT id FROM {TABLE} WHERE id = %s FOR UPDATE", [middle])
+            self.is_locked.set()
+            time.sleep(ROW_LOCK_SECONDS)
+        self.was_released.set()
         connection.rollback()
         connection.close()
 

@@ -63,7 +63,7 @@ def run(server: str, name: str, rows: int) -> Run:
         database(server, f"traffic_{name}") as url,
     ):
         site = Site(Path(folder), url)
-        site.fill(rows)
+        site.fill(rows, known=scenario.known)
         return _run(site, name, scenario, rows)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.obstacles import Autovacuum, Obstacle, Reader
-from benchmarks.sites import BEFORE, Site
+from benchmarks.obstacles import Autovacuum, Obstacle, Reader, RowLock
+from benchmarks.sites import BEFORE, NULLABLE, Site
 
 NAME = "0003_question_expires_date"
 
@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from django.db import migrations, models
 from django.db.models import F
-from safemigrate.operations import AddRequiredField
+from safemigrate.operations import AddRequiredField, RequireField
 
 
 def update(apps, schema_editor):
@@ -42,6 +42,7 @@ OPERATION = """
             F("pub_date") + timedelta(days=30){more},
         ),
     """
+REQUIRE = OPERATION.replace("AddRequiredField", "RequireField")
 ADD = """
         migrations.AddField("question", "expires_date", models.DateTimeField("expires at", null=True)),"""
 NAIVE = (
@@ -63,6 +64,14 @@ def one_file(operations: str, *, atomic: bool = False) -> Callable[[Site], str]:
     return write
 
 
+def required(site: Site) -> str:
+    """Write the migration that makes the field required which old code knows as nullable."""
+    name = "0004_question_expires_date_required"
+    operations = REQUIRE.format(more=", keep_guard=True")
+    site.write_migration(name, MIGRATION.format(atomic=False, before=NULLABLE, operations=operations))
+    return name
+
+
 def three_files(site: Site) -> str:
     """Write the three files as a person would, and give the name of the second."""
     populate = "F('pub_date') + timedelta(days=30)"
@@ -75,12 +84,16 @@ def three_files(site: Site) -> str:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A migration to be run under traffic: `write` makes it and gives its name."""
+    """A migration to be run under traffic: `write` makes it and gives its name.
+
+    Where the field is `known`, it is there as null=True, half of the rows are NULL, and old code writes NULL into it.
+    """
 
     title: str
     write: Callable[[Site], str]
     obstacle: type[Obstacle] = Obstacle
     fills: bool = True
+    known: bool = False
     most_rows: int | None = None
     vendors: tuple[str, ...] = ("postgresql", "mysql")
 
@@ -108,6 +121,16 @@ SCENARIOS = {
     "reader": Scenario("`AddRequiredField(keep_guard=True)` behind a 5 s reader", KEPT, Reader),
     "reader_naive": Scenario(
         "plain `AddField(null=True)` behind a 5 s reader", one_file(ADD), Reader, fills=False
+    ),
+    "row_lock": Scenario(
+        "`AddRequiredField(keep_guard=True)` beside a row that is locked for 6 s", KEPT, RowLock
+    ),
+    "require": Scenario("`RequireField(keep_guard=True)`, old code writes NULL", required, known=True),
+    "require_row_lock": Scenario(
+        "`RequireField(keep_guard=True)`, old code writes NULL, beside a row that is locked for 6 s",
+        required,
+        RowLock,
+        known=True,
     ),
     "autovacuum": Scenario(
         "`AddRequiredField(keep_guard=True)` behind a slow autovacuum",

@@ -19,6 +19,22 @@ from benchmarks.seeds import TABLE, seed
 from tools.demo import CHANGED, EXAMPLE, OURS, ROOT, copy_project_before
 
 BEFORE = "0002_alter_question_pub_date"
+NULLABLE = "0003_question_nullable_expires_date"
+FIELD = 'expires_date = models.DateTimeField("expires at", null=True)'
+ADD_NULLABLE = f"""\
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("polls", "{BEFORE}")]
+    operations = [
+        migrations.AddField("question", "expires_date", models.DateTimeField("expires at", null=True)),
+    ]
+"""
+HALF = {
+    "postgresql": f"UPDATE {TABLE} SET expires_date = pub_date + interval '30 days' WHERE id % 2 = 0",
+    "mysql": f"UPDATE {TABLE} SET expires_date = pub_date + INTERVAL 30 DAY WHERE id % 2 = 0",
+}
 
 WRONG = {
     "postgresql": "expires_date IS DISTINCT FROM pub_date + interval '30 days'",
@@ -38,12 +54,19 @@ class Site:
         for name in CHANGED:
             shutil.copy(EXAMPLE / name, self.new / name)
 
-    def fill(self, rows: int) -> None:
-        """Make the table as it is before the field, with this many rows."""
+    def fill(self, rows: int, *, known: bool = False) -> None:
+        """Make the table as it is before the field, or with the field `known` as nullable, with this many rows."""
+        if known:
+            models = self.old / "polls/models.py"
+            line = 'pub_date = models.DateTimeField("date published")\n'
+            before, after = models.read_text().split(line)
+            models.write_text(f"{before}{line}    {FIELD}\n{after}")
+            for project in (self.old, self.new):
+                (project / f"polls/migrations/{NULLABLE}.py").write_text(ADD_NULLABLE)
         self.must(self.old, "migrate", "-v", "0")
         connection = connect(self.url)
         with connection.cursor() as cursor:
-            for statement in seed(connection.vendor, rows):
+            for statement in [*seed(connection.vendor, rows), *([HALF[connection.vendor]] if known else [])]:
                 cursor.execute(statement)
         connection.close()
 

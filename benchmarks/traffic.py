@@ -44,6 +44,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--databases", nargs="+", choices=SERVERS, default=list(SERVERS))
     parser.add_argument(
+        "--block",
+        default="",
+        help="with --page: the block of the page, where it is not that of all migrations",
+    )
+    parser.add_argument(
         "--page", action="store_true", help="write the tables into docs/explanation/traffic.md"
     )
     return parser.parse_args()
@@ -63,8 +68,9 @@ def bench(vendor: str, server: str, options: argparse.Namespace) -> None:
     text = section(list(runs.values()), rows, machine, command(options))
     print(f"\n{text}\n")
     if options.page:
-        write_page(vendor, text, DETAILS)
-        write_page(vendor, brief(text))
+        name = "-".join(filter(None, [vendor, options.block]))
+        write_page(name, text, DETAILS)
+        write_page(name, brief(text))
 
 
 def save(path: Path, machine: dict[str, Any], runs: Sequence[Sequence[Run]]) -> None:
@@ -75,6 +81,8 @@ def save(path: Path, machine: dict[str, Any], runs: Sequence[Sequence[Run]]) -> 
 
 
 def command(options: argparse.Namespace) -> str:
+    if options.only != list(SCENARIOS):
+        return f"python -m benchmarks.traffic --only {' '.join(options.only)} --runs {options.runs}"
     rows = f" ROWS={options.rows}" if options.rows else ""
     return f"make bench-traffic{rows}" + (f" RUNS={options.runs}" if options.runs != 3 else "")
 

@@ -652,7 +652,7 @@ class AddRequiredField(Whole, AddField):
         return [
             *require.before,
             *require.after,
-            *([] if self.keep_guard else guards.down(database, model, field)),
+            *([] if self.keep_guard else guards.drop_default(database, model, field)),
         ]
 
     def backwards(self, change: Change) -> None:

@@ -21,10 +21,11 @@ from safemigrate.engine.batch_size import Pace, configured
 from safemigrate.exceptions import InvalidPopulate
 from safemigrate.generator.autodetector import Migrations
 from safemigrate.generator.targets import Target
+from safemigrate.operations import AddRequiredField
 from safemigrate.plan import sampling
 from safemigrate.plan.risks import SMALL, Risk, Situation, found
 from safemigrate.plan.sampling import Sample
-from safemigrate.populate.sources import AsWritten, InPython
+from safemigrate.populate.sources import AsWritten, InPython, Source, resolve
 from safemigrate.schema import preflight
 from safemigrate.schema.change import Change
 from safemigrate.schema.fields import model_in
@@ -180,7 +181,7 @@ class _Look:
             nulls=self.nulls,
             table_bytes=table,
             index_bytes=indexes,
-            populate="; ".join(dict.fromkeys(fill.source.title for fill in self._fills)),
+            populate="; ".join(dict.fromkeys(source.title for source in self._sources)),
             actions=actions,
             risks=tuple(found(self._situation(actions))),
         )
@@ -239,6 +240,22 @@ class _Look:
     @property
     def _fills(self) -> list[Fill]:
         return [part for _, part, _ in self._parts if isinstance(part, Fill)]
+
+    @property
+    def _sources(self) -> list[Source]:
+        """Return how rows get their value, also where none is written."""
+        if self._fills:
+            return [fill.source for fill in self._fills]
+        return [resolve(op.populate, op.names) for op in self._operations if isinstance(op, AddRequiredField)]
+
+    @property
+    def _operations(self) -> list[Any]:
+        return [
+            operation
+            for entry in self.entries
+            for operation in entry.migration.operations
+            if _concerns(operation, self.target)
+        ]
 
     def _actions(self) -> Iterator[Action]:
         required, so_far = self._required(), True
@@ -308,7 +325,6 @@ class _Look:
         return found
 
     def _situation(self, actions: Sequence[Action]) -> Situation:
-        operations = [operation for entry in self.entries for operation in entry.migration.operations]
         done = all(action.done for action in actions)
         return Situation(
             target=self.target,
@@ -317,7 +333,7 @@ class _Look:
             monitoring=get_backend(self.connection).monitoring,
             rows=self.rows,
             unapplied=self.unapplied,
-            operations=[operation for operation in operations if _concerns(operation, self.target)],
+            operations=self._operations,
             fills=self._fills,
             problems=[a.sample.problem for a in actions if a.sample and a.sample.problem],
             steps=[part for _, part, _ in self._parts if isinstance(part, Step)],

@@ -85,9 +85,9 @@ class Shortcut:
     def constant_step(self, *, ask: bool = True) -> Step | None:
         """Return the step of `add_constant`, None where rows have to be written, or it might not be right for them.
 
-        `ask` as in `Database.add_constant`.
+        `ask` as in `Database.add_constant`; where it is False the table is not looked at either.
         """
-        if self.field.unique or self._is_there():
+        if self.field.unique or (ask and self._is_there()):
             return None
         source = resolve(self.populate, self.target.names)
         value = self._sql(source) if self._may_be_constant(source) else None

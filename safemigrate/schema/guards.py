@@ -62,9 +62,13 @@ def down(database: Database, model: type[Model], field: AnyField, *, is_known: b
 
     A default of a column that `is_known` to older code is not the guard's, and stays.
     """
-    guards = get_backend(database.connection).guards
-    default = [] if is_known else guards.drop_default(model, field)
-    return [*default, *guards.drop_triggers(model, field)]
+    triggers = get_backend(database.connection).guards.drop_triggers(model, field)
+    return [*([] if is_known else drop_default(database, model, field)), *triggers]
+
+
+def drop_default(database: Database, model: type[Model], field: AnyField) -> list[Step]:
+    """Return the step that takes a default away which guards the field, unless it is a db_default."""
+    return get_backend(database.connection).guards.drop_default(model, field)
 
 
 def random_uuid(database: Database, field: AnyField) -> str | None:

@@ -62,6 +62,12 @@ class TestNobodyNotices:
         assert_nobody_noticed(done)
         assert done.wrong_rows == 0
 
+    @pytest.mark.parametrize("name", ["row_lock", "require", "require_row_lock"])
+    def test_nor_beside_a_locked_row_nor_where_old_code_writes_null(self, run: Runner, name: str) -> None:
+        done = run(name, FEW_ROWS)
+        assert_nobody_noticed(done)
+        assert done.wrong_rows == 0
+
     def test_nor_behind_a_reader_that_stays_for_long(self, run: Runner) -> None:
         done = run("reader", FEW_ROWS)
         assert_nobody_noticed(done)

@@ -24,6 +24,7 @@ from django.core.management.base import BaseCommand
 from django.db import connections, migrations, models
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
+from django.db.models import F
 
 import safemigrate
 from safemigrate import conf, exceptions, operations, populate
@@ -329,14 +330,19 @@ def text_of(row: Any) -> str:
     return str(row.question_text)
 
 
+def site_of(row: Any) -> int:
+    return 1
+
+
 ADDED: dict[str, AddRequiredField] = {
     "unique": AddRequiredField(
         "question", "slug", models.SlugField(unique=True), PerRow(text_of, unique=Suffix("-"))
     ),
     "foreign-key": AddRequiredField(
-        "question", "site", models.ForeignKey("docs.Site", on_delete=models.CASCADE), 1
+        "question", "site", models.ForeignKey("docs.Site", on_delete=models.CASCADE), site_of
     ),
-    "db-default": AddRequiredField("question", "votes", models.PositiveIntegerField(db_default=0), 0),
+    "db-default": AddRequiredField("question", "votes", models.PositiveIntegerField(db_default=0), F("pk")),
+    "constant": AddRequiredField("question", "votes", models.PositiveIntegerField(), 0),
 }
 COLUMNS = {"plain": "expires_date", "unique": "slug", "foreign-key": "site_id", "db-default": "votes"}
 
