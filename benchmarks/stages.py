@@ -28,7 +28,7 @@ from benchmarks.seeds import seed
 from benchmarks.tables import Shape
 from safemigrate.backends import for_connection
 from safemigrate.engine.batch_runner import ComputedInPython, work_for
-from safemigrate.engine.batches import Batches, Target
+from safemigrate.engine.batches import Batches, Target, null_in
 from safemigrate.operations import AddNullableField
 from safemigrate.populate.sources import resolve
 from tools.demo import EXAMPLE
@@ -92,7 +92,7 @@ def measured(alias: str, rows: int) -> Counter[str]:
     assert isinstance(work, ComputedInPython)
     for stage in STAGES:
         setattr(work, stage, timed(getattr(work, stage), stage, spent))
-    fill(work, Batches(model, alias, [NAME]), spent)
+    fill(work, Batches(model, alias, null_in([NAME])), spent)
     return spent
 
 

@@ -17,7 +17,7 @@ from django.db.migrations.operations.base import Operation, OperationCategory
 from django.db.migrations.operations.fields import AddField, AlterField, FieldOperation, RemoveField
 from django.db.migrations.operations.special import RunPython
 from django.db.migrations.state import ProjectState, StateApps
-from django.db.models import Field, Model
+from django.db.models import Field, Model, Q
 
 from safemigrate.backends import for_connection
 from safemigrate.engine import engine
@@ -114,15 +114,17 @@ class Populate(FieldStep):
 
     `name` is a field, or a list of fields with `populate` a dict by field or a row function that returns a
     dict. A row is to be filled while one of the named nullable fields is NULL in it; named fields that are
-    not nullable are rewritten along with them. Runs in committed batches that lock only the rows they
-    write. Run again, it does what is left. Backwards it does nothing: what was filled stays.
+    not nullable are rewritten along with them. With `where`, a Q over the model's own columns, it is the rows
+    that fulfil it, all of whose named fields are rewritten: each write repeats the condition, it is done when no
+    row fulfils it, and a row that still does after it was written is a bad row. Runs in committed batches that
+    lock only the rows they write. Run again, it does what is left. Backwards it does nothing.
     """
 
     reduces_to_sql = True
     reversible = True
     category = OperationCategory.PYTHON
     arguments = ("model_name", "name", "populate")
-    options = {"batch_size": None, "elidable": False}
+    options = {"where": None, "batch_size": None, "elidable": False}
     fragment = "fill"
 
     def __init__(
@@ -131,15 +133,25 @@ class Populate(FieldStep):
         name: str | Sequence[str],
         populate: Any,
         *,
+        where: Q | None = None,
         batch_size: int | None = None,
         elidable: bool = False,
     ) -> None:
-        self.model_name = model_name
+        self.model_name, self.where = model_name, where
         self.name = name if isinstance(name, str) else list(name)  # type: ignore[assignment]
         self.populate, self.batch_size = populate, batch_size
         self.elidable = elidable  # type: ignore[misc]
         check(populate, self.names)
         _check_batch_size(batch_size)
+        if where is not None and not (isinstance(where, Q) and where):
+            raise InvalidPopulate(
+                f"Populate of {model_name}: where must be a condition, as Q(votes=0), not {where!r}. Leave it out to "
+                "fill the rows that are NULL."
+            )
+
+    def with_batch_size(self, batch_size: int) -> Populate:
+        """Return the same operation with another size of its batches."""
+        return Populate(self.model_name, self.name, self.populate, where=self.where, batch_size=batch_size)
 
     @property
     def names(self) -> list[str]:
@@ -158,6 +170,8 @@ class Populate(FieldStep):
         for name in self.names:
             if name not in model.fields:
                 raise InvalidPopulate(f"Populate: {app_label}.{self.model_name} has no field {name!r}.")
+        if self.where is not None:
+            return  # It says nothing of the rows that are NULL.
         null_fields = [name for name in self.names if model.fields[name].null]
         for name in self.names:
             field = model.fields[name]
@@ -165,14 +179,14 @@ class Populate(FieldStep):
 
     def is_needed(self, change: Change) -> bool:
         target = self._target_of(change)
-        if not target.null_fields:
+        if not target.is_marked:
             proofs.refuse_unmarked(target)
         # On the empty table of a squashed migration, which makes the column required at once, there is nothing to do.
-        return bool(target.null_fields)
+        return target.is_marked
 
     def plan(self, change: Change) -> Plan:
         target = self._target_of(change)
-        return [Fill(target, resolve(self.populate, self.names))] if target.null_fields else []
+        return [Fill(target, resolve(self.populate, self.names))] if target.is_marked else []
 
     def forwards(self, change: Change) -> None:
         proofs.refuse_many(self._target_of(change))
@@ -183,6 +197,7 @@ class Populate(FieldStep):
         model = fields.model_in(state, app_label, self.model_name, for_connection(connections[alias]))
         target = self.target(model, alias, state.apps)
         source = resolve(self.populate, self.names)
+        proofs.refuse_condition(target)
         proofs.refuse_constants(target, source)
         if isinstance(source, InPython) and source.unique:
             proofs.refuse_not_unique(target)
@@ -206,7 +221,8 @@ class Populate(FieldStep):
         then. A function of (apps, schema_editor) is not run another time for them. `at_once` as in `engine.fill`.
         """
         target = self._target_of(change, once or ())
-        batches = Batches(target.model, target.alias, target.null_fields)
+        proofs.refuse_condition(target)
+        batches = target.batches
         if not batches.any_left():
             return
         self.validate(change.app_label, target.alias, change.to_state)
@@ -217,7 +233,7 @@ class Populate(FieldStep):
                     RunPython(source.function).database_forwards(
                         change.app_label, change.editor, change.from_state, change.to_state
                     )
-            proofs.refuse_nulls(batches, target.label, source.title)
+            proofs.refuse_left(target, source.title)
             return
         if isinstance(source, InPython) and source.unique:
             self._index_early(change, target.model)
@@ -228,7 +244,7 @@ class Populate(FieldStep):
 
     def target(self, model: type[Model], alias: str, apps: StateApps, once: Sequence[str] = ()) -> Target:
         null_fields = [name for name in self.names if field_of(model, name).null]
-        return Target(model, self.names, null_fields, alias, apps, once)
+        return Target(model, self.names, null_fields, alias, apps, once, self.where)
 
     def _target_of(self, change: Change, once: Sequence[str] = ()) -> Target:
         return self.target(change.after(self.model_name), change.alias, change.to_state.apps, once)
@@ -237,7 +253,8 @@ class Populate(FieldStep):
         return True  # The populate may read any model.
 
     def describe(self) -> str:
-        return f"Populate {', '.join(self.names)} of {self.model_name} by {_title(self.populate, self.names)}"
+        where = f" where {self.where}" if self.where is not None else ""
+        return f"Populate {', '.join(self.names)} of {self.model_name} by {_title(self.populate, self.names)}{where}"
 
 
 class SetNotNull(FieldStep, AlterField):
@@ -314,7 +331,9 @@ class SetNotNull(FieldStep, AlterField):
 
         def catch_up(*, at_once: bool = False) -> None:
             if noted is None:
-                proofs.refuse_nulls(Batches(before, change.alias, [self.name]), self.label(change.app_label))
+                proofs.refuse_left(
+                    Target(before, [self.name], [self.name], change.alias, change.from_state.apps)
+                )
             else:
                 populate, once = noted
                 populate.fill(change.within(change.from_state), once, at_once=at_once)
@@ -535,7 +554,7 @@ class Whole(FieldStep):
         return [part for step, stage in self._stages(change) for part in step.plan(stage)]
 
     def forwards(self, change: Change) -> None:
-        full = Batches(change.before(self.model_name), change.alias, []).rows.exists()
+        full = Batches(change.before(self.model_name), change.alias).rows.exists()
         if full:
             self._validate(self._stages(change))
         if not self.take_shortcut(change, full=full):

@@ -112,7 +112,7 @@ class ComputedInDatabase:
 
     def reads_its_table(self) -> bool:
         """Does a subquery read other rows of the table?"""
-        batches = Batches(self.model, self.target.alias, self.target.null_fields)
+        batches = self.target.batches
         table = connections[batches.alias].ops.quote_name(self.model._meta.db_table)
         return f" FROM {table}" in self.statement(batches)[0]
 
@@ -155,7 +155,7 @@ class ComputedInPython:
     def _deduplicator(self) -> Deduplicator | None:
         if self.source.unique is None:
             return None
-        rows = Batches(self.target.model, self.target.alias, self.target.null_fields).rows
+        rows = self.target.batches.rows
         return Deduplicator(rows, self.fields[0], self.source.unique, self.database.same_text)
 
     @property

@@ -49,7 +49,8 @@ class Target:
 
     `null_fields` are those of the fields that hold NULL where a row is still to be filled; `once` those that were
     so when the fill was done first, and are required since. Both keep a value that they have; the other
-    fields are rewritten along with them.
+    fields are rewritten along with them. With `where` it is this condition that says which rows are still to be
+    filled, and all fields are rewritten.
     """
 
     model: type[Model]
@@ -58,6 +59,21 @@ class Target:
     alias: str
     apps: Any
     once: Sequence[str] = ()
+    where: Q | None = None
+
+    @property
+    def mark(self) -> Q:
+        """Return the condition that a row fulfils as long as it is to be filled. Each write repeats it."""
+        return null_in(self.null_fields) if self.where is None else self.where
+
+    @property
+    def is_marked(self) -> bool:
+        """Does anything say of a row that it is still to be filled?"""
+        return bool(self.null_fields) or self.where is not None
+
+    @property
+    def batches(self) -> Batches:
+        return Batches(self.model, self.alias, self.mark)
 
     @property
     def label(self) -> str:
@@ -65,19 +81,23 @@ class Target:
 
     @property
     def kept(self) -> list[str]:
+        if self.where is not None:
+            return []
         return [name for name in self.names if name in self.null_fields or name in self.once]
+
+
+def null_in(names: Sequence[str]) -> Q:
+    """Return the condition that at least one of the fields is NULL; of no fields, one that each row fulfils."""
+    return Q(*((f"{name}__isnull", True) for name in names), _connector=Q.OR)
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The rows of a model on one database, seen by primary key and by what is still NULL.
-
-    `null_fields` are the fields of which at least one is NULL in a row that is still to be filled.
-    """
+    """The rows of a model on one database, seen by primary key and by the mark of those that are still to be filled."""
 
     model: type[Model]
     alias: str
-    null_fields: Sequence[str]
+    mark: Q = field(default_factory=Q)
 
     @property
     def rows(self) -> QuerySet[Any]:
@@ -86,10 +106,7 @@ class Batches:
 
     @property
     def todo(self) -> QuerySet[Any]:
-        condition = Q()
-        for name in self.null_fields:
-            condition |= Q(**{f"{name}__isnull": True})
-        return self.rows.filter(condition)
+        return self.rows.filter(self.mark)
 
     def any_left(self) -> bool:
         return self._patiently(self.todo.values_list("pk")[:1].exists)

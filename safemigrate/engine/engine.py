@@ -1,6 +1,6 @@
-"""The engine: range after range of primary keys, each committed by itself, until nothing is NULL.
+"""The engine: range after range of primary keys, each committed by itself, until no row has the mark.
 
-NULL is the to-do mark: the column itself says what is left. So the engine can be stopped or killed at any
+The mark is NULL, or a condition: the rows themselves say what is left. So the engine can be stopped or killed at any
 instruction and started again, a value that the application wrote in the meantime is never overwritten, and a
 range done twice changes nothing.
 """
@@ -24,7 +24,7 @@ from safemigrate.backends import for_connection
 from safemigrate.engine import context
 from safemigrate.engine.batch_runner import BatchFailed, ComputedInPython, Work, reason, work_for
 from safemigrate.engine.batch_size import configured
-from safemigrate.engine.batches import MAX_KEYS, Batches, Range, Target
+from safemigrate.engine.batches import MAX_KEYS, Range, Target
 from safemigrate.engine.pipeline import Done, Sequential, Workers, chosen
 from safemigrate.exceptions import BadRow, BadRows, InvalidPopulate, TooManyRetries
 from safemigrate.populate.sources import InDatabase, InPython, fingerprint
@@ -113,7 +113,7 @@ def use_observer(factory: Callable[[], Observer]) -> None:
 def fill(
     target: Target, source: InDatabase | InPython, *, batch_size: int | None = None, at_once: bool = False
 ) -> Run:
-    """Fill every row in which a mark is NULL, in committed batches, and return what was done.
+    """Fill every row that has the mark of the target, in committed batches, and return what was done.
 
     Holds no lock across batches; in a batch, only those of the rows that it writes. Run twice, or after a
     crash, it does what is left. Rows that get no value are passed over, and raise BadRows at the end, or
@@ -160,7 +160,7 @@ class Filling:
         self.started = False
         self.connection = connections[target.alias]
         self.database = for_connection(self.connection)
-        self.batches = Batches(target.model, target.alias, target.null_fields)
+        self.batches = target.batches
         self.pace = configured(batch_size)
         self.max_bad = conf.get("SAFEMIGRATE_MAX_BAD_ROWS")
         self.state = self._new_state(self.pace.start)
@@ -467,14 +467,21 @@ class Filling:
         return len(keys) if len(keys) < MAX_REMAINING_KEYS else self.batches.count()
 
     def _bad_rows(self, keys: Sequence[Any], *, more: bool = False) -> BadRows:
-        examples = [self.bad.get(key, BadRow(key, "its value came out as NULL")) for key in keys[:EXAMPLES]]
+        where = self.target.where
+        why = (
+            "its value came out as NULL"
+            if where is None
+            else f"it still fulfils {where} after it was written"
+        )
+        examples = [self.bad.get(key, BadRow(key, why)) for key in keys[:EXAMPLES]]
         count = len(self.bad) if more else self._count(keys)
         listed = "\n".join(f"  {row}" for row in examples)
         how_many = f"more than {self.max_bad:,}" if more else f"{count:,}"
         rest = " The run stopped there (SAFEMIGRATE_MAX_BAD_ROWS)." if more else " All other rows are filled."
         return BadRows(
-            f"{how_many} rows of {self.target.label} on {self.target.alias} got no value, so the column was not "
-            f"made required.{rest} The first {len(examples)}, by primary key:\n{listed}\n"
+            f"{how_many} rows of {self.target.label} on {self.target.alias} got no value"
+            + (", so the column was not made required." if where is None else ".")
+            + f"{rest} The first {len(examples)}, by primary key:\n{listed}\n"
             "Correct these rows or the populate, and run migrate again: it carries on from here.",
             count=count,
             examples=examples,

@@ -50,15 +50,20 @@ def chosen_aliases(names: Sequence[str], *, every: bool, targets: Sequence[Targe
     """
     if every:
         return [alias for alias in _distinct() if _allowed(alias, targets)]
-    for alias in names:
-        if alias not in connections:
-            raise InvalidAlias(f"DATABASES has no alias {alias}.{nearest(alias, connections)}")
+    refuse_unknown(names)
     aliases = list(dict.fromkeys(names)) or [DEFAULT_DB_ALIAS]
     for alias in aliases:
         if not _allowed(alias, targets):
             models_named = ", ".join(dict.fromkeys(str(target.model._meta.label) for target in targets))
             raise InvalidAlias(f"The database routers do not allow {models_named} to be migrated on {alias}.")
     return aliases
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Raise InvalidAlias for a name that is no alias of DATABASES."""
+    for alias in names:
+        if alias not in connections:
+            raise InvalidAlias(f"DATABASES has no alias {alias}.{nearest(alias, connections)}")
 
 
 def apply(targets: Sequence[Target], aliases: Iterable[str], migrate: Callable[[str], Any]) -> list[Outcome]:

@@ -49,16 +49,21 @@ def find(label: str) -> Target:
 
     Raises InvalidField when it names nothing, or something that cannot be added and made required.
     """
+    model, name = model_and_name(label)
+    target = Target(model, _field(model, name))
+    _check_model(target)
+    _check_field(target)
+    return target
+
+
+def model_and_name(label: str) -> tuple[type[models.Model], str]:
+    """Return the model that `label` names, and the name of its field, which need not be there."""
     parts = label.split(".")
     if len(parts) != 3 or not all(part.isidentifier() for part in parts):
         raise InvalidField(
             f"{label!r} is not of the form app.Model.field, as in polls.Question.expires_date."
         )
-    model = _model(parts[0], parts[1])
-    target = Target(model, _field(model, parts[2]))
-    _check_model(target)
-    _check_field(target)
-    return target
+    return _model(parts[0], parts[1]), parts[2]
 
 
 def _model(app_label: str, name: str) -> type[models.Model]:

@@ -202,8 +202,7 @@ class _Look:
             return 0
         if self.database.column(self.model, str(self.target.field.column)) is None:
             return None
-        rows: QuerySet[Any] = QuerySet(self._fills[0].target.model, using=self.alias)
-        return rows.filter(**{f"{self.target.name}__isnull": True}).count()
+        return self._fills[0].target.batches.count()
 
     @cached_property
     def unapplied(self) -> list[str]:

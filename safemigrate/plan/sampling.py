@@ -52,10 +52,12 @@ def take(target: Target, source: Source, *, largest: int | None = None) -> Sampl
         return Sample(skipped=f"{source.title} runs in the migration alone, and writes what it likes")
     database = for_connection(connections[target.alias])
     scratch = _renamed(target.model, database.scratch_name(target.model))
-    fields = [field_of(target.model, name) for name in target.null_fields]
+    # Columns that are filled where they are NULL are made anew in the copy; with a condition they are what it reads.
+    names = target.null_fields if target.where is None else []
+    fields = [field_of(target.model, name) for name in names]
     with ExitStack() as stack:
         try:
-            slices = _slices(Batches(target.model, target.alias, []))
+            slices = _slices(Batches(target.model, target.alias))
             if not slices:
                 return Sample(skipped="the table has no rows")
             stack.enter_context(database.scratch(target.model, scratch, fields, slices))
@@ -95,7 +97,7 @@ class _Trial:
 
     def __init__(self, target: Target, source: Any, database: Database, largest: int) -> None:
         self.target, self.source, self.database, self.largest = target, source, database, largest
-        self.batches = Batches(target.model, target.alias, target.null_fields)
+        self.batches = target.batches
         self.bad: list[BadRow] = []
         self.times: list[tuple[int, float]] = []
 

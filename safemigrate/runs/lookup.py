@@ -65,11 +65,11 @@ class Job:
 
     def rows_left(self) -> int:
         """Count the rows that are NULL; reads the table once."""
-        return Batches(self.model, self.alias, self.target.null_fields).count()
+        return self.target.batches.count()
 
     def keys_left(self) -> Iterator[Any]:
         """Yield the keys of the rows that are NULL, in order; reads the table once."""
-        rows = Batches(self.model, self.alias, self.target.null_fields).todo.order_by("pk")
+        rows = self.target.batches.todo.order_by("pk")
         for (key,) in rows.values_list("pk").iterator():
             yield key
 
@@ -91,7 +91,7 @@ class Job:
         """Fill what is NULL, with all the errors that the operation has in `migrate`."""
         connection, populate = connections[self.alias], self.operation
         if batch_size:
-            populate = Populate(populate.model_name, populate.name, populate.populate, batch_size=batch_size)
+            populate = populate.with_batch_size(batch_size)
         field = f"{self.app_label}.{populate.model_name}.{populate.names[0]}"
         work_factories = {(self.key, self.alias): (f"{__name__}.work", field, self.alias)}
         known = context.changed(migrations={self.key: self.migration}, work_factories=work_factories)
@@ -142,7 +142,7 @@ def work(label: str, alias: str) -> tuple[Work, Batches]:
     if isinstance(source, AsWritten):
         raise NothingToRun(f"{label} is filled by {source.title}, in one go.")
     database = for_connection(connections[alias])
-    return work_for(target, source, database), Batches(target.model, alias, target.null_fields)
+    return work_for(target, source, database), target.batches
 
 
 def _parts(label: str) -> tuple[str, str, str]:

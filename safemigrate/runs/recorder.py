@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from safemigrate import conf, signals
 from safemigrate.engine import context
-from safemigrate.engine.batches import Batches, Range, Target, keys_of
+from safemigrate.engine.batches import Range, Target, keys_of
 from safemigrate.engine.engine import Run
 from safemigrate.engine.keys import key_from_json, key_to_json
 from safemigrate.exceptions import AlreadyRunning, LeaseLost, LimitReached, RunCancelled, RunPaused
@@ -352,7 +352,7 @@ class RunHeartbeat(Heartbeat):
     def __init__(self, record: BackfillRun, run: Run, target: Target) -> None:
         super().__init__(f"safemigrate run {record.pk}", self._beat)
         self.record, self.fill = record, run
-        self.batches = Batches(target.model, target.alias, target.null_fields)
+        self.batches = target.batches
         self.counting = self._counting()
         self.counted = False
 

@@ -74,7 +74,7 @@ def begin(
     """
     _refuse(job, executor, options)
     target = job.target
-    batches = Batches(target.model, target.alias, target.null_fields)
+    batches = target.batches
     if not batches.any_left():
         store.close(target)
         return None

@@ -238,8 +238,13 @@ def _warn_of_another_populate(record: BackfillRun, target: Target, details: dict
     text = (
         f"The populate of {record} is another one than when the run began (it was {was}): {record.rows_done:,} rows "
         "have their value by the first one and keep it, the others get theirs by this one. If the first values are "
-        "right, nothing is to be done. If not, stop the run (Ctrl-C), and set them back, those that the site wrote "
-        f"too:\n    UPDATE {quote(target.model._meta.db_table)} SET {columns};\nThen run the same command again."
+        "right, nothing is to be done. If not, stop the run (Ctrl-C), and set them back"
+        + (
+            f", those that the site wrote too:\n    UPDATE {quote(target.model._meta.db_table)} SET {columns};\nThen"
+            if columns
+            else ". Then"
+        )
+        + " run the same command again."
     )
     note(record, text)
     logger.warning("%s", text, extra={"run": record.pk})

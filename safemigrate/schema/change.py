@@ -186,7 +186,7 @@ class FieldStep(Operation):
             return False
         if change.database.fills_at_once:  # SQLite, whose lock costs nothing.
             return True
-        return Batches(change.before(self.model_name), change.alias, []).rows.exists()
+        return Batches(change.before(self.model_name), change.alias).rows.exists()
 
     @contextmanager
     def _alone(self, change: Change) -> Iterator[None]:

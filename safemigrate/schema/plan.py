@@ -8,7 +8,7 @@ from typing import Any
 
 from safemigrate.backends import for_connection
 from safemigrate.engine.batch_runner import ComputedInDatabase
-from safemigrate.engine.batches import Batches, Target
+from safemigrate.engine.batches import Target
 from safemigrate.populate.sources import InDatabase, Source
 from safemigrate.schema.steps import Step
 
@@ -31,7 +31,7 @@ class Fill:
         """
         if not isinstance(self.source, InDatabase):
             return None
-        batches = Batches(self.target.model, self.target.alias, self.target.null_fields)
+        batches = self.target.batches
         return ComputedInDatabase(self.source, self.target).statement(batches)
 
 

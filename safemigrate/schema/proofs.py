@@ -5,9 +5,9 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
-from django.core.exceptions import ValidationError
+from django.core.exceptions import FieldError, ValidationError
 from django.db import connections
-from django.db.models import CharField, Count, DecimalField, IntegerField, Model, Value
+from django.db.models import CharField, Count, DecimalField, IntegerField, Model, QuerySet, Value
 
 from safemigrate import conf
 from safemigrate.backends import Database, for_connection
@@ -28,8 +28,9 @@ from safemigrate.types import AnyField, field_of
 EXAMPLES = 10
 
 
-def refuse_nulls(batches: Batches, label: str, source: str = "") -> None:
-    """Raise NullsRemain, or BadRows where `source` has just filled them, while a row is NULL."""
+def refuse_left(target: Target, source: str = "") -> None:
+    """Raise NullsRemain, or BadRows where `source` has just filled them, while a row is still to be filled."""
+    batches = target.batches
     if not batches.any_left():
         return
     keys = ", ".join(map(str, batches.remaining_keys(EXAMPLES)))
@@ -40,16 +41,36 @@ def refuse_nulls(batches: Batches, label: str, source: str = "") -> None:
         else "The migrations do not say how to fill them: give RequireField a populate (or let a Populate stand before "
         "SetNotNull), or fill these rows yourself, and run migrate again."
     )
+    still = "are still NULL" if target.where is None else f"still fulfil {target.where}"
+    so = ", so the column was not made required" if target.where is None else ""
     message = (
-        f"{batches.count():,} rows of {label} on {batches.alias} are still NULL{filled_by}, so the column was "
-        f"not made required. The first keys: {keys}. {cure}"
+        f"{batches.count():,} rows of {target.label} on {target.alias} {still}{filled_by}{so}. The first keys: {keys}. "
+        f"{cure}"
     )
     raise BadRows(message, count=batches.count(), examples=[]) if source else NullsRemain(message)
 
 
+def refuse_condition(target: Target) -> None:
+    """Raise InvalidPopulate for a `where` that cannot stand in the UPDATE of a batch."""
+    if target.where is None:
+        return
+    what = f"The where of Populate on {target.label} on {target.alias}, {target.where},"
+    rows: QuerySet[Any] = QuerySet(target.model, using=target.alias)
+    try:
+        query = rows.filter(target.where).query
+    except (FieldError, ValueError, TypeError, ValidationError) as error:
+        raise InvalidPopulate(f"{what} cannot be asked of the table: {error}") from error
+    if len([alias for alias in query.alias_map if query.alias_refcount[alias]]) > 1:
+        raise InvalidPopulate(
+            f"{what} reads columns of another table. It is repeated by each UPDATE, which has the rows of "
+            f"{target.model._meta.label} alone: say it by a subquery, as in Q(Exists(Page.objects.filter("
+            'pk=OuterRef("page"), ...))), or let a function of one row decide.'
+        )
+
+
 def refuse_duplicates(model: type[Model], alias: str, field: AnyField) -> None:
     """Raise DuplicateValues when a value of the field stands in more than one row."""
-    rows = Batches(model, alias, [field.name]).rows
+    rows = Batches(model, alias).rows
     rows = rows.filter(**{f"{field.attname}__isnull": False})
     repeated = rows.values(field.attname).annotate(safemigrate_rows=Count("*")).filter(safemigrate_rows__gt=1)
     database = for_connection(connections[alias])
@@ -71,7 +92,7 @@ def refuse_many(target: Target) -> None:
     most = conf.get("SAFEMIGRATE_MAX_ROWS_IN_MIGRATE")
     if most is None:
         return
-    rows = Batches(target.model, target.alias, target.null_fields).count()
+    rows = target.batches.count()
     if rows <= most:
         return
     label = f"{target.model._meta.label}.{target.names[0]}"
@@ -114,7 +135,7 @@ def confirm_required(database: Database, model: type[Model], field: AnyField) ->
 
 def refuse_unmarked(target: Target) -> None:
     """Raise InvalidPopulate where there are rows, and no field whose NULL says that one is still to be filled."""
-    if not Batches(target.model, target.alias, []).rows.exists():
+    if not Batches(target.model, target.alias).rows.exists():
         return
     name, label = target.names[0], target.model._meta.label
     raise InvalidPopulate(

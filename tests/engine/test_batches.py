@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.db import connections, models
 
-from safemigrate.engine.batches import Batches, Range, keys_of
+from safemigrate.engine.batches import Batches, Range, keys_of, null_in
 from safemigrate.operations import AddNullableField
 from tests.support.sandbox import MigrationSandbox, Statements, question
 
@@ -30,7 +30,7 @@ def table(alias: str, kind: str, filled: tuple[int, ...] = ()) -> tuple[Batches,
     sandbox = MigrationSandbox(alias, question(key=("key", field)))
     sandbox.run(AddNullableField("question", "votes", models.IntegerField()))
     sandbox.fill(5, key=lambda n: keys[n - 1], votes=lambda n: 0 if n - 1 in filled else None)
-    return Batches(sandbox.model(), alias, ["votes"]), keys
+    return Batches(sandbox.model(), alias, null_in(["votes"])), keys
 
 
 @pytest.fixture(params=KEYS)
@@ -106,7 +106,7 @@ def test_a_composite_key_is_cut_by_all_its_parts(alias: str) -> None:
     sandbox = MigrationSandbox(alias, question(key=key, fields=parts))
     sandbox.run(AddNullableField("question", "votes", models.IntegerField()))
     sandbox.fill(6, shop=lambda n: (n + 1) // 2, place=lambda n: n % 2)
-    batches = Batches(sandbox.model(), alias, ["votes"])
+    batches = Batches(sandbox.model(), alias, null_in(["votes"]))
     keys = [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1)]
     found = ranges(batches, 4)
     assert found == [Range((1, 0), (2, 1)), Range((2, 1), (3, 1), after=True)]

@@ -22,7 +22,7 @@ from safemigrate import conf
 from safemigrate.backends import for_connection
 from safemigrate.engine import engine, pipeline
 from safemigrate.engine.batch_runner import work_for
-from safemigrate.engine.batches import Batches, Target
+from safemigrate.engine.batches import Batches, Target, null_in
 from safemigrate.exceptions import BadRows, LimitReached
 from safemigrate.operations import AddNullableField
 from safemigrate.populate import PerRow, Suffix
@@ -190,7 +190,7 @@ def test_what_depends_on_the_batch_before_is_left_to_the_caller(alias: str) -> N
     for names, source in [(("slug",), unique), (("slug", "question_text"), rewritten)]:
         chosen = pipeline.chosen(
             work_for(target(sandbox, names, ("slug",)), source, for_connection(sandbox.connection)),
-            Batches(sandbox.model(), alias, ["slug"]),
+            Batches(sandbox.model(), alias, null_in(["slug"])),
             4,
             ("never.asked",),
         )

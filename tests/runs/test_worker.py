@@ -21,7 +21,7 @@ from django.utils.module_loading import import_string
 
 from safemigrate import signals
 from safemigrate.admin import pages
-from safemigrate.engine.batches import Batches, keys_of
+from safemigrate.engine.batches import Batches, keys_of, null_in
 from safemigrate.engine.keys import key_to_json
 from safemigrate.exceptions import AlreadyRunning
 from safemigrate.models import BackfillRun
@@ -525,7 +525,7 @@ def test_no_more_workers_at_once_than_are_allowed_on_a_database(polls: Polls) ->
         app_label="a", model_name="b", field_names="c", alias=polls.alias, status=Status.RUNNING,
         executor="celery", options=run.options, rows_total=0,
     )  # fmt: skip
-    batches = Batches(polls.questions().model, polls.alias, ["expires_date"])
+    batches = Batches(polls.questions().model, polls.alias, null_in(["expires_date"]))
     with pytest.raises(leases.Wait) as waits:
         leases.take(other, batches, "x")
     assert waits.value.seconds == leases.LOOK_AGAIN
@@ -707,7 +707,7 @@ def test_they_are_shown_in_the_admin(polls: Polls, settings: Any) -> None:
 
 def cut(sandbox: MigrationSandbox) -> tuple[list[Any], int]:
     """Cut the table into ranges of 300 rows; return the keys in them, and how many there are, with the end."""
-    batches = Batches(sandbox.model(), sandbox.alias, ["question_text"])
+    batches = Batches(sandbox.model(), sandbox.alias, null_in(["question_text"]))
     run = BackfillRun.objects.create(
         app_label="boxes", model_name="Question", field_names="x", alias=sandbox.alias, status=Status.RUNNING,
         executor="celery", options={"workers": 8}, last_key=key_to_json(batches.last()),

@@ -16,7 +16,6 @@ from django.db.models import F
 from django.utils import timezone
 
 from safemigrate import conf
-from safemigrate.engine.batches import Batches
 from safemigrate.exceptions import NotEnqueued
 from safemigrate.executors import base
 from safemigrate.models import BackfillRange, BackfillRun
@@ -134,7 +133,7 @@ def take(run: BackfillRun, worker: str = "another:1") -> Any:
     workers._started(run)
     run = the_run()
     target = lookup.find(FIELD, run.alias).target
-    return leases.take(run, Batches(target.model, run.alias, target.null_fields), worker)
+    return leases.take(run, target.batches, worker)
 
 
 def expire(**changes: Any) -> None:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from django.db import models
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.db.models.sql import UpdateQuery
 
 from safemigrate.backends.base.schema import key_columns
@@ -26,7 +26,7 @@ WHOLE_NUMBERS = {
 
 
 class Write:
-    """Writes (keys, columns of values) where one of the target's null_fields is still NULL.
+    """Writes (keys, columns of values) into rows that still have the target's mark.
 
     Values are as `get_db_prep_save` gave them; keys are in the order in which the database has them, and not
     adapted. A field that is in `target.kept` keeps what it has where it is not NULL. Returns how many rows
@@ -39,6 +39,7 @@ class Write:
         self.table = self.quote(self.meta.db_table)
         self.keys = key_columns(target.model)
         self.fields = [self.meta.get_field(name) for name in target.names]
+        self.todo, self.todo_params = self._mark()
 
     def __call__(self, keys: Sequence[Any], columns: Sequence[Sequence[Any]]) -> int:
         return self.one_by_one(keys, columns)
@@ -54,16 +55,17 @@ class Write:
                     self._placed(field, value) for field, value in zip(self.fields, values, strict=True)
                 ]
                 params = [param for _, params in placed for param in params]
-                cursor.execute(self._update_by_key([sql for sql, _ in placed]), [*params, *key])
+                cursor.execute(
+                    self._update_by_key([sql for sql, _ in placed]), [*params, *key, *self.todo_params]
+                )
                 written += cursor.rowcount
         return written
 
     def writing(self, keys: Sequence[Any]) -> AbstractContextManager[None]:
         """Return the transaction in which the rows of these keys, in their order, are written."""
         rows: QuerySet[Any] = QuerySet(self.target.model, using=self.connection.alias)
-        null = Q(*((f"{name}__isnull", True) for name in self.target.null_fields), _connector=Q.OR)
         writing: AbstractContextManager[None] = self.database.writing(
-            rows.filter(null, pk__gte=keys[0], pk__lte=keys[-1])
+            rows.filter(self.target.mark, pk__gte=keys[0], pk__lte=keys[-1])
         )
         return writing
 
@@ -84,11 +86,12 @@ class Write:
             for field, value in zip(self.fields, values or ["%s"] * len(self.fields), strict=True)
         )
         keys = " AND ".join(f"{self._column(key)} = %s" for key in self.keys)
-        return f"UPDATE {self.table} SET {assignments} WHERE {keys} AND ({self._todo()})"
+        return f"UPDATE {self.table} SET {assignments} WHERE {keys} AND ({self.todo})"
 
     def _by_key(self, keys: Sequence[Any], columns: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
         """Return the parameters of `_update_by_key`, row by row."""
-        return list(zip(*columns, *self._adapted(keys), strict=True))
+        mark = ([param] * len(keys) for param in self.todo_params)
+        return list(zip(*columns, *self._adapted(keys), *mark, strict=True))
 
     def _adapted(self, keys: Sequence[Any]) -> list[Sequence[Any]]:
         """Return the keys as the database takes them, one column for each part of the key."""
@@ -104,9 +107,11 @@ class Write:
     def _column(self, field: AnyField, table: str = "") -> str:
         return f"{table}{self.quote(field.column)}"
 
-    def _todo(self, table: str = "") -> str:
-        null_fields = (self._column(self.meta.get_field(name), table) for name in self.target.null_fields)
-        return " OR ".join(f"{column} IS NULL" for column in null_fields)
+    def _mark(self) -> tuple[str, list[Any]]:
+        """Return the condition of rows still to be filled, the table before each column, and its parameters."""
+        query = QuerySet(self.target.model, using=self.connection.alias).filter(self.target.mark).query
+        sql, params = query.get_compiler(connection=self.connection).compile(query.where)
+        return str(sql), list(params)
 
     def _assigned(self, column: str, value: str, field: AnyField) -> str:
         # A single field is written only where it is NULL; of several, one may have its value already.

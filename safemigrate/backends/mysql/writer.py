@@ -54,8 +54,8 @@ class MySQLWrite(Write):
         cursor.execute(
             f"UPDATE {self.table} JOIN ({self._listed(len(first))}) AS safemigrate_new ON {joined} "
             f"SET {assignments} "
-            f"WHERE {self._column(self.keys[0], table)} BETWEEN %s AND %s AND ({self._todo(table)})",
-            [*in_rows(values), first[0], first[-1]],
+            f"WHERE {self._column(self.keys[0], table)} BETWEEN %s AND %s AND ({self.todo})",
+            [*in_rows(values), first[0], first[-1], *self.todo_params],
         )
         return int(cursor.rowcount)
 

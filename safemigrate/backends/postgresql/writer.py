@@ -34,18 +34,19 @@ class PostgreSQLWrite(Write):
             )
 
     def _update(self, cursor: Any, source: str, params: Sequence[Any], keys: Sequence[Any]) -> int:
+        table = f"{self.table}."
         assignments = ", ".join(
-            f"{self._column(field)} = {self._assigned(self._column(field, 't.'), f'n.v{number}', field)}"
+            f"{self._column(field)} = {self._assigned(self._column(field, table), f'n.v{number}', field)}"
             for number, field in enumerate(self.fields)
         )
         joined = " AND ".join(
-            f"{self._column(key, 't.')} = n.k{number}" for number, key in enumerate(self.keys)
+            f"{self._column(key, table)} = n.k{number}" for number, key in enumerate(self.keys)
         )
         cursor.execute(
-            f"UPDATE {self.table} AS t SET {assignments} FROM {source} "
+            f"UPDATE {self.table} SET {assignments} FROM {source} "
             # Bounded on both sides of the join, or the planner reads the whole table for every batch.
-            f"WHERE {joined} AND {self._column(self.keys[0], 't.')} BETWEEN %s AND %s AND ({self._todo('t.')})",
-            [*params, keys[0], keys[-1]],
+            f"WHERE {joined} AND {self._column(self.keys[0], table)} BETWEEN %s AND %s AND ({self.todo})",
+            [*params, keys[0], keys[-1], *self.todo_params],
         )
         return int(cursor.rowcount)
 

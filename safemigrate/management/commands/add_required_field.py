@@ -14,12 +14,13 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import models
 
 from safemigrate.exceptions import InvalidExpression, OtherChanges, SafemigrateError
-from safemigrate.generator import applying, dependencies, rollout, writer
+from safemigrate.generator import abandoning, applying, dependencies, rollout, writer
 from safemigrate.generator.autodetector import Migrations
 from safemigrate.generator.planner import Phase, from_default, phases_for
 from safemigrate.generator.targets import Target, find_all
 from safemigrate.plan import plan, render
 from safemigrate.populate.expressions import Source, read
+from safemigrate.schema.steps import Step
 
 DESCRIPTION = """\
 Write the migration that adds a required field to a table with old rows, or makes a nullable one required, while
@@ -109,6 +110,12 @@ class Command(BaseCommand):
             help="Show the migrations that would be written, and write nothing.",
         )
         parser.add_argument(
+            "--abandon",
+            action="store_true",
+            help="Give up an attempt that did not end: show what it left on each database, or on those of --database, "
+            "ask, and undo it: guard, helper constraints, the column if no applied migration has it, and its run.",
+        )
+        parser.add_argument(
             "--no-input",
             "--noinput",
             action="store_false",
@@ -147,6 +154,9 @@ class Command(BaseCommand):
         self.verbosity = options["verbosity"]
         _check_options(options)
         try:
+            if options["abandon"]:
+                self._abandon(options)
+                return
             self._handle(find_all(options["labels"]), options)
         except SafemigrateError as error:
             raise CommandError(str(error)) from error
@@ -172,6 +182,36 @@ class Command(BaseCommand):
             if new and options["phases"] == 3:
                 self.stderr.write(self.style.WARNING(AT_ONCE))
             self._migrate(targets, aliases, options)
+
+    def _abandon(self, options: Mapping[str, Any]) -> None:
+        applying.refuse_unknown(options["database"])
+        attempts = abandoning.attempts(options["labels"], options["database"])
+        left = {attempt: steps for attempt in attempts if (steps := attempt.left())}
+        for attempt in attempts:
+            self.stdout.write(f"{attempt.label} on {attempt.alias}: {_left(left.get(attempt, []))}")
+        if not left or options["dry_run"]:
+            return
+        if not self._may_undo(options):
+            raise CommandError("Nothing was changed.")
+        for attempt, steps in left.items():
+            runs = "".join(f", run {number} cancelled" for number in attempt.undo(steps))
+            self._log(self.style.SUCCESS(f"{attempt.label} on {attempt.alias}: undone{runs}."))
+        files = ", ".join(sorted({name for attempt in attempts for name in attempt.files()}))
+        if files:
+            self._log(
+                f"Not applied, and still there: {files}. Run migrate to try again; or else delete the file, and take "
+                "the field out of models.py, or put null=True back where the column was nullable before."
+            )
+
+    def _may_undo(self, options: Mapping[str, Any]) -> bool:
+        if not options["interactive"]:
+            return True
+        if not _may_ask(options):
+            raise CommandError("Nothing was changed. To undo it without being asked, add --no-input.")
+        return self._ask("Undo it? Values in a column that is dropped are lost. [y/N] ").lower() in (
+            "y",
+            "yes",
+        )
 
     def _write(self, targets: Sequence[Target], migrations: Migrations, options: Mapping[str, Any]) -> None:
         for target in targets:
@@ -366,8 +406,10 @@ def _check_options(options: Mapping[str, Any]) -> None:
         raise CommandError("--dry-run writes nothing, so there is nothing for --migrate to apply.")
     if options["database"] and options["all_databases"]:
         raise CommandError("--database names some databases and --all-databases means all: give one of them.")
+    if options["abandon"] and (options["migrate"] or options["plan"] or options["populate"]):
+        raise CommandError("--abandon undoes an attempt: leave --migrate, --plan and --populate out.")
     for option in ("database", "all_databases"):
-        if options[option] and not (options["migrate"] or options["plan"]):
+        if options[option] and not (options["migrate"] or options["plan"] or options["abandon"]):
             typed = option.replace("_", "-")
             raise CommandError(f"--{typed} says where --migrate applies the migration: add --migrate.")
 
@@ -401,6 +443,12 @@ def _planners(
 
 def _may_ask(options: Mapping[str, Any]) -> bool:
     return bool(options["interactive"]) and sys.stdin is not None and sys.stdin.isatty()
+
+
+def _left(steps: Sequence[Step]) -> str:
+    if not steps:
+        return "nothing is left of an attempt."
+    return "\n".join(["to be undone:", *(f"    {sql};" for step in steps for sql in step.statements)])
 
 
 def _next_step(phases: Sequence[Phase]) -> str:
