@@ -115,6 +115,10 @@ class NothingToRun(SafemigrateError):
     """There is no such run, or no fill of such a field."""
 
 
+class NotFinished(SafemigrateError):
+    """A migration waits for a backfill that has not ended on this database."""
+
+
 class InvalidAlias(SafemigrateError):
     """An alias that is not in DATABASES, or that the router keeps the model away from."""
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from django.core.exceptions import FieldError
 from django.db import DatabaseError, connections
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations.base import Operation, OperationCategory
 from django.db.migrations.operations.fields import AddField, AlterField, FieldOperation, RemoveField
 from django.db.migrations.operations.special import RunPython
@@ -21,8 +22,8 @@ from django.db.models import Field, Model, Q
 
 from safemigrate.backends import for_connection
 from safemigrate.engine import engine
-from safemigrate.engine.batches import Batches, Target
-from safemigrate.exceptions import InvalidField, InvalidPopulate, NoGuard
+from safemigrate.engine.batches import Batches, Target, null_in
+from safemigrate.exceptions import InvalidField, InvalidPopulate, NoGuard, NotFinished
 from safemigrate.populate.sources import AsWritten, InPython, Source, check, is_dotted_path, resolve
 from safemigrate.schema import fields, guards, preflight, proofs
 from safemigrate.schema.change import Change, FieldStep
@@ -37,6 +38,7 @@ __all__ = [
     "AddRequiredField",
     "GuardWrites",
     "Populate",
+    "RequireBackfill",
     "RequireField",
     "SetNotNull",
     "UnguardWrites",
@@ -507,6 +509,7 @@ class Whole(FieldStep):
     populate: Any
     batch_size: int | None
     keep_guard: bool
+    is_attempt = True
     #: What fails from NOT NULL on, where the guard cannot be kept.
     failing = "Inserts without the field"
 
@@ -751,6 +754,71 @@ class RequireField(Whole, SetNotNull):
     def describe(self) -> str:
         by = f", NULL filled by {_title(self.populate, [self.name])}" if self.populate is not None else ""
         return f"Make field {self.name} of {self.model_name} required (NOT NULL){by}"
+
+
+class RequireBackfill(Operation):
+    """Go on only where every row has a value in a field, "polls.Question.expires_date", of this app or another one.
+
+    A gate between a backfill that runs outside `migrate` and a schema change that needs it. Reads the table up to the
+    first row that is NULL, and changes nothing, backwards too. Raises NotFinished, with what to type.
+    """
+
+    reduces_to_sql = False
+    reversible = True
+    elidable = True  # On the empty tables of a squashed migration there is nothing to wait for.
+    category = OperationCategory.PYTHON
+
+    def __init__(self, label: str) -> None:
+        parts = str(label).split(".")
+        if len(parts) != 3 or not all(part.isidentifier() for part in parts):
+            raise InvalidField(
+                f"RequireBackfill({label!r}): name the field as app.Model.field, as in polls.Question.expires_date."
+            )
+        self.label = label
+        self.field_app, self.model_name, self.name = parts
+
+    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        return type(self).__name__, [self.label], {}
+
+    def state_forwards(self, app_label: str, state: ProjectState) -> None: ...
+
+    def database_forwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        model = self._model(from_state)
+        alias = schema_editor.connection.alias
+        if schema_editor.collect_sql or not self.allow_migrate_model(alias, model):
+            return
+        left = Batches(model, alias, null_in([self.name]))
+        if field_of(model, self.name).null and left.any_left():
+            raise NotFinished(
+                f"{model._meta.label}.{self.name} on {alias}: {left.count():,} rows are still NULL, and this migration "
+                f"of {app_label} needs them filled. Nothing was changed. Type:\n"
+                f"    python manage.py backfill run {model._meta.label}.{self.name} --database {alias}\n"
+                "Then run migrate again."
+            )
+
+    def database_backwards(self, *args: Any) -> None: ...
+
+    def _model(self, state: ProjectState) -> type[Model]:
+        known = state.models.get((self.field_app, self.model_name.lower()))
+        if known is None or self.name not in known.fields:
+            raise InvalidField(
+                f"RequireBackfill({self.label!r}): the migrations before it have no such field. Is it spelled so, "
+                f"and does this migration depend on that of {self.field_app} which adds it?"
+            )
+        model: type[Model] = state.apps.get_model(self.field_app, self.model_name)
+        return model
+
+    def references_model(self, name: str, app_label: str) -> bool:
+        return (app_label, name.lower()) == (self.field_app, self.model_name.lower())
+
+    def describe(self) -> str:
+        return f"Wait until every row has a value in {self.label}"
 
 
 def _note_guard(

@@ -24,18 +24,18 @@ from django.db.migrations import (
 from django.db.migrations.writer import MigrationWriter
 from django.db.models import NOT_PROVIDED, Field, Model
 
-from safemigrate import conf, operations
+from safemigrate import conf
 from safemigrate.backends import for_connection
 from safemigrate.checks import loops
 from safemigrate.checks.unapplied import UnappliedOperation, UnappliedOperations
 from safemigrate.exceptions import InvalidField
 from safemigrate.operations import GuardWrites, Populate, UnguardWrites
 from safemigrate.schema import fields
+from safemigrate.schema.change import FieldStep
 from safemigrate.types import AnyField
 
 logger = logging.getLogger("safemigrate")
 
-OURS: tuple[type, ...] = tuple(getattr(operations, name) for name in operations.__all__)
 DOCS = "docs: reference/checks"
 #: Folders of packages that were installed: the project does not edit the migrations in them.
 INSTALLED = {"site-packages", "dist-packages"}
@@ -92,7 +92,7 @@ def _is_editable(migration: Migration) -> bool:
 
 def _looked_at(ahead: UnappliedOperation, unapplied: UnappliedOperations) -> Iterator[Caution]:
     operation = ahead.operation
-    if isinstance(operation, OURS):
+    if isinstance(operation, FieldStep):
         yield from _in_transaction(ahead)
     elif isinstance(operation, AddField):
         yield from _same_for_all(ahead) if _repeats_unique(operation.field) else _one_off(ahead)

@@ -63,6 +63,16 @@ class Job:
     def target(self) -> Target:
         return self.operation.target(self.model, self.alias, self.state.apps)
 
+    def is_finished(self) -> bool:
+        """Is no row left to be filled? Reads the table up to the first that is."""
+        if not self.column_is_there:
+            return False
+        database, target = for_connection(connections[self.alias]), self.target
+        columns = [self.model._meta.get_field(name) for name in target.null_fields]
+        if target.where is None and all(database.is_required(self.model, column) for column in columns):
+            return True
+        return not target.batches.any_left()
+
     def rows_left(self) -> int:
         """Count the rows that are NULL; reads the table once."""
         return self.target.batches.count()

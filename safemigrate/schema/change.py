@@ -21,8 +21,11 @@ from safemigrate.engine import context, progress
 from safemigrate.engine.batches import Batches
 from safemigrate.exceptions import (
     AlreadyRunning,
+    DuplicateValues,
     InTransaction,
     InvalidPopulate,
+    NullsRemain,
+    OrphanRows,
     SafemigrateError,
     StepRefused,
 )
@@ -96,6 +99,8 @@ class FieldStep(Operation):
     options: ClassVar[Mapping[str, Any]] = {}
     #: The end of the name of a migration that has this operation alone.
     fragment = ""
+    #: Is it all of an attempt, which can be given up while it has not ended?
+    is_attempt = False
 
     @property
     def names(self) -> list[str]:
@@ -160,6 +165,12 @@ class FieldStep(Operation):
         """Raise StepRefused for what the database says: a fault of the data, the server or the populate."""
         try:
             yield
+        except (NullsRemain, DuplicateValues, OrphanRows) as error:
+            if self.is_attempt:
+                label = f"{change.after(self.model_name)._meta.label}.{self.names[0]}"
+                give_up = f"To give it up instead: python manage.py add_required_field {label} --abandon"
+                error.args = (f"{error}\n{give_up}",)
+            raise
         except SafemigrateError:
             raise
         except LookupError as error:

@@ -139,7 +139,7 @@ def test_set_not_null_alone_proves_and_refuses(alias: str) -> None:
     sandbox.fill(3)
     add, _, require = three_steps()
     sandbox.run(add)
-    with pytest.raises(NullsRemain, match=r"3 rows of boxes.question.expires_date on \w+ are still NULL"):
+    with pytest.raises(NullsRemain, match=r"3 rows of boxes.Question.expires_date on \w+ are still NULL"):
         sandbox.run(require)
     assert sandbox.column("expires_date").nullable
     sandbox.fill(1)  # Old code can still insert.

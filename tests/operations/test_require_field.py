@@ -199,7 +199,7 @@ def test_without_a_populate_it_proves_and_requires(alias: str) -> None:
     sandbox = with_code(alias)
     before, schema = sandbox.state, sandbox.schema()
     with pytest.raises(
-        NullsRemain, match=r"3 rows of boxes\.question\.code .* The first keys: 2, 4, 6\. .* give Req"
+        NullsRemain, match=r"3 rows of boxes\.Question\.code .* The first keys: 2, 4, 6\. .* give Req"
     ):
         sandbox.run(require(None))
     assert sandbox.schema() == schema

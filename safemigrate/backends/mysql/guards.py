@@ -59,8 +59,10 @@ class MySQLGuards(Guards):
 
     def defaults(self, field: AnyField, sql: str) -> list[str]:
         # A column that is added with a literal costs nothing; an expression may make the server write all rows.
-        literal = [sql] if LITERAL.fullmatch(sql) else []
-        return [*literal, f"({self._unambiguous(field, sql)})"]
+        expression = self._unambiguous(field, sql)
+        literals = [sql] if LITERAL.fullmatch(sql) else []
+        literals += [f"_utf8mb4 {text}" for text in re.findall(r"^CONVERT\((X'\w*') USING utf8mb4\)$", expression)]
+        return [*literals, f"({expression})"]
 
     def _unambiguous(self, field: AnyField, sql: str) -> str:
         """Return a text as an expression of plain letters, where the server would not give it back as it was.
