@@ -53,8 +53,10 @@ class Run:
 
     label: str
     alias: str
-    total: int
+    total: int  # about how many rows the table has; those to fill once they are counted
     rows: int = 0
+    before: int = 0  # the rows that were filled before it was resumed
+    is_counted: bool = False
     cursor: Any = None
     resume_after: Any = None  # where an observer knows that all before it was seen to; it saves the search
     batch_size: int = 0
@@ -69,6 +71,15 @@ class Run:
     fingerprint: str = ""  # what it is known by, should it be another one when the run is resumed
     output: deque[str] = field(default_factory=lambda: deque(maxlen=LINES))  # the last lines that it said
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def done(self) -> int:
+        return self.before + self.rows
+
+    @property
+    def of(self) -> int:
+        """About how many rows it is in all, with those of before."""
+        return max(self.before + self.total if self.is_counted else self.total, self.done)
 
     @property
     def seconds(self) -> float:

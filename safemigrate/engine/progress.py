@@ -92,7 +92,7 @@ class Progress:
         return since >= LINE_SECONDS or (changed and since >= 1)
 
     def _draw(self, run: Run) -> None:
-        self.bar.total = max(self.bar.total or 0, run.rows) or None
+        self.bar.initial, self.bar.total = run.before, run.of or None
         # The bar's rate is that of the time since the last drawing; waiting is none of it.
         self.bar.last_print_t += run.waited - self.waited
         self.waited = run.waited
@@ -100,7 +100,7 @@ class Progress:
         if run.waiting:
             self.bar.refresh()
         else:
-            self.bar.update(run.rows - self.bar.n)
+            self.bar.update(run.done - self.bar.n)
 
     def hold(self, run: Run) -> str | None: ...
 
@@ -108,6 +108,8 @@ class Progress:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if self.bar is not None:
+            if error is None:
+                self.bar.total = self.bar.n  # Of an estimate it would end at any percentage.
             self.bar.close()
         elif error is None and _verbosity > 0 and run.seconds >= LINE_SECONDS:
             waited = f", {run.waited:,.0f} s of it waiting" if run.waited >= 1 else ""
@@ -140,6 +142,6 @@ class Progress:
 
 def _line(run: Run) -> str:
     rate = run.rows / run.working if run.working else 0.0
-    text = f"{run.label} on {run.alias}: {run.rows:,} of about {max(run.total, run.rows):,} rows, {rate:,.0f} rows/s"
-    left = max(run.total - run.rows, 0) / rate if rate else 0
+    text = f"{run.label} on {run.alias}: {run.done:,} of about {run.of:,} rows, {rate:,.0f} rows/s"
+    left = (run.of - run.done) / rate if rate else 0
     return f"{text}, {left:,.0f} s left" if left >= 1 else text

@@ -141,6 +141,7 @@ class RunRecorder(Recorder):
     def _begin(self, state: Run, target: Target) -> None:
         record, self.is_recorded, self.paused = self.record, True, ""
         self.done, self.worked, self.waited = record.rows_done, record.seconds_running, record.seconds_waiting
+        state.before = record.rows_done
         self.samples = list(record.samples) or [[0.0, 0]]
         state.resume_after = key_from_json(target.model, record.cursor)
         self.output = Output(state.output)
@@ -377,7 +378,7 @@ class RunHeartbeat(Heartbeat):
         for batch in self._ranges(place):
             left += self.batches.todo.filter(batch.condition).count()
             yield
-        self.fill.total, self.counted = done + left, True
+        self.fill.total, self.fill.is_counted, self.counted = done + left, True, True
 
     def _ranges(self, place: Any) -> Iterator[Range]:
         first = next(iter(keys_of(self.batches.rows.order_by("pk")[:1])), None)

@@ -117,6 +117,19 @@ def test_on_a_terminal_there_is_a_bar(polls: Polls) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
+def test_resumed_the_bar_goes_on_where_it_was_and_ends_at_100(polls: Polls) -> None:
+    with polls.start() as process:
+        wait_until(lambda: polls.filled() > 4_000, process)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert polls.filled() < polls.rows
+    shown = [int(percent) for percent in re.findall(r"(\d+)%\|", on_a_terminal(polls))]
+    assert shown[1] >= 20, shown  # The first is drawn before the record is read.
+    assert shown[-1] == 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 def test_at_verbosity_0_there_is_nothing(polls: Polls) -> None:
     polls.environment["DJANGO_SETTINGS_MODULE"] = "tests.settings"
     assert on_a_terminal(polls, "-v", "0") == ""
