@@ -1,8 +1,12 @@
-"""Wiring: the engine's observers, what `migrate` was given, and the system checks."""
+"""Wiring: the engine's observers, what `migrate` was given, and the system checks.
+
+Each process of a site imports this module: what only some commands need is imported when it is called.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -12,10 +16,8 @@ from django.db import Error
 from django.db.models.signals import post_migrate, pre_migrate
 from django.utils.module_loading import import_string
 
-from safemigrate.checks import rules
-from safemigrate.checks.configuration import check_settings
-from safemigrate.engine import context, engine, progress
-from safemigrate.engine.observers import Observers
+from safemigrate import signals
+from safemigrate.engine import context, progress
 
 
 def note_migrate(verbosity: int = 1, plan: Any = (), **kwargs: Any) -> None:
@@ -30,10 +32,20 @@ def finalize_runs(using: str, plan: Any = None, **kwargs: Any) -> None:
         import_string("safemigrate.runs.store.finalize")(using, set(context.current.migrations.values()))
 
 
-def new_observer() -> Observers:
-    # Named, not imported: models cannot be imported before the apps are ready.
+def new_observer() -> Any:
     recorder = import_string("safemigrate.runs.recorder.RunRecorder")
-    return Observers([recorder, *context.current.observers, progress.Progress])
+    observers = import_string("safemigrate.engine.observers.Observers")
+    return observers([recorder, *context.current.observers, progress.Progress])
+
+
+def imported_when_called(path: str) -> Callable[..., Any]:
+    """Return a function that imports the function of that path when it is called, and calls it."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return import_string(path)(*args, **kwargs)
+
+    call.__qualname__ = path
+    return call
 
 
 class SafemigrateConfig(AppConfig):
@@ -41,15 +53,21 @@ class SafemigrateConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        engine.use_observer(new_observer)
+        context.new_observer = new_observer
+        context.progress_of = imported_when_called("safemigrate.runs.summary.progress_of")
+        context.hand_over = imported_when_called("safemigrate.runs.scheduler.hand_over")
         logger = logging.getLogger("safemigrate")
         if not any(isinstance(handler, progress.Terminal) for handler in logger.handlers):
             logger.addHandler(progress.Terminal(logging.WARNING))
         pre_migrate.connect(note_migrate, dispatch_uid="safemigrate.migrate")
         post_migrate.connect(finalize_runs, sender=self, dispatch_uid="safemigrate.finalize")
-        register(rules.check_migrations, Tags.database)
-        register(check_settings)
-        import_string("safemigrate.runs.notify.connect")()
-        import_string("safemigrate.runs.scheduler.connect")()
-        context.progress_of = import_string("safemigrate.runs.summary.progress_of")
-        context.hand_over = import_string("safemigrate.runs.scheduler.hand_over")
+        register(imported_when_called("safemigrate.checks.rules.check_migrations"), Tags.database)
+        register(imported_when_called("safemigrate.checks.configuration.check_settings"))
+        self._connect("safemigrate.runs.scheduler.enqueue_queued", signals.run_queued)
+        self._connect("safemigrate.runs.notify.send_mail_about", signals.run_finished, signals.run_failed)
+
+    @staticmethod
+    def _connect(path: str, *each: Any) -> None:
+        for signal in each:
+            # Nothing else refers to the function that imports it.
+            signal.connect(imported_when_called(path), weak=False, dispatch_uid=path)

@@ -32,6 +32,10 @@ class Context:
 current = Context()
 
 
+#: Makes what is informed of each run; None where the app is not installed.
+new_observer: Callable[[], Any] | None = None
+
+
 def keep(label: str, alias: str) -> str:
     return ""
 

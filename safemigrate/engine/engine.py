@@ -112,7 +112,12 @@ class NullObserver:
     def end(self, run: Run, error: BaseException | None) -> None: ...
 
 
-new_observer: Callable[[], Observer] = NullObserver
+def of_the_app() -> Observer:
+    observer: Observer = context.new_observer() if context.new_observer else NullObserver()
+    return observer
+
+
+new_observer: Callable[[], Observer] = of_the_app
 
 
 def use_observer(factory: Callable[[], Observer]) -> None:

@@ -8,12 +8,12 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from safemigrate.engine.engine import Run
 from safemigrate.exceptions import Interrupted
+
+if TYPE_CHECKING:  # Each process of a site imports this module, and few of them ever fill.
+    from safemigrate.engine.engine import Run
 
 logger = logging.getLogger("safemigrate")
 
@@ -73,6 +73,8 @@ class Progress:
             obeyed = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
             self.handlers = {number: signal.signal(number, self._stop) for number in obeyed}
         if _verbosity > 0 and sys.stderr.isatty():
+            from tqdm import tqdm
+
             self.bar = tqdm(
                 total=run.total or None, desc=f"{run.label} on {run.alias}", unit=" rows", unit_scale=True
             )

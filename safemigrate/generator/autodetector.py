@@ -157,7 +157,7 @@ class Migrations:
         written = {(migration.app_label, migration.name) for migration in migrations}
         name = migrations[0].suggest_name()
         nullable = tuple(filter(self.is_nullable, targets))
-        if [*nullable] == [*targets[:1]]:
+        if [*nullable] == [*targets] and len(nullable) == 1:
             name = f"{targets[0].model_name}_{targets[0].name.lower()}_required"
         return Addition(name, tuple(d for d in dependencies if d not in written), nullable)
 

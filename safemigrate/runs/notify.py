@@ -10,19 +10,12 @@ from django.core.mail import send_mail
 from safemigrate.conf import get
 from safemigrate.models import BackfillRun
 from safemigrate.runs.status import Status
-from safemigrate.signals import run_failed, run_finished
 
 logger = logging.getLogger("safemigrate")
 
 
-def connect() -> None:
-    """Send a mail to SAFEMIGRATE_NOTIFY whenever a run has succeeded or failed."""
-    for signal in (run_finished, run_failed):
-        signal.connect(send_mail_about, dispatch_uid="safemigrate.notify")
-
-
 def send_mail_about(sender: Any, run: BackfillRun, **kwargs: Any) -> None:
-    """Send the mail, if anybody wants it. A mail server that fails is logged, and stops nothing."""
+    """Mail SAFEMIGRATE_NOTIFY that a run has ended. A mail server that fails is logged, and stops nothing."""
     people = get("SAFEMIGRATE_NOTIFY")
     if not people:
         return

@@ -207,10 +207,6 @@ def _enqueue_workers(run: BackfillRun) -> None:
         logger.error("%s", error)
 
 
-def connect() -> None:
-    signals.run_queued.connect(enqueue_queued, dispatch_uid="safemigrate.dispatch")
-
-
 def finalize(run: BackfillRun) -> bool:
     """Let a run that was asked to pause or to end do so, once no worker holds a part of it."""
     to = FINALIZED.get(Status(run.status))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import Error, connections, transaction
 from django.db.migrations.recorder import MigrationRecorder
@@ -23,13 +23,15 @@ from django.dispatch import Signal
 from django.utils import timezone
 
 from safemigrate.conf import get
-from safemigrate.engine.batches import Target
 from safemigrate.exceptions import AlreadyRunning, IllegalMove, NothingToRun, RunPaused
 from safemigrate.models import BackfillEvent, BackfillRun, open_key
 from safemigrate.runs.heartbeat import machine
 from safemigrate.runs.status import OVER, Status, sources
 from safemigrate.signals import run_queued
 from safemigrate.types import field_of
+
+if TYPE_CHECKING:
+    from safemigrate.engine.batches import Target
 
 logger = logging.getLogger("safemigrate")
 

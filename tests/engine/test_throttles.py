@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from django.core.cache import cache
 from pytest_django import DjangoDbBlocker
+from tqdm import tqdm
 
 from safemigrate import conf, throttles
 from safemigrate.backends import get_backend
@@ -293,7 +294,7 @@ def test_the_reason_stands_in_the_line(
 @pytest.mark.slow
 def test_the_bar_s_rate_does_not_count_waiting() -> None:
     observer, run = progress.Progress(), engine.Run("polls.Question.expires_date", "default", total=300)
-    observer.bar = progress.tqdm(total=300, mininterval=0, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    observer.bar = tqdm(total=300, mininterval=0, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     for rows in (100, 200):
         time.sleep(0.05)
         run.rows = rows
