@@ -40,6 +40,8 @@ CANCELLED = {1969, 3024}
 # 1138/1265/1048 a NULL in a NOT NULL column, 1845/1846 the algorithm or lock asked for is not possible, 4092
 # nothing is INSTANT any more, because the versions of rows are used up.
 NULL_REFUSED, COPY_REFUSED = {1138, 1265, 1048}, {1845, 1846, 4092}
+# Columns that were added and dropped in an instant count for the size of a row, until the table is built anew.
+ROW_TOO_LARGE = 1118
 # A privilege is missing: on a command, on any, and (1419) to make triggers while the server keeps a binary log.
 DENIED = {1142, 1227, 1419}
 
@@ -389,9 +391,10 @@ class MySQL(Database):
         try:
             self.execute(statement)
         except DatabaseError as error:
-            if not (self.is_copy_refused(error) and statement.endswith(INSTANT)):
+            anew = error_code(error) == ROW_TOO_LARGE
+            if not ((anew or self.is_copy_refused(error)) and statement.endswith(INSTANT)):
                 raise
-            self.execute(statement.removesuffix(INSTANT) + ONLINE)
+            self.execute(statement.removesuffix(INSTANT) + ("FORCE, " if anew else "") + ONLINE)
 
     @contextmanager
     def prepared(self, tables: Sequence[str]) -> Iterator[None]:
