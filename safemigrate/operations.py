@@ -314,11 +314,11 @@ class SetNotNull(FieldStep, AlterField):
         _refuse_obstacles(change, self, self._work(change))
 
     def _work(self, change: Change) -> AnyField:
-        """Return the final field without what the column has already."""
-        final, now = (
-            field_of(change.after(self.model_name), self.name),
-            self._in_table(change, change.from_state),
-        )
+        """Return the final field without what the column has already, by the migrations and in the table."""
+        model = change.after(self.model_name)
+        final, now = field_of(model, self.name), self._in_table(change, change.from_state)
+        if not change.collects_sql:
+            now = change.database.in_table(model, final.column, now)
         return fields.gained(final, now)
 
     def _in_table(self, change: Change, state: ProjectState) -> AnyField:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -201,6 +202,22 @@ class Database:
                 needed=lambda: self.column(model, field.column) is not None,
             )
         ]
+
+    def in_table(self, model: type[Model], column: str, field: AnyField) -> AnyField:
+        """Return a column's field without the index, uniqueness or foreign key that the table does not have of it.
+
+        Where a field was changed between two of our operations, the migrations do not say any more what is to be made.
+        """
+        with self.connection.cursor() as cursor:
+            found = self.connection.introspection.get_constraints(cursor, model._meta.db_table).values()
+        own = [each for each in found if each["columns"] == [column]]
+        clone: Any = copy.copy(field)
+        clone.__dict__.pop("unique", None)
+        clone._unique = field.unique and any(each["unique"] for each in own)
+        clone.db_index = field.db_index and any(each["index"] or each["unique"] for each in own)
+        if clone.remote_field:
+            clone.db_constraint = field.db_constraint and any(each["foreign_key"] for each in own)
+        return clone  # type: ignore[no-any-return]
 
     def index_early(self, model: type[Model], field: AnyField) -> list[Step]:
         """Return the steps that index a still empty column that is to be unique, to look values up by."""
