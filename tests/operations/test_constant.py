@@ -54,6 +54,7 @@ CONSTANTS: dict[str, tuple[Any, Any, Any]] = {
     "a truth": (models.BooleanField(), True, True),
     "an empty text": (models.CharField(max_length=9), "", ""),
     "a text": (models.CharField(max_length=20), "it's 100 % \\ ☃", "it's 100 % \\ ☃"),
+    "lines": (models.CharField(max_length=20), "a\nb\r\n\tc \x01", "a\nb\r\n\tc \x01"),
     "a moment": (models.DateTimeField(), START, START),
     "a day": (models.DateField(), date(2026, 1, 2), date(2026, 1, 2)),
     "a uuid": (models.UUIDField(), uuid.UUID(int=5), uuid.UUID(int=5)),

@@ -61,9 +61,9 @@ class MySQLGuards(Guards):
         # A column that is added with a literal costs nothing; an expression may make the server write all rows.
         expression = self._unambiguous(field, sql)
         literals = [sql] if LITERAL.fullmatch(sql) else []
-        literals += [
-            f"_utf8mb4 {text}" for text in re.findall(r"^CONVERT\((X'\w*') USING utf8mb4\)$", expression)
-        ]
+        if not self.connection.mysql_is_mariadb:  # It would give a new line back as the letters x0A.
+            texts = re.findall(r"^CONVERT\((X'\w*') USING utf8mb4\)$", expression)
+            literals += [f"_utf8mb4 {text}" for text in texts]
         return [*literals, f"({expression})"]
 
     def _unambiguous(self, field: AnyField, sql: str) -> str:
