@@ -106,7 +106,12 @@ def until_waiting(alias: str) -> None:
     """Return when some session waits for a table lock."""
     with another(alias) as watcher:
         deadline = time.monotonic() + 10
-        while not run(watcher, "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'relation'"):
+        # The server's other databases are those of other tests.
+        waiting = (
+            "SELECT 1 FROM pg_locks JOIN pg_database d ON d.oid = database "
+            "WHERE NOT granted AND locktype = 'relation' AND datname = current_database()"
+        )
+        while not run(watcher, waiting):
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
