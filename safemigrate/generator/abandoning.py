@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.apps import apps
-from django.db import connections, router
+from django.db import Error, connections, router
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.state import ProjectState
 from django.db.models import Field, Model
@@ -46,10 +46,15 @@ class Attempt:
         Raises PlanningError where a migration that is applied has made the field required, or where there is nothing
         but to end it.
         """
-        if not self._database.has_table(self.model):
-            return []
-        steps = self._steps()
-        return [step for step in steps if step.needed()]
+        try:
+            if not self._database.has_table(self.model):
+                return []
+            return [step for step in self._steps() if step.needed()]
+        except Error as error:
+            raise PlanningError(
+                f"{self.alias} could not be looked at: {str(error).strip()}. Nothing was changed. Name the databases "
+                "that answer, by --database."
+            ) from error
 
     def undo(self, steps: Sequence[Step]) -> list[int]:
         """Run the steps, under the short locks of any others, and cancel the field's open runs; return their numbers.

@@ -115,6 +115,18 @@ def test_a_nullable_field_stays_nullable_with_its_values(nullable: Project) -> N
     assert nullable.sql("default", "SELECT count(*) FROM polls_question WHERE expires_date IS NULL") == [(1,)]
 
 
+def test_a_database_that_does_not_answer_is_named(failed: Project) -> None:
+    away = '{"ENGINE": "django.db.backends.postgresql", "HOST": "127.0.0.1", "PORT": "1", "NAME": "away"}'
+    failed.write("settings.py", f'{failed.read("settings.py")}DATABASES["archive"] = {away}\n')
+    done = failed.run(*ABANDON, "--no-input")
+    assert done.returncode == 1
+    assert "archive could not be looked at: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "expires_date" in columns(failed)
+    failed.must(*ABANDON, "--no-input", "--database", "default")
+    assert "expires_date" not in columns(failed)
+
+
 @pytest.mark.parametrize("options", [("--migrate",), ("--plan",), ("--populate", "0")])
 def test_it_goes_with_no_other_work(failed: Project, options: tuple[str, ...]) -> None:
     done = failed.run(*ABANDON, *options)

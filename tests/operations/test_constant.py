@@ -263,3 +263,15 @@ def test_a_table_whose_instant_changes_are_used_up_is_built_anew_online(alias: s
     sandbox.run(add(models.CharField(max_length=60), populate))
     assert set(sandbox.values("new")) == {"new"}
     assert not sandbox.column("new").nullable
+
+
+@servers
+def test_a_key_with_a_percent_sign_is_referred_to(alias: str) -> None:
+    kind = migrations.CreateModel("Kind", [("code", models.CharField(max_length=9, primary_key=True))])
+    sandbox = MigrationSandbox(alias, kind, question())
+    sandbox.fill(3)
+    sandbox.rows("Kind").create(code="5%s %")
+    field = models.ForeignKey(f"{APP}.kind", models.CASCADE)
+    statements = statements_of(sandbox, add(field, "5%s %"))
+    assert not [sql for sql in statements.like("UPDATE") if "boxes_question" in sql]
+    assert {row.new_id for row in sandbox.rows()} == {"5%s %"}

@@ -437,7 +437,8 @@ class Database:
             for statement in statements:
                 cursor.execute(statement)
 
-    def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def fetch(self, sql: str, params: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+        """Return the rows; without parameters a percent sign in the SQL is itself."""
         with self.connection.cursor() as cursor:
             cursor.execute(sql, params)
             return list(cursor.fetchall())
