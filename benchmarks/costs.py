@@ -102,10 +102,12 @@ KINDS: dict[str, tuple[str, Any, float]] = {
 }
 
 
-def job(kind: str) -> lookup.Job:
+def job(kind: str) -> lookup.FieldJob:
     state = Shape(0).state()
     AddNullableField("question", NAME, models.DateTimeField()).state_forwards("polls", state)
-    return lookup.Job(Populate("question", NAME, KINDS[kind][1]), "polls", "polls.0002_fill", ALIAS, state)
+    return lookup.FieldJob(
+        Populate("question", NAME, KINDS[kind][1]), "polls", "polls.0002_fill", ALIAS, state
+    )
 
 
 def fresh_table(rows: int) -> None:
@@ -140,7 +142,7 @@ def begin(kind: str, workers: int, batch_size: int | None = None) -> BackfillRun
 def worker(kind: str, key: int) -> Callable[[], None]:
     """Return what works on the run as a worker of a queue does, to which each message comes at once."""
     the_job, worker = job(kind), workers.Worker(key)
-    lookup.find = lambda label, alias: the_job
+    lookup.find = lambda *named: the_job
 
     def begin() -> None:
         while again := worker.work(0):

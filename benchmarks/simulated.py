@@ -238,7 +238,7 @@ def in_virtual_time() -> Iterator[None]:
         patch.object(recorder, "Heartbeat", Beats),
         patch.object(scheduler, "may_share", lambda *given: True),
         patch.object(type(for_connection(connection)), "estimated_rows", lambda *given: world.case.rows),
-        patch.object(lookup, "find", lambda label, alias: the_job),
+        patch.object(lookup, "find", lambda *named: the_job),
         patch.object(leases, "_take", paid("take", leases._take, locks=True)),
         patch.object(leases, "_cut", paid("cut", leases._cut)),
         patch.object(leases, "end", paid("end", leases.end)),
@@ -261,7 +261,7 @@ def begun_now(*given: Any, **named: Any) -> Run:
     return Run(*given, **named)
 
 
-the_job: lookup.Job
+the_job: lookup.FieldJob
 
 
 def simulated(case: Case, measured: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,10 @@ class NotVisible(SafemigrateError):
     """The server does not show this user how loaded it is, or a replica does not answer."""
 
 
+class TryAgain(SafemigrateError):
+    """A row met an error that passes, as `retry_on` of its backfill says: its batch is tried again."""
+
+
 class PlanningError(SafemigrateError):
     """The migrations and models.py do not allow to add this field now."""
 
@@ -113,6 +117,14 @@ class NotEnqueued(SafemigrateError):
 
 class NothingToRun(SafemigrateError):
     """There is no such run, or no fill of such a field."""
+
+
+class InvalidBackfill(SafemigrateError, ValueError):
+    """A Backfill class is none that could be run; the message says what is wrong with each of its attributes."""
+
+
+class InvalidParameters(SafemigrateError, ValueError):
+    """The parameters of a backfill are not what its form takes."""
 
 
 class NotFinished(SafemigrateError):

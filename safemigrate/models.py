@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime, timedelta
+from shlex import quote
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
@@ -12,6 +13,9 @@ from django.utils.translation import gettext_lazy as _
 
 from safemigrate.runs.heartbeat import is_gone
 from safemigrate.runs.status import HELD, OVER, Status
+
+#: Under this name stand the names of the parameters that are not to be shown; and what stands in their place.
+SENSITIVE, HIDDEN = "_sensitive", "********"
 
 
 class BackfillRun(models.Model):
@@ -26,6 +30,10 @@ class BackfillRun(models.Model):
     model_name = models.CharField(_("model"), max_length=100)
     field_names = models.CharField(_("field"), max_length=500, help_text=_("several are separated by +"))
     alias = models.CharField(_("database"), max_length=100)
+    # Of a Backfill: its label, what it was given, and what says which rows are left.
+    backfill = models.CharField(_("backfill"), max_length=200, blank=True, default="")
+    parameters = models.JSONField(_("parameters"), default=dict, blank=True, encoder=DjangoJSONEncoder)
+    is_cursor = models.BooleanField(default=False, editable=False)
     migration = models.CharField(_("migration"), max_length=255, blank=True)
     populate = models.TextField(_("populate"), blank=True)
     fingerprint = models.CharField(max_length=80, blank=True, editable=False)
@@ -78,6 +86,7 @@ class BackfillRun(models.Model):
             ("pause_backfillrun", _("Can pause a run")),
             ("resume_backfillrun", _("Can resume a run")),
             ("cancel_backfillrun", _("Can cancel a run")),
+            ("start_backfillrun", _("Can start a backfill")),
             ("retry_backfillrun", _("Can retry a run")),
         ]
         indexes = [models.Index(fields=["status", "alias"], name="safemigrate_run_status")]
@@ -87,15 +96,26 @@ class BackfillRun(models.Model):
 
     @property
     def label(self) -> str:
-        return f"{self.app_label}.{self.model_name}.{self.field_names}"
+        return self.backfill or f"{self.app_label}.{self.model_name}.{self.field_names}"
+
+    @property
+    def job_label(self) -> str:
+        """What `backfill run` is given for it: of several fields, the first."""
+        return self.label.partition("+")[0]
 
     @property
     def command(self) -> str:
         """The line to type that goes on with it."""
-        first = self.field_names.partition("+")[0]
         by = "" if self.executor == "inline" else f" --executor {self.executor}"
-        label = f"{self.app_label}.{self.model_name}.{first}"
-        return f"python manage.py backfill run {label} --database {self.alias}{by}"
+        given = "".join(f" --set {quote(f'{name}={value}')}" for name, value in self.shown_parameters.items())
+        return f"python manage.py backfill run {self.job_label} --database {self.alias}{given}{by}"
+
+    @property
+    def shown_parameters(self) -> dict[str, object]:
+        """What it was given, without what is not to be shown."""
+        hidden = self.parameters.get(SENSITIVE, [])
+        given = {name: value for name, value in self.parameters.items() if name != SENSITIVE}
+        return {name: HIDDEN if name in hidden else value for name, value in given.items()}
 
     @property
     def next_command(self) -> str:

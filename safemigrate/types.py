@@ -24,3 +24,11 @@ else:
 def field_of(model: type[Model], name: str) -> AnyField:
     """Return the field of that name, which has a column."""
     return cast("AnyField", model._meta.get_field(name))
+
+
+#: Fields whose column holds text.
+TEXTS = {"CharField", "TextField", "SlugField", "FileField", "FilePathField", "URLField", "EmailField"}
+
+
+def is_text(field: AnyField) -> bool:
+    return field.get_internal_type() in TEXTS

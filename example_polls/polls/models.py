@@ -17,6 +17,9 @@ class Question(models.Model):
     question_text = models.CharField(max_length=200)
     pub_date = models.DateTimeField("date published")
     expires_date = models.DateTimeField("expires at")
+    # What is kept beside the choices and the text; backfills.py puts it right.
+    vote_count = models.PositiveIntegerField(db_default=0, editable=False)
+    slug = models.SlugField(max_length=60, db_default="", db_index=False, editable=False)
 
     objects = QuestionQuerySet.as_manager()
 

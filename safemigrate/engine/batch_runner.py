@@ -20,10 +20,10 @@ from django.db.models.functions import Coalesce
 from django.db.models.sql import UpdateQuery
 
 from safemigrate.backends import Database, Write, for_connection, get_backend
-from safemigrate.engine.batches import Batches, Range, Target, keys_of
+from safemigrate.engine.batches import Batches, Range, Target, keys_of, locked
 from safemigrate.engine.uniqueness import Deduplicator
 from safemigrate.exceptions import BadRow, InvalidPopulate, SafemigrateError
-from safemigrate.populate.sources import InDatabase, InPython, read_first
+from safemigrate.populate.sources import ByFunction, InBatches, InDatabase, InPython, LeftAsItIs, read_first
 from safemigrate.schema import guards
 from safemigrate.types import AnyField, field_of
 
@@ -31,13 +31,16 @@ Result = tuple[int, list[BadRow]]
 Work = Callable[[Batches, Range], Result]
 
 
-def work_for(target: Target, source: InDatabase | InPython, database: Database) -> Work:
+def work_for(target: Target, source: InBatches, database: Database) -> Work:
     """Return what is to be called with each batch."""
+    if isinstance(source, ByFunction):
+        return DoneByFunction(source, target, database)
     if isinstance(source, InPython):
         source = _by_the_server(source, target, database) or source
     if isinstance(source, InDatabase):
         computed = ComputedInDatabase(source, target)
-        if database.reads_what_it_updates or not computed.reads_its_table():
+        # Of a query that joins other tables such a database would have all keys, to make an UPDATE of it.
+        if database.reads_what_it_updates or not (target.chosen is not None or computed.reads_its_table()):
             return computed
         source = read_first(source)
     return ComputedInPython(source, target, database)
@@ -48,11 +51,14 @@ def rewrites(target: Target) -> bool:
     return set(target.names) != set(target.kept)
 
 
-def may_share(source: InDatabase | InPython, target: Target, database: Database) -> bool:
+def may_share(source: InBatches, target: Target, database: Database) -> bool:
     """May several connections fill at once: does no batch depend on the one before it?"""
-    if isinstance(source, InDatabase):
-        return database.writes_at_once
-    return database.writes_at_once and not rewrites(target) and source.unique is None
+    if not database.writes_at_once:
+        return False
+    # The rows of a Backfill are locked from their reading to their writing.
+    return (
+        not isinstance(source, InPython) or bool(target.backfill) or not (rewrites(target) or source.unique)
+    )
 
 
 def _by_the_server(source: InPython, target: Target, database: Database) -> InDatabase | None:
@@ -131,6 +137,31 @@ class ComputedInDatabase:
         return Coalesce(F(name), given, output_field=field)
 
 
+class DoneByFunction:
+    """The rows of a batch given to a function, in one transaction. All of them are good, or one at least is bad."""
+
+    def __init__(self, source: ByFunction, target: Target, database: Database) -> None:
+        self.source, self.target = source, target
+        # A query that joins other tables may have a row more than once; and some databases refuse to write to a
+        # table that the condition reads too.
+        self.by_key = target.chosen is not None or not database.reads_what_it_updates
+
+    def __call__(self, batches: Batches, batch: Range) -> Result:
+        rows = batches.todo.filter(batch.condition)
+        with for_connection(connections[batches.alias]).writing(rows):
+            # What decides on a row stays as it was when it was read, until the function has done its work on it.
+            keys = batches.keys(batch, lock=not self.target.is_cursor)
+            if keys:
+                given = batches.rows.filter(pk__in=keys) if self.by_key else rows
+                with one_is_bad():
+                    self.source.function(given.order_by("pk"))
+        return len(keys), []
+
+
+class LeftRow(BadRow):
+    """A row that is no fault: the function left it as it is."""
+
+
 @dataclass(frozen=True)
 class Made:
     """What Python made of a batch: keys, a column of values for each field, and the rows without a value."""
@@ -165,7 +196,7 @@ class ComputedInPython:
     @property
     def may_be_apart(self) -> bool:
         """May a batch be read before the one before it is written, and written on another connection?"""
-        return may_share(self.source, self.target, self.database)
+        return not self.rewrites and may_share(self.source, self.target, self.database)
 
     def __call__(self, batches: Batches, batch: Range) -> Result:
         if not self.rewrites:
@@ -180,11 +211,12 @@ class ComputedInPython:
     def made(self, batches: Batches, batch: Range, *, lock: bool = False) -> Made:
         """Read and compute a batch, and write nothing yet."""
         rows = batches.todo.filter(batch.condition).order_by("pk")
-        features = connections[batches.alias].features
-        if lock and features.has_select_for_update:
-            rows = rows.select_for_update(of=("self",) if features.has_select_for_update_of else ())
+        if lock:
+            rows = locked(rows)
         with one_is_bad():
             read = keys_of(rows) if self.source.keys_only else self._read(rows)
+            if batches.chosen is not None:
+                read = list({self.key(row): row for row in read}.values())
             computed = self.source.compute(read, self.prepared) if read else []
         keys = read if self.source.keys_only else list(map(self.key, read))
         return self._sorted(keys, computed)
@@ -201,7 +233,9 @@ class ComputedInPython:
 
     def _sorted(self, keys: Sequence[Any], results: Sequence[Any]) -> Made:
         """Part the rows that have values, adapted for the database, from those that have none."""
-        good, rows, bad = [], [], []
+        good: list[Any] = []
+        rows: list[Any] = []
+        bad: list[BadRow] = []
         ready = self._plain if self.unique else self._adapted
         for key, result in zip(keys, results, strict=True):
             try:
@@ -209,6 +243,8 @@ class ComputedInPython:
                 good.append(key)
             except DatabaseError:
                 raise
+            except LeftAsItIs:
+                bad.append(LeftRow(key, "left as it is"))
             except Exception as error:  # noqa: BLE001 - whatever a value or a field makes of it, it is one bad row
                 bad.append(BadRow(key, reason(error)))
         if self.unique:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -45,12 +45,16 @@ class Range:
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be filled: fields of a model, as it is in the migration's state, on one database.
+    """The rows that are to be done: of a model, as it is in the migration's state, on one database.
 
-    `null_fields` are those of the fields that hold NULL where a row is still to be filled; `once` those that were
-    so when the fill was done first, and are required since. Both keep a value that they have; the other
-    fields are rewritten along with them. With `where` it is this condition that says which rows are still to be
-    filled, and all fields are rewritten.
+    What is left to do is said by one of three marks. NULL: `null_fields` are those of the fields that hold NULL where
+    a row is still to be filled; `once` those that were so when the fill was done first, and are required since. Both
+    keep a value that they have; the other fields are rewritten along with them. `where`: this condition says it, and
+    all fields are rewritten. Cursor: nothing in a row says it; each row is done once, in the order of the keys, and
+    only the position that is saved with the run says how far it is.
+
+    `backfill` is the label of the Backfill whose rows they are, "" in a migration; `parameters` what it was given;
+    `chosen` its rows, where it chose them by a query of its own.
     """
 
     model: type[Model]
@@ -60,28 +64,37 @@ class Target:
     apps: Any
     once: Sequence[str] = ()
     where: Q | None = None
+    backfill: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    chosen: QuerySet[Any] | None = None
+    is_cursor: bool = False
 
     @property
     def mark(self) -> Q:
-        """Return the condition that a row fulfils as long as it is to be filled. Each write repeats it."""
+        """Return the condition that a row fulfils as long as it is to be filled."""
         return null_in(self.null_fields) if self.where is None else self.where
+
+    @property
+    def write_mark(self) -> Q:
+        """Return the condition that a write by key repeats: none where the row is locked since it was read."""
+        return Q() if self.backfill else self.mark
 
     @property
     def is_marked(self) -> bool:
         """Does anything say of a row that it is still to be filled?"""
-        return bool(self.null_fields) or self.where is not None
+        return bool(self.null_fields or self.where is not None or (self.backfill and not self.is_cursor))
 
     @property
     def batches(self) -> Batches:
-        return Batches(self.model, self.alias, self.mark)
+        return Batches(self.model, self.alias, self.mark, self.chosen)
 
     @property
     def label(self) -> str:
-        return f"{self.model._meta.label}.{'+'.join(self.names)}"
+        return self.backfill or f"{self.model._meta.label}.{'+'.join(self.names)}"
 
     @property
     def kept(self) -> list[str]:
-        if self.where is not None:
+        if self.where is not None or self.backfill:
             return []
         return [name for name in self.names if name in self.null_fields or name in self.once]
 
@@ -98,6 +111,7 @@ class Batches:
     model: type[Model]
     alias: str
     mark: Q = field(default_factory=Q)
+    chosen: QuerySet[Any] | None = None
 
     @property
     def rows(self) -> QuerySet[Any]:
@@ -106,14 +120,21 @@ class Batches:
 
     @property
     def todo(self) -> QuerySet[Any]:
-        return self.rows.filter(self.mark)
+        rows = self.rows if self.chosen is None else self.chosen.using(self.alias).order_by()
+        return rows.filter(self.mark)
+
+    @property
+    def _todo_keys(self) -> QuerySet[Any]:
+        """Return the keys in order. A query that joins other tables may have a row more than once."""
+        keys = self.todo.order_by("pk").values_list("pk")
+        return keys if self.chosen is None else keys.distinct()
 
     def any_left(self) -> bool:
         return self._patiently(self.todo.values_list("pk")[:1].exists)
 
     def count(self) -> int:
         """Count the rows to fill, by reading the table once."""
-        return self._patiently(self.todo.count)
+        return self._patiently((self.todo if self.chosen is None else self._todo_keys).count)
 
     def first_todo(self) -> Any:
         """Return the smallest key of a row to fill, or None. May read the table once."""
@@ -137,22 +158,24 @@ class Batches:
 
     def remaining_keys(self, limit: int) -> list[Any]:
         """Return up to `limit` keys of rows to fill, in order, found by reading the table once."""
-        return self._patiently(lambda: keys_of(self.todo.order_by("pk")[:limit]))
+        return self._patiently(lambda: [key for (key,) in self._todo_keys[:limit]])
 
     def _patiently(self, look: Callable[[], Result]) -> Result:
         return for_connection(connections[self.alias]).patiently(look)
 
     def halves(self, batch: Range) -> list[Range]:
         """Return the range cut in two by its rows to fill; itself when there is one left at the most."""
-        keys = self._keys(batch)
+        keys = self.keys(batch)
         if len(keys) < 2:
             return [Range(key, key) for key in keys]
         middle = len(keys) // 2
         make = Range.of if batch.keys else lambda part: Range(part[0], part[-1])
         return [make(keys[:middle]), make(keys[middle:])]
 
-    def _keys(self, batch: Range) -> list[Any]:
-        return keys_of(self.todo.filter(batch.condition).order_by("pk"))
+    def keys(self, batch: Range, *, lock: bool = False) -> list[Any]:
+        """Return the keys of the rows to fill in the range, in order; `lock` them until the end of the transaction."""
+        rows = self.todo.filter(batch.condition).order_by("pk")
+        return list(dict.fromkeys(keys_of(locked(rows) if lock else rows)))
 
     def round_locked(self, batch: Range) -> tuple[list[Range], list[Any]]:
         """Return the parts of a batch that can be written while another session has rows locked, and those rows' keys.
@@ -161,7 +184,7 @@ class Batches:
         a few keys in a small table it may still read the rest, and so they become ever fewer. Elsewhere, where none of
         the rows is locked, it was something else that was waited for, and all of them are returned as locked.
         """
-        keys = self._keys(batch)
+        keys = self.keys(batch)
         if len(keys) < 2:  # MariaDB's SKIP LOCKED fails with the error 1180 on a single row that is locked.
             return [], keys
         free = self._free(batch) if self._skips_locked else set()
@@ -191,6 +214,14 @@ class Batches:
     @staticmethod
     def _key(rows: QuerySet[Any]) -> Any:
         return next(iter(keys_of(rows[:1])), None)
+
+
+def locked(rows: QuerySet[Any]) -> QuerySet[Any]:
+    """Return a query that locks its rows, and none of the tables that it joins, where the database can."""
+    features = connections[rows.db].features
+    if not features.has_select_for_update:
+        return rows
+    return rows.select_for_update(of=("self",) if features.has_select_for_update_of else ())
 
 
 def keys_of(rows: QuerySet[Any]) -> list[Any]:

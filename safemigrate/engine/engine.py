@@ -2,7 +2,8 @@
 
 The mark is NULL, or a condition: the rows themselves say what is left. So the engine can be stopped or killed at any
 instruction and started again, a value that the application wrote in the meantime is never overwritten, and a
-range done twice changes nothing.
+range done twice changes nothing. Where a row does not say it, the mark is the position that is saved with the run,
+in the transaction of the batch itself: what is rolled back with a batch is its position too.
 """
 
 from __future__ import annotations
@@ -12,28 +13,39 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
-from django.db import Error, connections
+from django.db import Error, OperationalError, connections
+from django.db.transaction import atomic
 
 from safemigrate import conf
 from safemigrate.backends import for_connection
 from safemigrate.engine import context
-from safemigrate.engine.batch_runner import BatchFailed, ComputedInPython, Work, reason, work_for
+from safemigrate.engine.batch_runner import (
+    BatchFailed,
+    ComputedInPython,
+    DoneByFunction,
+    LeftRow,
+    Work,
+    reason,
+    work_for,
+)
 from safemigrate.engine.batch_size import configured
 from safemigrate.engine.batches import MAX_KEYS, Range, Target
 from safemigrate.engine.pipeline import Done, Sequential, Workers, chosen
-from safemigrate.exceptions import BadRow, BadRows, InvalidPopulate, TooManyRetries
-from safemigrate.populate.sources import InDatabase, InPython, fingerprint
+from safemigrate.exceptions import BadRow, BadRows, InvalidPopulate, TooManyRetries, TryAgain
+from safemigrate.populate.sources import InBatches, fingerprint
 from safemigrate.retry import backoff
 from safemigrate.throttles import Throttles
 
 logger = logging.getLogger("safemigrate")
 
 EXAMPLES = 10
+#: The rows that are looked at one by one, to see whether what was written leaves the mark in place.
+LOOKED_AT = 50
 LINES = 50
 MAX_REMAINING_KEYS = 10_000
 MAX_PASSES = 20
@@ -59,6 +71,7 @@ class Run:
     is_counted: bool = False
     cursor: Any = None
     resume_after: Any = None  # where an observer knows that all before it was seen to; it saves the search
+    last: Any = None  # the largest key that is the run's, where that was fixed when it began
     batch_size: int = 0
     batches: int = 0
     took: float = 0.0  # the last batch's time, in seconds
@@ -94,13 +107,20 @@ class Run:
 class Observer(Protocol):
     """Is informed of a run after each committed batch, and again and again while it waits; ends it by raising.
 
-    `hold` returns why the run has to wait, or None.
+    `hold` returns why the run has to wait, or None. `save` keeps, in the batch's own transaction, the position that a
+    run with a cursor has come to (None: it stays where it is), the rows that the batch did, and all bad rows as they
+    are then. Raises LeaseLost, and AlreadySaved where an earlier try of the batch was committed after all.
     """
 
     def start(self, run: Run) -> None: ...
     def advance(self, run: Run) -> None: ...
     def hold(self, run: Run) -> str | None: ...
+    def save(self, run: Run, cursor: Any, rows: int, bad: Sequence[BadRow]) -> None: ...
     def end(self, run: Run, error: BaseException | None) -> None: ...
+
+
+class AlreadySaved(Exception):
+    """The batch is done: the answer to its commit was lost, and so it was tried again."""
 
 
 class NullObserver:
@@ -109,6 +129,7 @@ class NullObserver:
     def start(self, run: Run) -> None: ...
     def advance(self, run: Run) -> None: ...
     def hold(self, run: Run) -> str | None: ...
+    def save(self, run: Run, cursor: Any, rows: int, bad: Sequence[BadRow]) -> None: ...
     def end(self, run: Run, error: BaseException | None) -> None: ...
 
 
@@ -127,7 +148,13 @@ def use_observer(factory: Callable[[], Observer]) -> None:
 
 
 def fill(
-    target: Target, source: InDatabase | InPython, *, batch_size: int | None = None, at_once: bool = False
+    target: Target,
+    source: InBatches,
+    *,
+    batch_size: int | None = None,
+    at_once: bool = False,
+    throttles: Sequence[str] | None = None,
+    max_bad_rows: int | None = None,
 ) -> Run:
     """Fill every row that has the mark of the target, in committed batches, and return what was done.
 
@@ -138,10 +165,13 @@ def fill(
     that came in at the end, while new ones without a value are refused: no throttle and no observer may hold it.
     Several batches may be under way at once, each on a connection of its own, as `workers.chosen` says.
     """
-    return Filling(target, source, batch_size, at_once=at_once).run()
+    filling = Filling(
+        target, source, batch_size, at_once=at_once, throttles=throttles, max_bad_rows=max_bad_rows
+    )
+    return filling.run()
 
 
-def refuse_repeated_keys(target: Target, source: InDatabase | InPython) -> None:
+def refuse_repeated_keys(target: Target, source: InBatches) -> None:
     """Raise InvalidPopulate where two rows may have the same key, by which Python writes its values."""
     if not for_connection(connections[target.alias]).has_unique_key(target.model):
         raise InvalidPopulate(
@@ -156,18 +186,27 @@ class Locked(Exception):
     """A batch waited for a lock that another session holds, and was rolled back."""
 
 
+class NotSaved(OperationalError):
+    """The position of a batch could not be written, which was rolled back with it."""
+
+
+#: Why a row is among the bad ones of a run with a cursor that will come back to it.
+LOCKED = "locked by another session"
+
+
 class Filling:
     """One run of the engine, or several of its ranges, one after another."""
 
     def __init__(
         self,
         target: Target,
-        source: InDatabase | InPython,
+        source: InBatches,
         batch_size: int | None,
         *,
         at_once: bool = False,
         workers: int | None = None,
         throttles: Sequence[str] | None = None,
+        max_bad_rows: int | None = None,
     ) -> None:
         self.target, self.source, self.at_once = target, source, at_once
         self.number = conf.get("SAFEMIGRATE_WORKERS") if workers is None else workers
@@ -178,9 +217,11 @@ class Filling:
         self.database = for_connection(self.connection)
         self.batches = target.batches
         self.pace = configured(batch_size)
-        self.max_bad = conf.get("SAFEMIGRATE_MAX_BAD_ROWS")
+        self.max_bad = conf.get("SAFEMIGRATE_MAX_BAD_ROWS") if max_bad_rows is None else max_bad_rows
         self.state = self._new_state(self.pace.start)
+        self.observer: Observer = NullObserver()
         self.bad: dict[Any, BadRow] = {}
+        self.left: set[Any] = set()  # the keys of the last rows that a function left as they are
         self.locked: set[Any] = (
             set()
         )  # the keys of rows that were locked by others when they were to be written
@@ -200,7 +241,7 @@ class Filling:
     @cached_property
     def work(self) -> Work:
         work = work_for(self.target, self.source, self.database)
-        if isinstance(work, ComputedInPython):
+        if isinstance(work, ComputedInPython | DoneByFunction):
             refuse_repeated_keys(self.target, self.source)
         return work
 
@@ -233,7 +274,9 @@ class Filling:
     def _recorded(self, observer: Observer, fill: Callable[[Observer], None]) -> None:
         error: BaseException | None = None
         _ = self.throttles, self.work  # What is wrong with them is no part of a run.
+        self.observer = observer
         observer.start(self.state)
+        self.bad = {row.key: row for row in self.state.bad}
         try:
             with self.database.filling():
                 fill(observer)
@@ -260,6 +303,9 @@ class Filling:
             self._go_through(observer, self._next(self.state.resume_after, part.last), part.last)
 
     def _fill_left(self, observer: Observer) -> None:
+        if self.target.is_cursor:
+            self._come_back(observer)
+            return
         keys = self._remaining_keys()
         if len(keys) == MAX_REMAINING_KEYS:
             self._fill_all(observer)
@@ -268,6 +314,9 @@ class Filling:
 
     def _fill_all(self, observer: Observer) -> None:
         self._pass(observer)
+        if self.target.is_cursor:
+            self._come_back(observer)
+            return
         keys = self._remaining_keys()
         if len(keys) == MAX_REMAINING_KEYS and self.state.resume_after is not None:
             # Much is to be done before the place where it was resumed: the table is another one by now.
@@ -281,11 +330,15 @@ class Filling:
         passes = tries = 0
         while keys and passes < MAX_PASSES:
             self.locked.clear()
+            self.left.clear()
             self._catch_up(observer, keys)
             left, tried = self._remaining_keys(), set(keys)
-            stuck = [key for key in left if key in tried]
-            if bad := [key for key in stuck if key not in self.locked]:
-                raise self._bad_rows(bad)
+            stuck = [key for key in left if key in tried and key not in self.left]
+            free = [key for key in stuck if key not in self.locked]
+            if any(self._stays(key) for key in free[:LOOKED_AT]):
+                raise self._bad_rows(free)
+            if not stuck and self.left.issuperset(left):
+                return
             if stuck:
                 tries += 1
                 self._wait_for_locked(observer, stuck, tries)
@@ -293,6 +346,41 @@ class Filling:
                 passes += 1
             keys = left
         # Rows keep coming in faster than they are filled: the constraint that follows will stop them.
+
+    def _stays(self, key: Any) -> bool:
+        """Does a row still have the mark when it was just written, or may the site have changed it since?"""
+        if key in self.bad or not self.target.backfill:
+            return True
+        one = Range(key, key)
+
+        def written_and_seen() -> bool:
+            with atomic(self.target.alias):
+                filled, _bad = self.work(self.batches, one)
+                return bool(filled) and self.batches.todo.filter(one.condition).exists()
+
+        try:
+            return self._again(written_and_seen)
+        except Error as error:
+            if not self.database.is_row_locked(error):
+                raise
+            self.locked.add(key)
+            return False
+
+    def _come_back(self, observer: Observer) -> None:
+        """Do once more the rows that were bad or locked when the cursor passed them. Raises BadRows."""
+        tries = 0
+        while True:
+            for key in list(self.bad):
+                self._wait(observer)
+                self._fill(Range(key, key), passed=True)
+                self._advance(observer)
+            locked = [key for key, row in self.bad.items() if row.reason == LOCKED]
+            if not locked:
+                break
+            tries += 1
+            self._wait_for_locked(observer, locked, tries)
+        if self.bad:
+            raise self._bad_rows(list(self.bad))
 
     def _wait_for_locked(self, observer: Observer, keys: Sequence[Any], tries: int) -> None:
         """Wait a little for rows that another session has locked, all others being filled; raise after the last try."""
@@ -318,7 +406,7 @@ class Filling:
 
     def _pass(self, observer: Observer) -> None:
         """Go once through the table by key, from the first row that is still to be filled."""
-        last = self._again(self.batches.last)
+        last = self._again(self.batches.last) if self.state.last is None else self.state.last
         self._go_through(observer, None if last is None else self._first(last), last)
 
     def _go_through(self, observer: Observer, batch: Range | None, last: Any) -> None:
@@ -332,7 +420,7 @@ class Filling:
 
     def _start_pool(self) -> None:
         """Let others work too, once there was work enough for it to pay."""
-        if self.started or self.at_once or self.state.batches < ALONE:
+        if self.started or self.at_once or self.target.is_cursor or self.state.batches < ALONE:
             return
         self.started = True
         work_factory = context.work_factory_of(self.target)
@@ -393,13 +481,17 @@ class Filling:
         self.state.bad = list(self.bad.values())
         observer.advance(self.state)
 
-    def _fill(self, batch: Range) -> None:
+    def _fill(self, batch: Range, *, passed: bool = False) -> None:
+        """Do a batch, or what can be done of it. A run with a cursor has `passed` the rows that it comes back to."""
         try:
-            done = self._try(batch)
+            done = self._try(batch, passed=passed)
         except BatchFailed as error:
-            self._split(batch, error)
-        except Locked:
-            self._go_round(batch)
+            self._split(batch, error, passed=passed)
+        except Locked as error:
+            if self.target.is_cursor:
+                self._split(batch, error, passed=passed)
+            else:
+                self._go_round(batch)
         else:
             self._note_done(batch, *done)
 
@@ -414,14 +506,22 @@ class Filling:
         extra = {"label": self.target.label, "alias": self.target.alias, "rows": filled, "seconds": took}
         logger.debug("%s: %s rows in %.3f s", self.target.label, filled, took, extra=extra)
 
-    def _split(self, batch: Range, error: Exception) -> None:
+    def _split(self, batch: Range, error: Exception, *, passed: bool = False) -> None:
         """Halve a batch that the database refuses until the one row at fault stands alone."""
         halves = self._again(lambda: self.batches.halves(batch))
         if len(halves) == 1 and halves[0].first == halves[0].last:
-            self._note([BadRow(halves[0].first, reason(error))])
+            self._pass_over(halves[0], LOCKED if isinstance(error, Locked) else reason(error), passed=passed)
             return
         for half in halves:
-            self._fill(half)
+            self._fill(half, passed=passed)
+
+    def _pass_over(self, batch: Range, why: str, *, passed: bool) -> None:
+        """Note the one row of a batch as bad; a run with a cursor saves that it has passed it."""
+        row = BadRow(batch.last, why)
+        if self.target.is_cursor:
+            self._again(lambda: self._save(batch, 0, [row], passed=passed))
+            self._note_saved(batch, [row], passed=passed)
+        self._note([row])
 
     def _go_round(self, batch: Range) -> None:
         """Fill what is free of a batch; the rows that another session has locked come last."""
@@ -431,17 +531,23 @@ class Filling:
             self._fill(part)
 
     def _note(self, bad: Sequence[BadRow]) -> None:
-        self.bad.update({row.key: row for row in bad})
+        for row in bad:
+            if not isinstance(row, LeftRow):
+                self.bad[row.key] = row
+            elif len(self.left) < MAX_REMAINING_KEYS:
+                self.left.add(row.key)
         if len(self.bad) > self.max_bad:
             raise self._bad_rows(list(self.bad), more=True)
 
-    def _try(self, batch: Range) -> Done:
+    def _try(self, batch: Range, *, passed: bool = False) -> Done:
         """Fill one batch; return rows, bad rows, and the time of the last try."""
 
         def once() -> Done:
             started = time.monotonic()
             try:
-                filled, bad = self.work(self.batches, batch)
+                filled, bad = self._work_once(batch, passed=passed)
+            except NotSaved:
+                raise
             except Error as error:
                 if self.database.is_row_locked(error):
                     raise Locked from error
@@ -454,6 +560,43 @@ class Filling:
 
         return self._again(once)
 
+    def _work_once(self, batch: Range, *, passed: bool) -> tuple[int, list[BadRow]]:
+        """Do the work on a batch; where there is a cursor, save it in the same transaction, or else right after it."""
+        if not self.target.is_cursor:
+            return self.work(self.batches, batch)
+        same = self.target.alias == conf.get("SAFEMIGRATE_RUNS_DATABASE")
+        rows, bad = 0, list[BadRow]()
+        with suppress(AlreadySaved), atomic(self.target.alias) if same else nullcontext():
+            rows, bad = self.work(self.batches, batch)
+            rows += sum(isinstance(row, LeftRow) for row in bad)
+            if same:
+                self._save(batch, rows, bad, passed=passed)
+        if not same:
+            self._again(lambda: self._save(batch, rows, bad, passed=passed))
+        self._note_saved(batch, bad, passed=passed)
+        return rows, bad
+
+    def _save(self, batch: Range, rows: int, bad: Sequence[BadRow], *, passed: bool) -> None:
+        """Save with the run how far it is after this batch. Raises NotSaved."""
+        cursor, known = None if passed else batch.last, self._bad_after(batch, bad, passed=passed)
+        try:
+            self.observer.save(self.state, cursor, rows, list(known.values()))
+        except Error as error:
+            raise NotSaved(f"the position of the run could not be saved: {str(error).strip()}") from error
+
+    def _note_saved(self, batch: Range, bad: Sequence[BadRow], *, passed: bool) -> None:
+        """Go on from there: it is committed, so that whatever is saved next must not fall behind it."""
+        self.bad = self._bad_after(batch, bad, passed=passed)
+        self.state.bad = list(self.bad.values())
+        if not passed:
+            self.state.cursor = batch.last
+
+    def _bad_after(self, batch: Range, bad: Sequence[BadRow], *, passed: bool) -> dict[Any, BadRow]:
+        known = self.bad | {row.key: row for row in bad if not isinstance(row, LeftRow)}
+        if passed and batch.last not in {row.key for row in bad if not isinstance(row, LeftRow)}:
+            known.pop(batch.last, None)
+        return known
+
     def _again(self, do: Callable[[], Result]) -> Result:
         """Return what `do` returns, tried again after errors that pass."""
         tries = conf.get("SAFEMIGRATE_RETRIES")
@@ -461,8 +604,10 @@ class Filling:
             try:
                 return do()
             except Error as error:
-                if not self.database.is_transient(error):
+                if not (isinstance(error, NotSaved) or self.database.is_transient(error)):
                     raise
+                self._recover(error, attempt, tries)
+            except TryAgain as error:
                 self._recover(error, attempt, tries)
         raise AssertionError("unreachable: the last try raises")
 
@@ -483,22 +628,23 @@ class Filling:
         return len(keys) if len(keys) < MAX_REMAINING_KEYS else self.batches.count()
 
     def _bad_rows(self, keys: Sequence[Any], *, more: bool = False) -> BadRows:
-        where = self.target.where
-        why = (
-            "its value came out as NULL"
-            if where is None
-            else f"it still fulfils {where} after it was written"
-        )
+        where, backfill = self.target.where, self.target.backfill
+        why = "its value came out as NULL"
+        if backfill or where is not None:
+            why = f"it still fulfils {where or 'the condition'} after it was written"
         examples = [self.bad.get(key, BadRow(key, why)) for key in keys[:EXAMPLES]]
         count = len(self.bad) if more else self._count(keys)
         listed = "\n".join(f"  {row}" for row in examples)
         how_many = f"more than {self.max_bad:,}" if more else f"{count:,}"
-        rest = " The run stopped there (SAFEMIGRATE_MAX_BAD_ROWS)." if more else " All other rows are filled."
+        others = f" All other rows are {'done' if backfill else 'filled'}."
+        rest = " The run stopped there (SAFEMIGRATE_MAX_BAD_ROWS)." if more else others
         return BadRows(
-            f"{how_many} rows of {self.target.label} on {self.target.alias} got no value"
-            + (", so the column was not made required." if where is None else ".")
+            f"{how_many} rows of {self.target.label} on {self.target.alias} "
+            + ("could not be done." if backfill else "got no value")
+            + ("" if backfill else ", so the column was not made required." if where is None else ".")
             + f"{rest} The first {len(examples)}, by primary key:\n{listed}\n"
-            "Correct these rows or the populate, and run migrate again: it carries on from here.",
+            f"Correct these rows or {'the class, and run it' if backfill else 'the populate, and run migrate'} again: "
+            "it carries on from here.",
             count=count,
             examples=examples,
         )

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.utils import timezone
 
 from safemigrate.engine.engine import NullObserver, Observer, Run
-from safemigrate.exceptions import LimitReached
+from safemigrate.exceptions import BadRow, LimitReached
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -36,6 +37,10 @@ class Observers:
     def advance(self, run: Run) -> None:
         for observer in self.started:
             observer.advance(run)
+
+    def save(self, run: Run, cursor: Any, rows: int, bad: Sequence[BadRow]) -> None:
+        for observer in self.started:
+            observer.save(run, cursor, rows, bad)
 
     def hold(self, run: Run) -> str | None:
         return next(filter(None, (observer.hold(run) for observer in self.started)), None)

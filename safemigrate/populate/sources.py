@@ -75,7 +75,25 @@ class AsWritten:
     title: str
 
 
-Source = InDatabase | InPython | AsWritten
+@dataclass(frozen=True)
+class ByFunction:
+    """A function that is given the rows of each batch, as a query, and does with them what it likes.
+
+    It runs in the batch's transaction, so that it is done wholly or not at all, as far as it writes to this database.
+    """
+
+    function: Callable[[QuerySet[Any]], object]
+    title: str
+    made_of: Sequence[Any] = ()
+
+
+class LeftAsItIs(Exception):
+    """What stands in place of the values of a row that the function left as it is."""
+
+
+#: What the engine does in batches.
+InBatches = InDatabase | InPython | ByFunction
+Source = InBatches | AsWritten
 
 
 def fingerprint(source: Source) -> str:
@@ -86,7 +104,7 @@ def fingerprint(source: Source) -> str:
     if isinstance(source, InDatabase):
         parts: list[Any] = [part for pair in source.values.items() for part in pair]
     else:
-        parts = list(source.made_of) if isinstance(source, InPython) else [source.function]
+        parts = [source.function] if isinstance(source, AsWritten) else list(source.made_of)
     text = "\0".join(map(_essence, parts))
     return f"{sys.version_info.major}.{sys.version_info.minor}:{hashlib.sha256(text.encode()).hexdigest()}"
 

@@ -64,11 +64,10 @@ def _beat(run: BackfillRun) -> float:
 
 
 def _step(run: BackfillRun) -> None:
-    label = f"{run.app_label}.{run.model_name}.{run.field_names.partition('+')[0]}"
     next_run: dict[str, Any] = run.next_run or {}
     for number, alias in enumerate(next_run["next"]):
         rest = next_run | {"next": next_run["next"][number + 1 :]}
-        job = lookup.find(label, alias)
+        job = lookup.find(run.job_label, alias, run.parameters)
         try:
             begun = scheduler.begin(job, run.executor, run.options, next_run=rest)
         except (AlreadyRunning, NotEnqueued) as error:
@@ -79,7 +78,9 @@ def _step(run: BackfillRun) -> None:
         if begun is not None:
             store.note(run, f"next: {alias}, run {begun.pk}")
             return
-    finish(label, next_run["all"], migrate=next_run["migrate"], report=lambda text: store.note(run, text))
+    finish(
+        run.job_label, next_run["all"], migrate=next_run["migrate"], report=lambda text: store.note(run, text)
+    )
 
 
 def _follows(job: lookup.Job) -> bool:
@@ -93,6 +94,9 @@ def finish(label: str, aliases: Sequence[str], *, migrate: bool, report: Any) ->
 
     Raises NullsRemain, and whatever `migrate` raises.
     """
+    if lookup.is_backfill(label):
+        report(f"done on {', '.join(aliases)}")
+        return
     left = {alias: lookup.find(label, alias).rows_left() for alias in aliases}
     if any(left.values()):
         found = ", ".join(f"{rows:,} on {alias}" for alias, rows in left.items() if rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from django.db import transaction
@@ -41,7 +42,7 @@ def end(run: BackfillRun, error: BaseException | None, **changes: Any) -> None:
     text = "" if error is None or to == Status.STOPPED else storable(str(error))
     trace = "".join(traceback.format_exception(error)) if error is not None and to == Status.FAILED else ""
     changes |= {"error": text, "traceback": storable(trace), "finished": timezone.now()}
-    if isinstance(error, BadRows):
+    if isinstance(error, BadRows) and (run.is_shared or not run.is_cursor):
         changes.setdefault("bad_rows", stored(error.examples))
     if reached := _move(run, to, changes):
         _report(run, reached, text, error)
@@ -68,7 +69,7 @@ def outcome(error: BaseException | None) -> str:
     )
 
 
-def stored(bad: list[BadRow]) -> list[list[Any]]:
+def stored(bad: Sequence[BadRow]) -> list[list[Any]]:
     """Return bad rows as a record keeps them: key and reason."""
     return [[key_to_json(row.key), storable(row.reason)] for row in bad]
 

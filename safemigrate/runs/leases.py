@@ -63,6 +63,9 @@ def cut_first(run: BackfillRun, batches: Batches) -> BackfillRange:
 
     May read the table up to that row.
     """
+    if run.is_cursor and run.bad_rows:  # Of a process that began the run alone: its end comes back to them.
+        passed = {"ended": timezone.now(), "first": run.cursor, "last": run.cursor, "bad_rows": run.bad_rows}
+        records().get_or_create(run_id=run.pk, number=0, defaults=passed)
     after = key_from_json(batches.model, run.cursor)
     inclusive = after is None
     start = batches.first_todo() if inclusive else after
@@ -188,6 +191,8 @@ def _lease(run: BackfillRun, found: BackfillRange, worker: str) -> None:
     found.lease_until, found.worker, found.not_before = until, worker, None
     found.token, found.attempts = found.token + 1, found.attempts + 1
     found.save(update_fields=["lease_until", "worker", "not_before", "token", "attempts"])
+    # The one that had it before may have saved until now.
+    found.refresh_from_db(fields=["cursor", "rows_done", "seconds", "bad_rows"])
     store.records().filter(pk=run.pk).update(lease_until=until, heartbeat=timezone.now(), enqueue_attempts=0)
 
 
@@ -212,9 +217,8 @@ def end(part: BackfillRange) -> bool:
     return bool(owned(part).update(lease_until=None, ended=timezone.now(), error=""))
 
 
-def too_many_bad_rows(run: BackfillRun) -> BadRows | None:
-    """Return the error of a run whose ranges, all together, have more bad rows than it may have."""
-    most = conf.get("SAFEMIGRATE_MAX_BAD_ROWS")
+def too_many_bad_rows(run: BackfillRun, most: int) -> BadRows | None:
+    """Return the error of a run whose ranges, all together, have more bad rows than `most`."""
     kept = of(run).values_list("bad_rows", flat=True)
     found = [BadRow(key, reason) for bad in kept for key, reason in bad]
     if len(found) <= most:
@@ -243,5 +247,6 @@ def attempts_exhausted(part: BackfillRange) -> TooManyRetries | None:
 def reopen(run: BackfillRun) -> None:
     """Give the ranges that have not ended another full number of tries; the end comes after those still to be cut."""
     of(run).filter(last__isnull=True).delete()
-    of(run).exclude(ended=None).update(bad_rows=[])  # The end looks at those rows again.
+    if not run.is_cursor:
+        of(run).exclude(ended=None).update(bad_rows=[])  # The end looks at those rows again.
     of(run).filter(ended=None).update(attempts=0, not_before=None, lease_until=None, token=F("token") + 1)

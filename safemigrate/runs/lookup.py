@@ -1,19 +1,24 @@
-"""From a label to the Populate of its field in the migrations, to be run outside `migrate`."""
+"""From a label to what is to be done: the Populate of a field in the migrations, or a Backfill of an app."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from django.db import connections
 from django.db.migrations.loader import MigrationLoader
 
+from safemigrate import backfills, conf
 from safemigrate.backends import for_connection
-from safemigrate.engine import context
+from safemigrate.backfills import Backfill
+from safemigrate.backfills.problems import problems
+from safemigrate.engine import context, engine
 from safemigrate.engine.batch_runner import Work, work_for
 from safemigrate.engine.batches import Batches, Target
-from safemigrate.exceptions import NothingToRun
+from safemigrate.exceptions import InvalidBackfill, NothingToRun
 from safemigrate.formatting import nearest
 from safemigrate.operations import Populate
 from safemigrate.populate.sources import AsWritten, Source, resolve
@@ -21,8 +26,150 @@ from safemigrate.schema.change import Change, FieldStep
 from safemigrate.schema.fields import model_in
 
 
+class Job(ABC):
+    """What is to be done to the rows of a model on one alias."""
+
+    alias: str
+    migration: str
+    max_bad_rows: int | None = None  # None: the setting's
+
+    @property
+    @abstractmethod
+    def model(self) -> Any: ...
+
+    @property
+    @abstractmethod
+    def target(self) -> Target: ...
+
+    @property
+    @abstractmethod
+    def source(self) -> Source: ...
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int | None: ...
+
+    @property
+    def throttles(self) -> Sequence[str] | None:
+        return None
+
+    @abstractmethod
+    def is_finished(self) -> bool:
+        """Is no row left to be done? Reads the table up to the first that is."""
+
+    @abstractmethod
+    def check_column(self) -> None:
+        """Raise NothingToRun where there is nothing yet to work on."""
+
+    @abstractmethod
+    def validate(self) -> None:
+        """Raise what can be seen to fail before a row is done."""
+
+    @abstractmethod
+    def run(self, *, batch_size: int | None = None, throttles: Sequence[str] | None = None) -> None:
+        """Do what is left in this process, with what is given in place of the job's own, or the settings."""
+
+    @property
+    def label(self) -> str:
+        return self.target.label
+
+    @property
+    def title(self) -> str:
+        return self.source.title
+
+    def rows_left(self) -> int:
+        """Count the rows that are to be done; reads the table once."""
+        return self.target.batches.count()
+
+    def keys_left(self) -> Iterator[Any]:
+        """Yield the keys of the rows that are to be done, in order; reads the table once."""
+        rows = self.target.batches.todo.order_by("pk")
+        for (key,) in rows.values_list("pk").iterator():
+            yield key
+
+    def before(self) -> None:  # noqa: B027  a migration has no such hooks
+        """Do what the user wants done before the first batch."""
+
+    def after(self) -> None:  # noqa: B027
+        """Do what the user wants done after the last one."""
+
+
 @dataclass(frozen=True)
-class Job:
+class BackfillJob(Job):
+    """A Backfill on one alias, with its parameters."""
+
+    backfill: Backfill
+    migration: str = ""
+
+    @property
+    def alias(self) -> str:  # type: ignore[override]
+        return self.backfill.using
+
+    @property
+    def model(self) -> Any:
+        return self.target.model
+
+    @cached_property
+    def target(self) -> Target:
+        return self.backfill.target()
+
+    @property
+    def source(self) -> Source:
+        return self.backfill.source()
+
+    @property
+    def batch_size(self) -> int | None:
+        return self.backfill.batch_size
+
+    @property
+    def max_bad_rows(self) -> int | None:  # type: ignore[override]
+        return self.backfill.max_bad_rows
+
+    def is_finished(self) -> bool:
+        return self.target.is_marked and not self.target.batches.any_left()
+
+    def check_column(self) -> None:
+        if self.model._meta.db_table not in connections[self.alias].introspection.table_names():
+            raise NothingToRun(
+                f"{self.label} on {self.alias}: there is no table {self.model._meta.db_table} there. Name the database "
+                "that has it by --database, or migrate it first."
+            )
+
+    def validate(self) -> None:
+        if found := problems(type(self.backfill)):
+            raise InvalidBackfill("\n".join(found))
+        self.backfill.refuse_repeated_keys()
+        self.backfill.refuse_endless()
+
+    @property
+    def throttles(self) -> Sequence[str] | None:
+        return self.backfill.throttles
+
+    def run(self, *, batch_size: int | None = None, throttles: Sequence[str] | None = None) -> None:
+        source = self.backfill.source()
+        if not self.target.batches.any_left():
+            return
+        self.validate()
+        self.before()
+        size = batch_size or self.batch_size
+        engine.fill(
+            self.target,
+            source,
+            batch_size=size,
+            throttles=throttles if throttles is not None else self.throttles,
+            max_bad_rows=self.max_bad_rows,
+        )
+        self.after()
+
+    def before(self) -> None:
+        self.backfill.before()
+
+    def after(self) -> None:
+        self.backfill.after()
+
+
+@dataclass(frozen=True)
+class FieldJob(Job):
     """A Populate of a field on one alias, with the state of the models before it."""
 
     operation: Populate
@@ -37,16 +184,12 @@ class Job:
         return model_in(self.state, self.app_label, self.operation.model_name, database)
 
     @property
-    def label(self) -> str:
-        return self.target.label
-
-    @property
     def source(self) -> Source:
         return resolve(self.operation.populate, self.operation.names)
 
     @property
-    def title(self) -> str:
-        return self.source.title
+    def batch_size(self) -> int | None:
+        return self.operation.batch_size
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -64,7 +207,6 @@ class Job:
         return self.operation.target(self.model, self.alias, self.state.apps)
 
     def is_finished(self) -> bool:
-        """Is no row left to be filled? Reads the table up to the first that is."""
         if not self.column_is_there:
             return False
         database, target = for_connection(connections[self.alias]), self.target
@@ -73,18 +215,7 @@ class Job:
             return True
         return not target.batches.any_left()
 
-    def rows_left(self) -> int:
-        """Count the rows that are NULL; reads the table once."""
-        return self.target.batches.count()
-
-    def keys_left(self) -> Iterator[Any]:
-        """Yield the keys of the rows that are NULL, in order; reads the table once."""
-        rows = self.target.batches.todo.order_by("pk")
-        for (key,) in rows.values_list("pk").iterator():
-            yield key
-
     def check_column(self) -> None:
-        """Raise NothingToRun where there is no column yet to be filled."""
         if self.column_is_there:
             return
         raise NothingToRun(
@@ -94,26 +225,36 @@ class Job:
         )
 
     def validate(self) -> None:
-        """Raise InvalidPopulate for what can be seen to fail before a row is filled."""
         self.operation.validate(self.app_label, self.alias, self.state)
 
-    def run(self, *, batch_size: int | None = None) -> None:
-        """Fill what is NULL, with all the errors that the operation has in `migrate`."""
+    def run(self, *, batch_size: int | None = None, throttles: Sequence[str] | None = None) -> None:
         connection, populate = connections[self.alias], self.operation
         if batch_size:
             populate = populate.with_batch_size(batch_size)
         field = f"{self.app_label}.{populate.model_name}.{populate.names[0]}"
         work_factories = {(self.key, self.alias): (f"{__name__}.work", field, self.alias)}
         known = context.changed(migrations={self.key: self.migration}, work_factories=work_factories)
-        with known, connection.schema_editor(atomic=False) as editor:
+        settings = {} if throttles is None else {"SAFEMIGRATE_THROTTLES": throttles}
+        with conf.changed(**settings), known, connection.schema_editor(atomic=False) as editor:
             populate.fill(Change(self.app_label, for_connection(connection), self.state, self.state, editor))
 
 
-def find(label: str, alias: str) -> Job:
-    """Return the newest fill of the field `label` (app.Model.field) on the alias.
+def is_backfill(label: str) -> bool:
+    """Does the label name a Backfill, as shop.PurgeEvents does, and not a field?"""
+    return label.count(".") == 1
 
-    Raises NothingToRun, which says what is missing.
+
+def find(label: str, alias: str, parameters: Mapping[str, Any] | None = None) -> Job:
+    """Return what the label names on the alias: a Backfill (app.Class), or a field's newest fill (app.Model.field).
+
+    Raises NothingToRun, which says what is missing, and InvalidParameters.
     """
+    if is_backfill(label):
+        return BackfillJob(backfills.find(label)(parameters, using=alias))
+    return _find_fill(label, alias)
+
+
+def _find_fill(label: str, alias: str) -> FieldJob:
     app_label, model_name, name = _parts(label)
     loader = MigrationLoader(connections[alias])
     found = None
@@ -133,7 +274,7 @@ def requiring(label: str, alias: str) -> tuple[str, str]:
     """
     app_label, model_name, name = _parts(label)
     loader = MigrationLoader(connections[alias])
-    filled = find(label, alias).migration.partition(".")[2]
+    filled = _find_fill(label, alias).migration.partition(".")[2]
     keys = _keys(loader, app_label)
     for key in keys[keys.index((app_label, filled)) :]:
         for operation in loader.graph.nodes[key].operations:
@@ -147,7 +288,7 @@ def requiring(label: str, alias: str) -> tuple[str, str]:
 
 def work(label: str, alias: str) -> tuple[Work, Batches]:
     """Return what is to be called with each batch of the newest fill of the field, and the batches."""
-    target, populate = (job := find(label, alias)).target, job.operation
+    target, populate = (job := _find_fill(label, alias)).target, job.operation
     source = resolve(populate.populate, populate.names)
     if isinstance(source, AsWritten):
         raise NothingToRun(f"{label} is filled by {source.title}, in one go.")
@@ -158,7 +299,10 @@ def work(label: str, alias: str) -> tuple[Work, Batches]:
 def _parts(label: str) -> tuple[str, str, str]:
     parts = label.split(".")
     if len(parts) != 3 or not all(parts):
-        raise NothingToRun(f"{label!r} is no field: give app.Model.field, as in polls.Question.expires_date.")
+        raise NothingToRun(
+            f"{label!r} is no field and no backfill: give app.Model.field, as in polls.Question.expires_date, or "
+            "app.Class, as in polls.RecountVotes."
+        )
     return parts[0], parts[1].lower(), parts[2]
 
 
@@ -170,14 +314,14 @@ def _keys(loader: MigrationLoader, app_label: str) -> list[tuple[str, str]]:
     return [key for key in plan if key[0] == app_label]
 
 
-def _fill(loader: MigrationLoader, key: tuple[str, str], number: int, alias: str) -> Job:
+def _fill(loader: MigrationLoader, key: tuple[str, str], number: int, alias: str) -> FieldJob:
     app_label, migration_name = key
     state = loader.project_state(key, at_end=False)
     operations = loader.graph.nodes[key].operations
     for earlier in operations[:number]:
         earlier.state_forwards(app_label, state)
     operation = operations[number].filling(app_label, state)
-    return Job(operation, app_label, f"{app_label}.{migration_name}", alias, state)
+    return FieldJob(operation, app_label, f"{app_label}.{migration_name}", alias, state)
 
 
 def _not_found(loader: MigrationLoader, app_label: str, model_name: str, name: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,9 +19,17 @@ from django.utils import timezone
 from safemigrate import conf, signals
 from safemigrate.engine import context
 from safemigrate.engine.batches import Range, Target, keys_of
-from safemigrate.engine.engine import Run
+from safemigrate.engine.engine import AlreadySaved, Run
 from safemigrate.engine.keys import key_from_json, key_to_json
-from safemigrate.exceptions import AlreadyRunning, LeaseLost, LimitReached, RunCancelled, RunPaused
+from safemigrate.exceptions import (
+    AlreadyRunning,
+    BadRow,
+    LeaseLost,
+    LimitReached,
+    NothingToRun,
+    RunCancelled,
+    RunPaused,
+)
 from safemigrate.models import BackfillRange, BackfillRun
 from safemigrate.runs import endings, leases, store
 from safemigrate.runs.endings import storable, stored
@@ -114,12 +123,18 @@ class RunRecorder(Recorder):
     is_recorded = False
 
     def start(self, state: Run) -> None:
-        if state.target is None or not store.is_kept():
+        if state.target is None:
+            return
+        if state.target.is_cursor:
+            _refuse_without_record(state.target)
+        elif not store.is_kept():
             return
         try:
             self.record = self._claimed(state, state.target)
         except Error as error:
             store.drop_lost_connection()
+            if state.target.is_cursor:
+                raise
             warn_once(
                 f"{state.target.label} is not recorded: {str(error).strip()}. The fill goes on without."
             )
@@ -144,6 +159,9 @@ class RunRecorder(Recorder):
         state.before = record.rows_done
         self.samples = list(record.samples) or [[0.0, 0]]
         state.resume_after = key_from_json(target.model, record.cursor)
+        if target.is_cursor:
+            state.bad = kept(target, record.bad_rows)
+            state.last = self._last_of(target)
         self.output = Output(state.output)
         self.lines = Lines(record, self.output.add)
         logger.addFilter(self.lines)
@@ -155,9 +173,24 @@ class RunRecorder(Recorder):
         store.working.add(record.pk)
         super().start(state)
 
+    def _last_of(self, target: Target) -> Any:
+        """Return the largest key that is the run's, as it was when it began: rows that come in later are not."""
+        if self.record.last_key is None:
+            self.record.last_key = key_to_json(target.batches.last())
+            self._open().update(last_key=self.record.last_key)
+        return key_from_json(target.model, self.record.last_key)
+
     def advance(self, state: Run) -> None:
         if self.is_recorded:
             super().advance(state)
+
+    def save(self, state: Run, cursor: Any, rows: int, bad: Sequence[BadRow]) -> None:
+        before = self.done + state.rows
+        changes = {"rows_done": before + rows, "bad_rows": stored(bad)}
+        changes |= {} if cursor is None else {"cursor": key_to_json(cursor)}
+        if not self._open().filter(rows_done=before).update(**changes):
+            found = self._open().first()
+            _refuse_unless_saved(found, changes, lambda: self._lost(found))
 
     def hold(self, state: Run) -> str | None:
         return self.paused or None if self.is_recorded else None
@@ -228,7 +261,7 @@ class RunRecorder(Recorder):
         }
         for name, value in progress.items():
             setattr(self.record, name, value)
-        return progress
+        return without_saved(progress, self.record)
 
     def _failed(self, error: Error, seconds: float) -> None:
         # A server that is gone may be slow to say so: it shall not slow the backfill down.
@@ -247,6 +280,9 @@ class RangeRecorder(Recorder):
     def __init__(self, run: BackfillRun, part: BackfillRange, target: Target, until: float) -> None:
         super().__init__()
         self.record, self.part, self.target, self.until = run, part, target, until
+        self.owners: dict[
+            str, int
+        ] = {}  # at the end of a run with a cursor, the ranges of the rows to come back to
         self.rows, self.seconds = 0, 0.0  # of this worker's, as far as they are written
         self.began = (part.rows_done, part.seconds)
         self.reached, self.waited = time.monotonic(), 0.0
@@ -255,7 +291,36 @@ class RangeRecorder(Recorder):
     def start(self, state: Run) -> None:
         state.total = self.part.size
         state.resume_after = key_from_json(self.target.model, self.part.cursor)
+        if self.target.is_cursor:
+            state.bad = self._passed_over()
         super().start(state)
+
+    def _passed_over(self) -> list[BadRow]:
+        """Return the rows that the range, or at the end the whole run, has to come back to."""
+        if not self.part.is_the_end:
+            return kept(self.target, self.part.bad_rows)
+        parts = (
+            leases.of(self.record)
+            .filter(last__isnull=False)
+            .values_list("number", "bad_rows")
+            .order_by("number")
+        )
+        self.owners = {json.dumps(key): number for number, rows in parts for key, _reason in rows}
+        return kept(self.target, [row for _number, rows in parts for row in rows])
+
+    def save(self, state: Run, cursor: Any, rows: int, bad: Sequence[BadRow]) -> None:
+        before = self.began[0] + state.rows
+        changes: dict[str, Any] = {"rows_done": before + rows}
+        changes |= {} if self.part.is_the_end else {"bad_rows": stored(bad)}
+        changes |= {} if cursor is None else {"cursor": key_to_json(cursor)}
+        if not leases.owned(self.part).filter(rows_done=before).update(**changes):
+            found = leases.owned(self.part).first()
+            _refuse_unless_saved(found, changes, lambda: self._lost("another worker has it"))
+        if self.part.is_the_end:
+            left = stored(bad)
+            for number in set(self.owners.values()):
+                of_range = [row for row in left if self.owners[json.dumps(row[0])] == number]
+                leases.of(self.record).filter(number=number).update(bad_rows=of_range)
 
     def advance(self, state: Run) -> None:
         now = time.monotonic()
@@ -324,6 +389,7 @@ class RangeRecorder(Recorder):
         }
         if state.cursor is not None:
             progress["cursor"] = key_to_json(state.cursor)
+        progress = without_saved(progress, self.record)
         # It got somewhere: what killed the workers before is behind it.
         return progress | ({"attempts": 1} if state.rows > self.rows else {})
 
@@ -374,11 +440,15 @@ class RunHeartbeat(Heartbeat):
 
     def _counting(self) -> Iterator[None]:
         """Count first what the fill has not come to, and faster than it comes there; then what it left out."""
-        place, done, left = self.fill.cursor, self.fill.rows, 0
+        place, done, left = self._place(), self.fill.rows, 0
         for batch in self._ranges(place):
             left += self.batches.todo.filter(batch.condition).count()
             yield
         self.fill.total, self.fill.is_counted, self.counted = done + left, True, True
+
+    def _place(self) -> Any:
+        is_cursor = self.record.is_cursor and self.fill.cursor is None
+        return self.fill.resume_after if is_cursor else self.fill.cursor
 
     def _ranges(self, place: Any) -> Iterator[Range]:
         first = next(iter(keys_of(self.batches.rows.order_by("pk")[:1])), None)
@@ -386,11 +456,46 @@ class RunHeartbeat(Heartbeat):
         if first is None:
             return
         parts = [(first, last, True)] if place is None else [(place, last, False), (first, place, True)]
+        if place is not None and self.record.is_cursor:  # What it has passed is done.
+            del parts[1]
         for after, end, inclusive in parts:
             batch = self.batches.next(after, end, COUNTED, inclusive=inclusive)
             while batch is not None:
                 yield batch
                 batch = self.batches.next(batch.last, end, COUNTED)
+
+
+def _refuse_without_record(target: Target) -> None:
+    """Raise NothingToRun where a run could not keep how far it is, or where workers share it already."""
+    if not store.is_kept():
+        raise NothingToRun(
+            f"{target.label} does each row once, and only its run knows which are done: {store.database()} has no "
+            f"table for the runs. To have it: python manage.py migrate safemigrate --database {store.database()}"
+        )
+    record = store.open_run(target.label, target.alias)
+    if record is not None and leases.of(record).exists():
+        raise NothingToRun(
+            f"{record}: run {record.pk} is shared by the workers of a queue, and each knows only its own part of it. "
+            f"It goes on with them: {record.command}"
+        )
+
+
+def _refuse_unless_saved(found: Any, changes: dict[str, Any], lost: Callable[[], LeaseLost]) -> None:
+    """Raise AlreadySaved where the record stands as an earlier try has saved it; LeaseLost where it does not."""
+    if found is not None and all(getattr(found, name) == value for name, value in changes.items()):
+        raise AlreadySaved
+    raise lost()
+
+
+def without_saved(progress: dict[str, Any], record: BackfillRun) -> dict[str, Any]:
+    """Return the progress without what is saved in the transaction of each batch, and must not fall behind it."""
+    saved = {"cursor", "rows_done", "bad_rows"} if record.is_cursor else set()
+    return {name: value for name, value in progress.items() if name not in saved}
+
+
+def kept(target: Target, rows: list[Any]) -> list[BadRow]:
+    """Return the bad rows that `endings.stored` made of them."""
+    return [BadRow(key_from_json(target.model, key), reason) for key, reason in rows]
 
 
 def details(run: Run, target: Target) -> dict[str, Any]:
@@ -399,6 +504,7 @@ def details(run: Run, target: Target) -> dict[str, Any]:
         "migration": context.migration_of(target.model, target.names),
         "populate": run.title,
         "fingerprint": run.fingerprint,
+        "parameters": dict(target.parameters),
         "executor": context.current.executor,
         "host": socket.gethostname()[:255],
         "process": os.getpid(),

@@ -26,7 +26,7 @@ from safemigrate.engine.keys import key_to_json
 from safemigrate.exceptions import AlreadyRunning, NotEnqueued, NothingToRun
 from safemigrate.executors import named
 from safemigrate.models import BackfillRun
-from safemigrate.populate.sources import AsWritten, fingerprint, resolve
+from safemigrate.populate.sources import AsWritten, fingerprint
 from safemigrate.retry import doubled
 from safemigrate.runs import leases, store
 from safemigrate.runs.lookup import Job, find
@@ -52,7 +52,7 @@ def options_of(**given: Any) -> dict[str, Any]:
         "queue": get("SAFEMIGRATE_QUEUE"),
         "workers": get("SAFEMIGRATE_QUEUE_WORKERS"),
         "seconds": get("SAFEMIGRATE_TASK_SECONDS"),
-        "throttles": list(get("SAFEMIGRATE_THROTTLES")),
+        "throttles": None,
         "batch_size": None,
     }
     return standing | {name: value for name, value in given.items() if value is not None}
@@ -72,6 +72,9 @@ def begin(
     same run.
     Raises AlreadyRunning, RunPaused, and NotEnqueued, after which the run waits for `backfill requeue`.
     """
+    if options["throttles"] is None:
+        own = get("SAFEMIGRATE_THROTTLES") if job.throttles is None else job.throttles
+        options = options | {"throttles": list(own)}
     _refuse(job, executor, options)
     target = job.target
     batches = target.batches
@@ -80,6 +83,7 @@ def begin(
         return None
     wanted = options.get("wanted", options["workers"])  # A chain goes on to other databases.
     options = options | {"workers": _workers(job, wanted), "wanted": wanted}
+    job.before()
     run = _queued(job, batches, executor, options, not_before, next_run)
     wait = max((not_before - timezone.now()).total_seconds(), 0.0) if not_before else 0.0
     enqueue_workers(run, wait)
@@ -95,7 +99,7 @@ def _refuse(job: Job, executor: str, options: dict[str, Any]) -> None:
             f"The executor {executor} is set up to do its tasks at once, in the process that enqueues them (as tests "
             "like it). To fill in this process: --executor inline."
         )
-    source = resolve(job.operation.populate, job.operation.names)
+    source = job.source
     if isinstance(source, AsWritten):
         raise NothingToRun(
             f"{job.label} is filled by {source.title}, in one go: there are no parts that workers could share. Fill "
@@ -110,7 +114,7 @@ def _refuse(job: Job, executor: str, options: dict[str, Any]) -> None:
 
 def _workers(job: Job, wanted: int) -> int:
     """Return how many may work at once: one, where a batch depends on the one before."""
-    source = resolve(job.operation.populate, job.operation.names)
+    source = job.source
     assert not isinstance(source, AsWritten), "these were refused"
     database = for_connection(connections[job.alias])
     if wanted == 1 or may_share(source, job.target, database):
@@ -142,6 +146,7 @@ def _details(job: Job, batches: Batches, executor: str) -> dict[str, Any]:
         "migration": job.migration,
         "populate": job.title,
         "fingerprint": fingerprint(job.source),
+        "parameters": dict(job.target.parameters),
         "executor": executor,
         "started_by": context.current.person or store.person(),
         "rows_total": database.estimated_rows(job.model),

@@ -226,6 +226,10 @@ def queue(target: Target, details: dict[str, Any]) -> BackfillRun:
 
 def _warn_of_another_populate(record: BackfillRun, target: Target, details: dict[str, Any]) -> None:
     """Say so, in the log and in the run, where what is resumed was begun by code that gives other values."""
+    if record.rows_done and record.parameters != details.get("parameters", record.parameters):
+        text = f"The parameters of {record} are others now: {record.rows_done:,} rows were done with the first ones."
+        note(record, text)
+        logger.warning("%s", text, extra={"run": record.pk})
     before, now = record.fingerprint, details.get("fingerprint", "")
     version = before.partition(":")[0]
     if not (record.rows_done and before and now.startswith(f"{version}:") and before != now):
@@ -268,6 +272,8 @@ def _moved(target: Target, move_it: Callable[[BackfillRun], bool]) -> BackfillRu
 
 
 def _to_queue(record: BackfillRun, changes: dict[str, Any]) -> bool:
+    if record.is_cursor and record.last_key is not None:  # Rows that came in since are not the run's.
+        changes = changes | {"last_key": record.last_key}
     if record.status != Status.QUEUED:
         return move(record, Status.QUEUED, changes["started_by"], **changes)
     waiting = records().filter(pk=record.pk, status=record.status, token=record.token)
@@ -278,7 +284,7 @@ def close(target: Target) -> None:
     """Close the run of a fill that found nothing NULL, if it was left open: its process died after its last batch."""
     if not _has_table():
         return
-    record = records().filter(open_key=open_key(target.label, target.alias)).first()
+    record = open_run(target.label, target.alias)
     if record and not record.is_held():
         _succeed(record)
 
@@ -314,6 +320,8 @@ def _open(target: Target) -> BackfillRun:
         "model_name": meta.object_name,
         "field_names": "+".join(target.names),
         "alias": target.alias,
+        "backfill": target.backfill,
+        "is_cursor": target.is_cursor,
     }
     record, _ = records().get_or_create(open_key=open_key(target.label, target.alias), defaults=names)
     return record
@@ -370,6 +378,11 @@ def unreadable() -> str:
             f"is right; if a column is missing: python manage.py migrate safemigrate --database {alias}"
         )
     return ""
+
+
+def open_run(label: str, alias: str) -> BackfillRun | None:
+    """Return the run of that label on the alias that is not over, if there is one."""
+    return records().filter(open_key=open_key(label, alias)).first()
 
 
 def is_kept() -> bool:

@@ -77,7 +77,7 @@ def as_dict(run: BackfillRun, *, full: bool = False) -> dict[str, Any]:
 def page(run: BackfillRun) -> str:
     """Return all that is known of the run, one fact a line."""
     facts = [
-        ("field", run.label),
+        ("backfill" if run.backfill else "field", run.label),
         ("database", run.alias),
         ("status", f"{state(run)}{f', waiting: {run.waiting_for}' if run.waiting_for else ''}"),
         ("rows", f"{run.rows_done:,} of {'' if run.total_is_exact else 'about '}{run.rows_total:,}"),
@@ -85,7 +85,9 @@ def page(run: BackfillRun) -> str:
         ("left", span(run.time_left)),
         ("time", f"{run.seconds_running:,.0f} s at work, {run.seconds_waiting:,.0f} s waiting"),
         ("migration", run.migration),
-        ("populate", run.populate),
+        ("populate" if run.migration else "does", run.populate),
+        ("parameters", ", ".join(f"{name}={value}" for name, value in run.shown_parameters.items())),
+        ("each row", _how_often(run)),
         (
             "started",
             f"{moment(run.started) or 'not yet'}, by {run.started_by or '?'}, attempt {run.attempts}",
@@ -105,6 +107,15 @@ def page(run: BackfillRun) -> str:
     ]
     lines = [f"{name + ':':<11} {text}" for name, text in facts if text]
     return "\n".join([f"Run {run.pk}", *lines, *_advice(run)])
+
+
+def _how_often(run: BackfillRun) -> str:
+    """Return how often a row is done, of a run that nothing but its cursor says how far it is."""
+    if not run.is_cursor:
+        return ""
+    if run.alias == store.database():
+        return "once"
+    return f"once; twice where a process is killed, as runs are kept in another database ({store.database()})"
 
 
 def _bad_rows(run: BackfillRun) -> str:

@@ -29,11 +29,12 @@ from safemigrate.exceptions import (
     TooManyRetries,
 )
 from safemigrate.models import BackfillRange, BackfillRun
-from safemigrate.populate.sources import AsWritten, resolve
+from safemigrate.populate.sources import AsWritten
 from safemigrate.retry import backoff
 from safemigrate.runs import chain, endings, leases, lookup, scheduler, store
 from safemigrate.runs.endings import CLEAN, storable
 from safemigrate.runs.heartbeat import BEAT
+from safemigrate.runs.lookup import Job
 from safemigrate.runs.recorder import HeldUp, RangeRecorder
 from safemigrate.runs.status import Status
 
@@ -110,7 +111,7 @@ class Worker:
         job = self._job(run)
         self.run = run = _started(run)
         try:
-            self._fill(run, *_filling(run, job))
+            self._fill(run, *_filling(run, job), job)
         except (Error, Again, Over):
             raise
         except Exception as error:
@@ -133,11 +134,10 @@ class Worker:
         return run
 
     @staticmethod
-    def _job(run: BackfillRun) -> lookup.Job:
+    def _job(run: BackfillRun) -> Job:
         """Return the backfill in the code of this worker. Raises Again where that is older, or newer, than the run."""
-        first = run.field_names.partition("+")[0]
         try:
-            found = lookup.find(f"{run.app_label}.{run.model_name}.{first}", run.alias)
+            found = lookup.find(run.job_label, run.alias, run.parameters)
             if found.migration == run.migration:
                 return found
         except (NothingToRun, LookupError, ConnectionDoesNotExist) as error:
@@ -147,7 +147,7 @@ class Worker:
         logger.warning("run %s (%s): %s. The task is put back, nothing is lost.", run.pk, run, text)
         raise Again(LATER)
 
-    def _fill(self, run: BackfillRun, filling: Filling, until: float) -> None:
+    def _fill(self, run: BackfillRun, filling: Filling, until: float, job: Job) -> None:
         """Fill one range at least, however short the time: else no task would get anywhere."""
         while True:
             try:
@@ -160,7 +160,7 @@ class Worker:
                 raise error
             if part.was_left:
                 self._replace(run)
-            self._fill_range(run, filling, part, until)
+            self._fill_range(run, filling, part, until, job)
             if time.monotonic() >= until:
                 return
 
@@ -172,7 +172,9 @@ class Worker:
         except NotEnqueued as error:
             logger.warning("%s", error)
 
-    def _fill_range(self, run: BackfillRun, filling: Filling, part: BackfillRange, until: float) -> None:
+    def _fill_range(
+        self, run: BackfillRun, filling: Filling, part: BackfillRange, until: float, job: Job
+    ) -> None:
         """Fill a range; return where the next one may follow."""
         recorder = RangeRecorder(run, part, filling.target, until)
         try:
@@ -191,7 +193,7 @@ class Worker:
             leases.release(part)
             raise
         else:
-            _ended(run, part, filling)
+            _ended(run, part, filling, job)
 
 
 def _stopped(run: BackfillRun, stop: BaseException) -> Again | Over:
@@ -216,25 +218,28 @@ def _failed(run: BackfillRun, filling: Filling, part: BackfillRange, error: Exce
     leases.postpone(part, storable(str(error)))
 
 
-def _filling(run: BackfillRun, job: lookup.Job) -> tuple[Filling, float]:
+def _filling(run: BackfillRun, job: Job) -> tuple[Filling, float]:
     """Return what fills the ranges of the run, and until when on the monotonic clock."""
     job.check_column()
     job.validate()
-    source = resolve(job.operation.populate, job.operation.names)
+    source = job.source
     assert not isinstance(source, AsWritten), "scheduler.begin refuses these"
     options = run.options
-    size = options["batch_size"] or job.operation.batch_size
-    filling = Filling(job.target, source, size, workers=1, throttles=options["throttles"])
+    size = options["batch_size"] or job.batch_size
+    filling = Filling(
+        job.target, source, size, workers=1, throttles=options["throttles"], max_bad_rows=job.max_bad_rows
+    )
     if run.batch_size and not size:  # What the worker before had learnt: a row may take long.
         filling.state.batch_size = min(run.batch_size, filling.state.batch_size)
     return filling, time.monotonic() + options["seconds"]
 
 
-def _ended(run: BackfillRun, part: BackfillRange, filling: Filling) -> None:
+def _ended(run: BackfillRun, part: BackfillRange, filling: Filling, job: Job) -> None:
     if part.is_the_end:
+        job.after()
         if endings.succeed(run, part):
             raise Over if run.next_run is None else Again
-    elif leases.end(part) and filling.state.bad and (error := leases.too_many_bad_rows(run)):
+    elif leases.end(part) and filling.state.bad and (error := leases.too_many_bad_rows(run, filling.max_bad)):
         raise error
 
 

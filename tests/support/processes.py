@@ -21,6 +21,7 @@ from django.db.models import F
 from safemigrate.backends import for_connection
 
 TABLE = "polls_question"
+COLUMNS = ["id", "question_text", "pub_date", "vote_count", "slug"]
 MONTH = timedelta(days=30)
 KILL_AT, KILL_AFTER = "SAFEMIGRATE_TEST_KILL_AT", "SAFEMIGRATE_TEST_KILL_AFTER"
 
@@ -131,7 +132,7 @@ class Polls:
     def assert_ended_well(self) -> None:
         """All is as the migration promises, and nothing else in the table has changed."""
         questions = self.questions()
-        assert self.columns() == dict.fromkeys(["id", "question_text", "pub_date", "expires_date"], False)
+        assert self.columns() == dict.fromkeys([*COLUMNS, "expires_date"], False)
         assert questions.filter(expires_date=F("pub_date") + MONTH).count() == questions.count() == self.rows
         with self.connection.cursor() as cursor:
             cursor.execute(

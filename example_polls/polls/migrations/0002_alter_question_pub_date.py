@@ -10,4 +10,14 @@ class Migration(migrations.Migration):
             name="pub_date",
             field=models.DateTimeField("date published"),
         ),
+        migrations.AddField(
+            model_name="question",
+            name="vote_count",
+            field=models.PositiveIntegerField(db_default=0, editable=False),
+        ),
+        migrations.AddField(
+            model_name="question",
+            name="slug",
+            field=models.SlugField(max_length=60, db_default="", db_index=False, editable=False),
+        ),
     ]

@@ -313,6 +313,13 @@ class Database:
         with atomic(self.connection.alias):
             yield
 
+    #: Does a column round what is written to it, to its number of decimals?
+    rounds = True
+
+    def differs(self, field: AnyField, column: str, value: str) -> str:
+        """Return the condition that a column holds another value, NULL told from a value, and `a` from `A`."""
+        return f"({column} IS DISTINCT FROM {value})"
+
     def patiently(self, look: Callable[[], Result]) -> Result:
         """Return what `look` reads of the whole table, also where this user's statements may not take that long."""
         try:

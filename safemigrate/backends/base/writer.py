@@ -65,7 +65,7 @@ class Write:
         """Return the transaction in which the rows of these keys, in their order, are written."""
         rows: QuerySet[Any] = QuerySet(self.target.model, using=self.connection.alias)
         writing: AbstractContextManager[None] = self.database.writing(
-            rows.filter(self.target.mark, pk__gte=keys[0], pk__lte=keys[-1])
+            rows.filter(self.target.write_mark, pk__gte=keys[0], pk__lte=keys[-1])
         )
         return writing
 
@@ -109,7 +109,9 @@ class Write:
 
     def _mark(self) -> tuple[str, list[Any]]:
         """Return the condition of rows still to be filled, the table before each column, and its parameters."""
-        query = QuerySet(self.target.model, using=self.connection.alias).filter(self.target.mark).query
+        query = QuerySet(self.target.model, using=self.connection.alias).filter(self.target.write_mark).query
+        if not query.where:
+            return "1 = 1", []
         sql, params = query.get_compiler(connection=self.connection).compile(query.where)
         return str(sql), list(params)
 

@@ -22,7 +22,7 @@ from safemigrate.conf import get
 from safemigrate.exceptions import OrphanRows
 from safemigrate.schema import fields
 from safemigrate.schema.steps import Blocked, Lock, Obstacle, Requirement, Step, Time
-from safemigrate.types import AnyField, field_of
+from safemigrate.types import AnyField, field_of, is_text
 
 ONLINE = "ALGORITHM=INPLACE, LOCK=NONE"
 STRICT = "SET SESSION sql_mode = CONCAT_WS(',', NULLIF(@@SESSION.sql_mode, ''), 'STRICT_TRANS_TABLES')"
@@ -485,6 +485,13 @@ class MySQL(Database):
     def _named_lock(self, name: str) -> str:
         # A lock is the whole server's, and its name no longer than 64 characters.
         return short_name(str(self.connection.settings_dict["NAME"]), name, suffix="safemigrate", limit=60)
+
+    def differs(self, field: AnyField, column: str, value: str) -> str:
+        if is_text(field):  # Most collations take a for A, and leave out blanks at the end.
+            column, value = (f"CAST(CONVERT({each} USING utf8mb4) AS BINARY)" for each in (column, value))
+        elif field.get_internal_type() == "JSONField" and not self.connection.mysql_is_mariadb:
+            value = f"CAST({value} AS JSON)"
+        return f"(NOT ({column} <=> {value}))"
 
     @contextmanager
     def writing(self, rows: QuerySet[Any]) -> Iterator[None]:

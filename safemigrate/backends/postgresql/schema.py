@@ -19,7 +19,7 @@ from safemigrate.conf import get
 from safemigrate.exceptions import StepRefused
 from safemigrate.schema import fields
 from safemigrate.schema.steps import Blocked, Lock, Obstacle, Requirement, Step
-from safemigrate.types import AnyField, field_of
+from safemigrate.types import AnyField, field_of, is_text
 
 LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"
 INSUFFICIENT_PRIVILEGE, QUERY_CANCELED = "42501", "57014"
@@ -158,6 +158,12 @@ class PostgreSQL(Database):
         if holder is not None:
             holder.rollback()
             holder.close()
+
+    def differs(self, field: AnyField, column: str, value: str) -> str:
+        if not is_text(field):
+            return super().differs(field, column, f"({value})")
+        # Of citext, and of some collations, two different texts are the same.
+        return f'(({column})::text COLLATE "C" IS DISTINCT FROM ({value})::text COLLATE "C")'
 
     @contextmanager
     def writing(self, rows: QuerySet[Any]) -> Iterator[None]:

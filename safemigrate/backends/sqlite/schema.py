@@ -21,7 +21,7 @@ from safemigrate.backends.sqlite.definition import Definition
 from safemigrate.conf import get
 from safemigrate.schema import fields
 from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
-from safemigrate.types import AnyField, field_of
+from safemigrate.types import AnyField, field_of, is_text
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -58,6 +58,15 @@ class SQLite(Database):
 
     def is_lock_timeout(self, error: BaseException) -> bool:
         return isinstance(error, DatabaseError) and "locked" in str(error)
+
+    rounds = False
+
+    def differs(self, field: AnyField, column: str, value: str) -> str:
+        return (
+            f"({column} COLLATE BINARY IS NOT ({value}))"
+            if is_text(field)
+            else f"({column} IS NOT ({value}))"
+        )
 
     def is_fault_of_a_row(self, error: BaseException) -> bool:
         return super().is_fault_of_a_row(error) or (

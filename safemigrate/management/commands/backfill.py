@@ -16,16 +16,16 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error
 from django.utils import timezone
 
-from safemigrate import conf
+from safemigrate import backfills, conf
 from safemigrate.engine import context
 from safemigrate.engine.keys import key_to_json
 from safemigrate.engine.observers import Limited, Limits, next_time, seconds
-from safemigrate.exceptions import AlreadyRunning, LimitReached, SafemigrateError
+from safemigrate.exceptions import AlreadyRunning, InvalidAlias, LimitReached, SafemigrateError
 from safemigrate.formatting import table
-from safemigrate.generator.applying import chosen_aliases
+from safemigrate.generator.applying import chosen_aliases, refuse_unknown
 from safemigrate.generator.targets import find_all
 from safemigrate.models import BackfillRun
-from safemigrate.runs import chain, lookup, scheduler, store, summary
+from safemigrate.runs import chain, lookup, scheduler, store, summary, trial
 from safemigrate.runs.status import Status
 
 DESCRIPTION = """\
@@ -46,7 +46,7 @@ class Command(BaseCommand):
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
         self._add_list(actions.add_parser("list", help="the runs, newest first"))
         self._add_show(actions.add_parser("show", help="all that is known of a run"))
-        self._add_run(actions.add_parser("run", help="fill a field now, in this process"))
+        self._add_run(actions.add_parser("run", help="fill a field, or run a backfill, now, in this process"))
         actions.add_parser("requeue", help="enqueue the runs that no worker works on; for cron or beat")
         for name, meaning in CONTROLS.items():
             actions.add_parser(name, help=meaning).add_argument("id", type=int, help="the run's number")
@@ -69,7 +69,16 @@ class Command(BaseCommand):
 
     @staticmethod
     def _add_label(parser: ArgumentParser) -> None:
-        parser.add_argument("label", metavar="app.Model.field", help="the field")
+        parser.add_argument(
+            "label", metavar="LABEL", help="a field, app.Model.field, or a backfill of an app, app.Class"
+        )
+        parser.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="a parameter of a backfill's form",
+        )
         parser.add_argument(
             "--database", action="append", default=[], metavar="ALIAS", help="the database; may be repeated"
         )
@@ -172,14 +181,14 @@ class Command(BaseCommand):
         lines = csv.writer(self.stdout)
         lines.writerow(["key", "reason"])
         reasons = {json.dumps(key): reason for key, reason in run.bad_rows}
-        job = self._job(f"{run.app_label}.{run.model_name}.{run.field_names.partition('+')[0]}", run.alias)
+        job = lookup.find(run.job_label, run.alias, run.parameters)
         for key in map(key_to_json, job.keys_left()):
             text = key if isinstance(key, str) else json.dumps(key)
             lines.writerow([text, reasons.get(json.dumps(key), "")])
 
     def _verify(self, options: Mapping[str, Any]) -> None:
         label = options["label"]
-        left = {alias: self._job(label, alias).rows_left() for alias in self._aliases(options)}
+        left = {alias: self._job(options, alias).rows_left() for alias in self._aliases(options)}
         for alias, rows in left.items():
             self.stdout.write(f"{label} on {alias}: {rows:,} rows without a value")
         if any(left.values()):
@@ -202,14 +211,21 @@ class Command(BaseCommand):
     # Filling
 
     def _run(self, options: Mapping[str, Any]) -> None:
-        executor = options["executor"] or conf.get("SAFEMIGRATE_EXECUTOR")
+        executor = options["executor"] or self._executor_of(options) or conf.get("SAFEMIGRATE_EXECUTOR")
         _refuse_mixed(options, executor)
+        if lookup.is_backfill(options["label"]):  # What is wrong with its parameters is so on each database.
+            lookup.find(options["label"], "default", _parameters(options))
         if executor != "inline" and not options["dry_run"]:
             self._begin(executor, options)
         elif options["chain"]:
             self._chain(options)
         else:
             self._fill_each(options)
+
+    @staticmethod
+    def _executor_of(options: Mapping[str, Any]) -> str:
+        label = options["label"]
+        return backfills.find(label).executor if lookup.is_backfill(label) else ""
 
     def _begin(self, executor: str, options: Mapping[str, Any]) -> None:
         """Give the runs to the workers of a queue: all at once, or the first of a chain."""
@@ -242,11 +258,11 @@ class Command(BaseCommand):
     def _begin_on(
         self, alias: str, executor: str, wanted: dict[str, Any], links: Any, options: Mapping[str, Any]
     ) -> bool:
-        job = self._job(options["label"], alias)
+        job = self._job(options, alias)
         at = _start(options)
         run = scheduler.begin(job, executor, wanted, not_before=at, next_run=links)
         if run is None:
-            self.stdout.write(f"{job.label} on {alias}: every row has a value; nothing was enqueued.")
+            self.stdout.write(f"{job.label} on {alias}: {_done(job)}; nothing was enqueued.")
             return False
         when = f" from {summary.moment(at)} on" if at else ""
         self.stdout.write(
@@ -285,25 +301,42 @@ class Command(BaseCommand):
             raise CommandError("\n".join(failed))
 
     def _fill(self, alias: str, limit: Limits, options: Mapping[str, Any]) -> None:
-        job = self._job(options["label"], alias)
+        job = self._job(options, alias)
         if options["dry_run"]:
-            rows = f"{job.rows_left():,} rows of {job.label} on {alias}"
-            self.stdout.write(f"Would fill {rows} by {job.title} ({job.migration}).")
+            self._try(job)
             return
         with conf.changed(**_settings(options)), context.changed(observers=[partial(Limited, limit)]):
-            job.run(batch_size=options["batch_size"])
+            job.run(batch_size=options["batch_size"], throttles=options["throttle"])
         with suppress(Error):  # The runs' database may be away: the rows are filled.
             store.close(job.target)
-        self.stdout.write(f"{job.label} on {alias}: every row has a value.")
+        self.stdout.write(f"{job.label} on {alias}: {_done(job)}.")
+
+    def _try(self, job: lookup.Job) -> None:
+        """Say how many rows it would be; of a backfill, show some of them before and after."""
+        rows, migration = f"{job.rows_left():,} rows of {job.label} on {job.alias}", job.migration
+        self.stdout.write(
+            f"Would {'do' if not migration else 'fill'} {rows} by {job.title}"
+            + (f" ({migration})." if migration else ".")
+        )
+        if not migration and (shown := trial.tried(job)):
+            self.stdout.write(shown)
 
     @staticmethod
-    def _job(label: str, alias: str) -> lookup.Job:
-        job = lookup.find(label, alias)
+    def _job(options: Mapping[str, Any], alias: str) -> lookup.Job:
+        job = lookup.find(options["label"], alias, _parameters(options))
         job.check_column()
         return job
 
     @staticmethod
     def _aliases(options: Mapping[str, Any]) -> Sequence[str]:
+        if lookup.is_backfill(options["label"]):
+            allowed = backfills.find(options["label"]).databases
+            refuse_unknown(options["database"])
+            if other := [alias for alias in options["database"] if alias not in allowed]:
+                raise InvalidAlias(
+                    f"{options['label']} is not for the database {other[0]}: its databases are {', '.join(allowed)}."
+                )
+            return options["database"] or (allowed if options["all_databases"] else allowed[:1])
         targets = find_all([options["label"]])
         return chosen_aliases(options["database"], every=options["all_databases"], targets=targets)
 
@@ -316,6 +349,25 @@ CONTROLS = {
     "cancel": "end a run for good after its batch; what is filled stays filled",
     "retry": "let the next process take a run that failed, was stopped, or whose process is gone",
 }
+
+
+def _parameters(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return what --set gives."""
+    given: dict[str, str] = {}
+    for text in options["set"]:
+        name, sign, value = text.partition("=")
+        if not (name and sign):
+            raise CommandError(f"--set {text}: give it as --set name=value.", returncode=2)
+        if name in given:
+            raise CommandError(f"--set {name} stands twice.", returncode=2)
+        given[name] = value
+    if given and not lookup.is_backfill(options["label"]):
+        raise CommandError("--set is for the parameters of a backfill, and a field has none.", returncode=2)
+    return given
+
+
+def _done(job: lookup.Job) -> str:
+    return "every row has a value" if job.migration else "every row is done"
 
 
 def _limits(options: Mapping[str, Any]) -> Limits:
@@ -353,8 +405,7 @@ def _refuse_mixed(options: Mapping[str, Any], executor: str) -> None:
 
 def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that were given for this call."""
-    given = {"SAFEMIGRATE_THROTTLES": options["throttle"], "SAFEMIGRATE_WORKERS": options["workers"]}
-    return {name: value for name, value in given.items() if value is not None}
+    return {"SAFEMIGRATE_WORKERS": options["workers"]} if options["workers"] is not None else {}
 
 
 def _count(text: str) -> int:
