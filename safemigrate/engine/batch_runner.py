@@ -180,6 +180,8 @@ class ComputedInPython:
         self.prepared = source.prepare(target.apps, target.alias) if source.prepare else None
         self.unique = self._deduplicator()
         # Django's own `pk` looks the field up in each row.
+        # NULL is no value for a field that is to be required; another function may write it.
+        self.known = PLAIN | {type(None)} if target.backfill else PLAIN
         self.key = attrgetter(target.model._meta.pk.attname or "pk")
         self.write = get_backend(database.connection).writer(target)
 
@@ -254,9 +256,9 @@ class ComputedInPython:
     def _adapted(self, result: Any) -> list[Any]:
         if isinstance(result, Exception):
             raise result
-        connection = self.database.connection
+        connection, known = self.database.connection, self.known
         return [
-            field.get_db_prep_save(value if type(value) in PLAIN else plain(field, value), connection)
+            field.get_db_prep_save(value if type(value) in known else plain(field, value), connection)
             for field, value in zip(self.fields, result)  # noqa: B905  a check for each row would cost too much
         ]
 

@@ -105,6 +105,7 @@ class Progress:
             self.bar.update(run.done - self.bar.n)
 
     def hold(self, run: Run) -> str | None: ...
+    def save(self, run: Run, cursor: Any, rows: int, bad: Any) -> None: ...
 
     def end(self, run: Run, error: BaseException | None) -> None:
         for number, handler in self.handlers.items():

@@ -51,7 +51,9 @@ def end(run: BackfillRun, error: BaseException | None, **changes: Any) -> None:
 def succeed(run: BackfillRun, last: BackfillRange) -> bool:
     """End a shared run together with its last range: a worker that dies leaves both open."""
     with transaction.atomic(using=store.database()):
-        reached = _move(run, Status.SUCCEEDED, CLEAN) if leases.end(last) else ""
+        # What a worker did in its last second before it died, only its range knows.
+        done = {"rows_done": leases.rows_done(leases.of(run))} if run.is_cursor else {}
+        reached = _move(run, Status.SUCCEEDED, CLEAN | done) if leases.end(last) else ""
         transaction.set_rollback(not reached, using=store.database())
     if reached:
         _report(run, reached)

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 from django.db import transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import F, Q, QuerySet, Sum
 from django.utils import timezone
 
 from safemigrate import conf
@@ -63,8 +63,9 @@ def cut_first(run: BackfillRun, batches: Batches) -> BackfillRange:
 
     May read the table up to that row.
     """
-    if run.is_cursor and run.bad_rows:  # Of a process that began the run alone: its end comes back to them.
-        passed = {"ended": timezone.now(), "first": run.cursor, "last": run.cursor, "bad_rows": run.bad_rows}
+    if run.is_cursor and run.cursor is not None:  # What a process did that began the run alone.
+        passed = {"ended": timezone.now(), "first": run.cursor, "last": run.cursor}
+        passed |= {"bad_rows": run.bad_rows, "rows_done": run.rows_done}
         records().get_or_create(run_id=run.pk, number=0, defaults=passed)
     after = key_from_json(batches.model, run.cursor)
     inclusive = after is None
@@ -244,8 +245,15 @@ def attempts_exhausted(part: BackfillRange) -> TooManyRetries | None:
     )
 
 
+def rows_done(ranges: QuerySet[BackfillRange]) -> int:
+    return int(ranges.aggregate(sum=Sum("rows_done"))["sum"] or 0)
+
+
 def reopen(run: BackfillRun) -> None:
     """Give the ranges that have not ended another full number of tries; the end comes after those still to be cut."""
+    if run.is_cursor and (done := rows_done(of(run).filter(last__isnull=True))):
+        first = of(run).order_by("number").values_list("pk", flat=True)[0]
+        records().filter(pk=first).update(rows_done=F("rows_done") + done)
     of(run).filter(last__isnull=True).delete()
     if not run.is_cursor:
         of(run).exclude(ended=None).update(bad_rows=[])  # The end looks at those rows again.
