@@ -4,11 +4,15 @@ __version__ = "0.1.0"
 
 
 def is_finished(label: str, *, using: str = "default") -> bool:
-    """Does every row on the alias `using` have the value of a field, "polls.Question.expires_date", that is backfilled?
+    """Has a backfill ended on the alias `using`: of a field, "polls.Question.expires_date", or a class, "shop.Recount"?
 
-    Looks at the rows, not at a record: it stops at the first that is still to be filled, and reads the whole table
-    where there is none, unless the column is NOT NULL. Raises NothingToRun where no migration fills the field.
+    Of a field it looks at the rows, not at a record: it stops at the first that is still to be filled, and reads the
+    whole table where there is none, unless the column is NOT NULL. Of a class, a run of it has succeeded, or it has no
+    row to do. Raises NothingToRun where there is no such backfill.
     """
+    from safemigrate import backfills
     from safemigrate.runs import lookup
 
-    return lookup.find(label, using).is_finished()
+    if not lookup.is_backfill(label):
+        return lookup.find(label, using).is_finished()
+    return lookup.is_done(backfills.find(label).label(), using)

@@ -55,6 +55,7 @@ class SafemigrateConfig(AppConfig):
     def ready(self) -> None:
         context.new_observer = new_observer
         context.progress_of = imported_when_called("safemigrate.runs.summary.progress_of")
+        context.is_backfill_done = imported_when_called("safemigrate.runs.lookup.is_done")
         context.hand_over = imported_when_called("safemigrate.runs.scheduler.hand_over")
         logger = logging.getLogger("safemigrate")
         if not any(isinstance(handler, progress.Terminal) for handler in logger.handlers):
@@ -63,6 +64,7 @@ class SafemigrateConfig(AppConfig):
         post_migrate.connect(finalize_runs, sender=self, dispatch_uid="safemigrate.finalize")
         register(imported_when_called("safemigrate.checks.rules.check_migrations"), Tags.database)
         register(imported_when_called("safemigrate.checks.configuration.check_settings"))
+        register(imported_when_called("safemigrate.checks.configuration.check_backfills"))
         self._connect("safemigrate.runs.scheduler.enqueue_queued", signals.run_queued)
         self._connect("safemigrate.runs.notify.send_mail_about", signals.run_finished, signals.run_failed)
 

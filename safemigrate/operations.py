@@ -21,7 +21,7 @@ from django.db.migrations.state import ProjectState, StateApps
 from django.db.models import Field, Model, Q
 
 from safemigrate.backends import for_connection
-from safemigrate.engine import engine
+from safemigrate.engine import context, engine
 from safemigrate.engine.batches import Batches, Target, null_in
 from safemigrate.exceptions import InvalidField, InvalidPopulate, NoGuard, NotFinished
 from safemigrate.populate.sources import AsWritten, InPython, Source, check, is_dotted_path, resolve
@@ -757,10 +757,11 @@ class RequireField(Whole, SetNotNull):
 
 
 class RequireBackfill(Operation):
-    """Go on only where every row has a value in a field, "polls.Question.expires_date", of this app or another one.
+    """Go on only where a backfill has ended: of a field, "polls.Question.expires_date", or a class, "shop.PurgeEvents".
 
-    A gate between a backfill that runs outside `migrate` and a schema change that needs it. Reads the table up to the
-    first row that is NULL, and changes nothing, backwards too. Raises NotFinished, with what to type.
+    A gate between a backfill that runs outside `migrate` and a schema change that needs it. Of a field, every row has
+    its value: the table is read up to the first row that is NULL. Of a class, a run of it has succeeded on this
+    database, or it has no row to do. Changes nothing, backwards too. Raises NotFinished, with what to type.
     """
 
     reduces_to_sql = False
@@ -770,12 +771,13 @@ class RequireBackfill(Operation):
 
     def __init__(self, label: str) -> None:
         parts = str(label).split(".")
-        if len(parts) != 3 or not all(part.isidentifier() for part in parts):
+        if len(parts) not in (2, 3) or not all(part.isidentifier() for part in parts):
             raise InvalidField(
-                f"RequireBackfill({label!r}): name the field as app.Model.field, as in polls.Question.expires_date."
+                f"RequireBackfill({label!r}): name the field as app.Model.field, as in polls.Question.expires_date, or "
+                "the backfill as app.Class."
             )
         self.label = label
-        self.field_app, self.model_name, self.name = parts
+        self.field_app, self.model_name, self.name = [*parts, ""][:3]
 
     def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
         return type(self).__name__, [self.label], {}
@@ -789,9 +791,14 @@ class RequireBackfill(Operation):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        model = self._model(from_state)
         alias = schema_editor.connection.alias
-        if schema_editor.collect_sql or not self.allow_migrate_model(alias, model):
+        if schema_editor.collect_sql:
+            return
+        if not self.name:
+            self._look_at_class(app_label, alias)
+            return
+        model = self._model(from_state)
+        if not self.allow_migrate_model(alias, model):
             return
         left = Batches(model, alias, null_in([self.name]))
         if field_of(model, self.name).null and left.any_left():
@@ -801,6 +808,15 @@ class RequireBackfill(Operation):
                 f"    python manage.py backfill run {model._meta.label}.{self.name} --database {alias}\n"
                 "Then run migrate again."
             )
+
+    def _look_at_class(self, app_label: str, alias: str) -> None:
+        if context.is_backfill_done(self.label, alias):
+            return
+        raise NotFinished(
+            f"{self.label} has not succeeded on {alias} yet, and this migration of {app_label} needs it. Nothing was "
+            f"changed. Type:\n    python manage.py backfill run {self.label} --database {alias}\n"
+            "Then run migrate again. If its work is done everywhere, this operation may be taken out of the migration."
+        )
 
     def database_backwards(self, *args: Any) -> None: ...
 
@@ -815,9 +831,11 @@ class RequireBackfill(Operation):
         return model
 
     def references_model(self, name: str, app_label: str) -> bool:
-        return (app_label, name.lower()) == (self.field_app, self.model_name.lower())
+        return not self.name or (app_label, name.lower()) == (self.field_app, self.model_name.lower())
 
     def describe(self) -> str:
+        if not self.name:
+            return f"Wait until the backfill {self.label} has succeeded"
         return f"Wait until every row has a value in {self.label}"
 
 

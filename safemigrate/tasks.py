@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from safemigrate.executors import background
-from safemigrate.runs import scheduler, worker
+from safemigrate.runs import scheduler, start, worker
 
 
 @background
@@ -13,6 +15,16 @@ def work(run: int, tries: int = 0) -> None:
     Delivered twice it does nothing twice: whatever it does, it holds a lease on it.
     """
     worker.work(run, tries)
+
+
+@background
+def run_backfill(label: str, parameters: dict[str, Any] | None = None) -> None:
+    """Start a backfill of an app, "shop.PurgeEvents", on each of its databases: for a clock.
+
+    By the workers of its executor, or of SAFEMIGRATE_EXECUTOR; inline it is done when this returns. Where a run of it
+    is at work already, or paused, nothing is started. Raises what else keeps it from being started.
+    """
+    start.start(label, parameters or {})
 
 
 @background

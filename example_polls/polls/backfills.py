@@ -27,11 +27,11 @@ class RecountVotes(Backfill):
 
 
 class SlugifyQuestions(Backfill):
-    """Questions that have no slug yet get one of their text."""
+    """Questions that have no name for their address yet get one of their text."""
 
     model = Question
-    where = Q(slug="")
-    fields = ["slug"]
+    where = Q(url_name="")
+    fields = ["url_name"]
 
     def row(self, instance: Question) -> str:
         return slugify(instance.question_text)[:60] or f"question-{instance.pk}"

@@ -19,7 +19,7 @@ class Question(models.Model):
     expires_date = models.DateTimeField("expires at")
     # What is kept beside the choices and the text; backfills.py puts it right.
     vote_count = models.PositiveIntegerField(db_default=0, editable=False)
-    slug = models.SlugField(max_length=60, db_default="", db_index=False, editable=False)
+    url_name = models.SlugField(max_length=60, db_default="", db_index=False, editable=False)
 
     objects = QuestionQuerySet.as_manager()
 

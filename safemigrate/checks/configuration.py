@@ -1,4 +1,4 @@
-"""The system check over the settings: their names, their values, and what they name."""
+"""The system checks over the settings, their names, their values, and what they name, and over the Backfill classes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as Caution
 
-from safemigrate import conf
-from safemigrate.exceptions import InvalidSetting
+from safemigrate import backfills, conf
+from safemigrate.backfills.problems import problems
+from safemigrate.exceptions import InvalidBackfill, InvalidSetting
 from safemigrate.formatting import nearest
 from safemigrate.throttles import imported
 
-HINT = "See docs: reference/settings"
+HINT, CLASSES = "See docs: reference/settings", "See docs: reference/backfill-classes"
 
 
 def check_settings(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
@@ -23,6 +24,19 @@ def check_settings(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]
     Imports the throttles; asks no database.
     """
     return [*_unknown(), *_invalid()]
+
+
+def check_backfills(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    """Return an error for each thing that is wrong with a Backfill of an app. Asks no database."""
+    try:
+        found = backfills.registered()
+    except InvalidBackfill as error:
+        return [Error(str(error), hint=CLASSES, obj="backfills", id="safemigrate.E002")]
+    return [
+        Error(text, hint=CLASSES, obj=label, id="safemigrate.E002")
+        for label, each in found.items()
+        for text in problems(each)
+    ]
 
 
 def _unknown() -> Iterator[CheckMessage]:

@@ -45,6 +45,14 @@ def keep(label: str, alias: str) -> str:
 hand_over: Callable[[str, str], str] = keep
 
 
+def is_not_known(label: str, alias: str) -> bool:
+    return False
+
+
+#: Has a backfill (app.Class, alias) succeeded, or no row to do?
+is_backfill_done: Callable[[str, str], bool] = is_not_known
+
+
 def none_known(label: str, alias: str) -> tuple[str, bool]:
     return "", False
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from django.apps import apps
 from django.db import connections
 from django.db.migrations.loader import MigrationLoader
 
@@ -22,6 +23,7 @@ from safemigrate.exceptions import InvalidBackfill, NothingToRun
 from safemigrate.formatting import nearest
 from safemigrate.operations import Populate
 from safemigrate.populate.sources import AsWritten, Source, resolve
+from safemigrate.runs import store
 from safemigrate.schema.change import Change, FieldStep
 from safemigrate.schema.fields import model_in
 
@@ -252,6 +254,22 @@ def find(label: str, alias: str, parameters: Mapping[str, Any] | None = None) ->
     if is_backfill(label):
         return BackfillJob(backfills.find(label)(parameters, using=alias))
     return _find_fill(label, alias)
+
+
+def is_done(label: str, alias: str) -> bool:
+    """Has a run of the backfill succeeded on the alias, or has it no row to do there?
+
+    Raises NothingToRun where there is no such class, and no such run.
+    """
+    if store.succeeded(label, alias):
+        return True
+    kind = backfills.find(label)
+    if kind.form is None:
+        job = BackfillJob(kind(using=alias))
+        return job.is_finished() or not job.target.batches.any_left()
+    # Which rows it means, only its parameters say.
+    model = apps.get_model(kind.model) if isinstance(kind.model, str) else kind.model
+    return model is not None and not Batches(model, alias).any_left()
 
 
 def _find_fill(label: str, alias: str) -> FieldJob:

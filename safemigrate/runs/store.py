@@ -385,6 +385,16 @@ def open_run(label: str, alias: str) -> BackfillRun | None:
     return records().filter(open_key=open_key(label, alias)).first()
 
 
+def succeeded(label: str, alias: str) -> bool:
+    """Has a run of that Backfill succeeded on the alias, as far as the runs can be read?"""
+    try:
+        ended = records().filter(backfill=label, alias=alias, status=Status.SUCCEEDED)
+        return _has_table() and ended.exists()
+    except Error:
+        drop_lost_connection()
+        return False
+
+
 def is_kept() -> bool:
     """Can runs be recorded: is their table there?"""
     try:

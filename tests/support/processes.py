@@ -21,7 +21,7 @@ from django.db.models import F
 from safemigrate.backends import for_connection
 
 TABLE = "polls_question"
-COLUMNS = ["id", "question_text", "pub_date", "vote_count", "slug"]
+COLUMNS = ["id", "question_text", "pub_date", "vote_count", "url_name"]
 MONTH = timedelta(days=30)
 KILL_AT, KILL_AFTER = "SAFEMIGRATE_TEST_KILL_AT", "SAFEMIGRATE_TEST_KILL_AFTER"
 

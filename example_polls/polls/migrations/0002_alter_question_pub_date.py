@@ -17,7 +17,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name="question",
-            name="slug",
+            name="url_name",
             field=models.SlugField(max_length=60, db_default="", db_index=False, editable=False),
         ),
     ]

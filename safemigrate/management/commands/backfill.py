@@ -50,7 +50,9 @@ class Command(BaseCommand):
         actions.add_parser("requeue", help="enqueue the runs that no worker works on; for cron or beat")
         for name, meaning in CONTROLS.items():
             actions.add_parser(name, help=meaning).add_argument("id", type=int, help="the run's number")
-        verify = actions.add_parser("verify", help="count the rows that have no value; exit code 1 if any")
+        verify = actions.add_parser(
+            "verify", help="count the rows that are still to be done; exit code 1 if any"
+        )
         self._add_label(verify)
 
     @staticmethod
@@ -159,6 +161,18 @@ class Command(BaseCommand):
             )
         else:
             self.stdout.write("No runs are recorded yet.")
+        if not options["json"]:
+            self._list_never_run()
+
+    def _list_never_run(self) -> None:
+        """Name the backfills of the apps that have no run yet."""
+        known = set(store.records().exclude(backfill="").values_list("backfill", flat=True))
+        new = [
+            (label, each.summary()) for label, each in backfills.registered().items() if label not in known
+        ]
+        if new:
+            self.stdout.write("\nNever run yet:")
+            self.stdout.write(table(["backfill", "what it does"], new))
 
     def _show(self, options: Mapping[str, Any]) -> None:
         run = store.find(options["id"])
