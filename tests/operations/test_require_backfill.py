@@ -48,7 +48,7 @@ def test_sqlmigrate_asks_nothing(alias: str) -> None:
     assert "Wait until every row has a value in boxes.Question.expires_date" in sandbox.sql(GATE)
 
 
-@pytest.mark.parametrize("label", ["polls.Question", "expires_date", "a.b.c.d", "a.b-c.d"])
+@pytest.mark.parametrize("label", ["polls.Question-expires", "expires_date", "a.b.c.d", "a.b-c.d"])
 def test_what_is_no_label_is_refused_when_it_is_written(label: str) -> None:
     with pytest.raises(InvalidField, match=r"name the field as app\.Model\.field"):
         RequireBackfill(label)

@@ -1,0 +1,191 @@
+"""A user runs, tries, watches and steers the backfills of an app by `manage.py backfill`."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from django import forms
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.db import connections
+from django.db.models import F, Q
+from polls import backfills as of_polls
+from polls.models import Choice, Question
+
+import safemigrate
+from safemigrate import tasks
+from safemigrate.backfills import Backfill
+from safemigrate.exceptions import NotFinished, NothingToRun
+from safemigrate.operations import RequireBackfill
+from safemigrate.runs import store
+from safemigrate.runs.status import Status
+from tests.support.deliveries import Queue, all_ranges, kept_messages, the_run  # noqa: F401
+from tests.support.processes import Polls
+
+ROWS = 900
+
+
+@pytest.fixture(name="polls")
+def full_polls(place: dict[str, Any], settings: Any, monkeypatch: pytest.MonkeyPatch) -> Polls:
+    """Questions with one answer each, of as many votes as their number."""
+    polls = Polls(**place, rows=ROWS)
+    settings.SAFEMIGRATE_RUNS_DATABASE = polls.alias
+    call_command("migrate", "safemigrate", database=polls.alias, verbosity=0)
+    call_command("migrate", "polls", database=polls.alias, verbosity=0)
+    keys = Question._base_manager.using(polls.alias).values_list("pk", flat=True)
+    Choice._base_manager.using(polls.alias).bulk_create([Choice(question_id=key, votes=key) for key in keys])
+    for kind in (of_polls.RecountVotes, of_polls.SlugifyQuestions, of_polls.PurgeClosedPolls):
+        monkeypatch.setattr(kind, "databases", [polls.alias], raising=False)
+    store.records().delete()
+    return polls
+
+
+def backfill(*arguments: str) -> str:
+    out = io.StringIO()
+    call_command("backfill", *arguments, stdout=out)
+    return out.getvalue()
+
+
+def questions(polls: Polls) -> Any:
+    return Question._base_manager.using(polls.alias)
+
+
+def test_the_three_of_the_example(polls: Polls) -> None:
+    assert (
+        backfill("run", "polls.RecountVotes") == f"polls.RecountVotes on {polls.alias}: every row is done.\n"
+    )
+    assert questions(polls).filter(vote_count=F("pk")).count() == ROWS
+    backfill("run", "polls.slugifyquestions")
+    assert questions(polls).get(pk=3).url_name == "question-1"
+    assert not questions(polls).filter(url_name="").exists()
+    backfill("run", "polls.PurgeClosedPolls", "--set", "days=0")
+    expired = questions(polls).count()
+    assert expired == 0
+    assert Choice._base_manager.using(polls.alias).count() == 0
+    assert {run.status for run in store.records()} == {Status.SUCCEEDED}
+    said = backfill("show", str(the_run().pk))
+    assert "backfill:   polls.PurgeClosedPolls\n" in said
+    assert "parameters: days=0\n" in said
+
+
+def test_a_trial_shows_rows_before_and_after_and_changes_nothing(polls: Polls) -> None:
+    said = backfill("run", "polls.RecountVotes", "--dry-run")
+    assert said.startswith(
+        f"Would do {ROWS:,} rows of polls.RecountVotes on {polls.alias} by values for vote_count.\n"
+    )
+    assert "\nkey  vote_count\n3    0 → 3\n6    0 → 6\n" in said
+    said = backfill("run", "polls.PurgeClosedPolls", "--set", "days=0", "--dry-run")
+    assert "\n3 → deleted  " in said
+    assert questions(polls).filter(vote_count=0).count() == ROWS
+    assert not store.records().exists()
+
+
+def test_the_list_has_those_that_never_ran(polls: Polls) -> None:
+    backfill("run", "polls.RecountVotes")
+    said = backfill("list")
+    assert "polls.RecountVotes" in said.partition("Never run yet:")[0]
+    assert "polls.RecountVotes" not in said.partition("Never run yet:")[2]
+    assert "polls.PurgeClosedPolls  Polls that expired a number of days ago are deleted" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["polls.RecountVote"], "There is no backfill polls.RecountVote. Did you mean polls.RecountVotes?"),
+        (["polls.PurgeClosedPolls"], "days: This field is required."),
+        (["polls.PurgeClosedPolls", "--set", "days"], "--set days: give it as --set name=value."),
+        (["polls.PurgeClosedPolls", "--set", "days=1", "--set", "days=2"], "--set days stands twice."),
+        (["polls.Question.expires_date", "--set", "days=1"], "--set is for the parameters of a backfill"),
+        (["polls.RecountVotes", "--database", "nowhere"], "DATABASES has no alias nowhere"),
+        (
+            ["polls.RecountVotes", "--database", "archive"],
+            "polls.RecountVotes is not for the database archive",
+        ),
+        (["polls"], "is not of the form app.Model.field"),
+    ],
+)
+@pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
+def test_what_cannot_be_meant_is_refused(polls: Polls, arguments: list[str], text: str) -> None:
+    with pytest.raises(CommandError) as refused:
+        backfill("run", *arguments)
+    assert text in str(refused.value)
+
+
+@pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
+def test_what_is_sensitive_is_not_shown(polls: Polls, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Key(forms.Form):
+        key = forms.CharField()
+
+    monkeypatch.setattr(of_polls.RecountVotes, "form", Key, raising=False)
+    monkeypatch.setattr(of_polls.RecountVotes, "sensitive", ["key"], raising=False)
+    backfill("run", "polls.RecountVotes", "--set", "key=secret of the house")
+    said = backfill("show", str(the_run().pk)) + backfill("list") + the_run().command
+    assert "secret" not in said
+    assert "key=********" in said
+    assert the_run().parameters["key"] == "secret of the house"
+
+
+def test_workers_share_it_and_know_its_parameters(polls: Polls) -> None:
+    said = backfill("run", "polls.PurgeClosedPolls", "--set", "days=0", "--executor", "celery")
+    assert "enqueued in safemigrate of celery" in said
+    Queue.deliver_all()
+    assert questions(polls).count() == 0
+    assert (the_run().status, the_run().rows_done) == (Status.SUCCEEDED, ROWS)
+    assert len(all_ranges()) >= 3
+
+
+def test_workers_recount_and_slugify(polls: Polls) -> None:
+    for label in ("polls.RecountVotes", "polls.SlugifyQuestions"):
+        backfill("run", label, "--executor", "celery", "--workers", "2")
+        Queue.deliver_all()
+    assert questions(polls).filter(vote_count=F("pk")).exclude(url_name="").count() == ROWS
+
+
+def test_verify_counts_what_is_left(polls: Polls) -> None:
+    with pytest.raises(CommandError):
+        backfill("verify", "polls.RecountVotes")
+    backfill("run", "polls.RecountVotes")
+    assert "0 rows" in backfill("verify", "polls.RecountVotes")
+
+
+def test_a_migration_waits_for_it(polls: Polls) -> None:
+    gate = RequireBackfill("polls.RecountVotes")
+    with connections[polls.alias].schema_editor(atomic=False) as editor:
+        with pytest.raises(NotFinished, match="backfill run polls.RecountVotes --database"):
+            gate.database_forwards("polls", editor, None, None)  # type: ignore[arg-type]
+        assert not safemigrate.is_finished("polls.RecountVotes", using=polls.alias)
+        backfill("run", "polls.RecountVotes")
+        gate.database_forwards("polls", editor, None, None)  # type: ignore[arg-type]
+        assert safemigrate.is_finished("polls.RecountVotes", using=polls.alias)
+        with pytest.raises(NothingToRun, match="Did you mean polls.RecountVotes"):
+            RequireBackfill("polls.RecountVote").database_forwards("polls", editor, None, None)  # type: ignore[arg-type]
+
+
+def test_a_clock_starts_it(polls: Polls) -> None:
+    tasks.run_backfill("polls.PurgeClosedPolls", {"days": 0})
+    assert questions(polls).count() == 0
+    assert the_run().status == Status.SUCCEEDED
+
+
+def test_a_clock_starts_it_once_at_a_time(polls: Polls, settings: Any) -> None:
+    settings.SAFEMIGRATE_EXECUTOR = "celery"
+    tasks.run_backfill("polls.RecountVotes")
+    tasks.run_backfill("polls.RecountVotes")
+    assert store.records().count() == 1
+    Queue.deliver_all()
+    assert questions(polls).filter(vote_count=F("pk")).count() == ROWS
+
+
+@pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
+def test_one_that_has_an_empty_table_is_finished(polls: Polls, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Once(Backfill):
+        model = Question
+
+        def batch(self, rows: Any) -> None: ...
+
+    monkeypatch.setattr(safemigrate.backfills, "find", lambda label: Once)
+    assert not safemigrate.is_finished("polls.Once", using=polls.alias)
+    questions(polls).filter(Q()).delete()
+    assert safemigrate.is_finished("polls.Once", using=polls.alias)
