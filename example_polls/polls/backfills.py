@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from django import forms
+from django.db import connections
 from django.db.models import OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 from django.utils import timezone
@@ -23,6 +24,7 @@ class RecountVotes(Backfill):
     """Questions whose number of votes is not that of their choices."""
 
     model = Question
+    databases = list(connections)
     values = {"vote_count": Coalesce(Subquery(votes_of_choices.values("sum")), 0)}
 
 
@@ -30,6 +32,7 @@ class SlugifyQuestions(Backfill):
     """Questions that have no name for their address yet get one of their text."""
 
     model = Question
+    databases = list(connections)
     where = Q(url_name="")
     fields = ["url_name"]
 
@@ -45,6 +48,7 @@ class PurgeClosedPolls(Backfill):
     """Polls that expired a number of days ago are deleted, with their choices."""
 
     form = Closed
+    databases = list(connections)
     delete = True
 
     def queryset(self) -> QuerySet[Question]:

@@ -25,7 +25,7 @@ from safemigrate.types import field_of
 SENSITIVE = "_sensitive"
 #: What is no fault of a row: the database's errors are seen to by the engine.
 PASSED_ON = (Error, TryAgain)
-#: The rows that are tried, and taken back, before a run: do the values that are written end the condition?
+#: The rows that are tried, and rolled back, before a run: do the values that are written end the condition?
 TRIED = 20
 
 
@@ -177,7 +177,7 @@ class Backfill:
     def refuse_endless(self) -> None:
         """Raise InvalidBackfill where rows still fulfil the condition after they were written.
 
-        Writes to some rows, and takes it back. A function is not called: what it does may not be taken back.
+        Writes to some rows, and takes it back. A function is not called: what it does may not be rolled back.
         """
         target = self.target()
         if not (target.is_marked and self.values):
@@ -204,8 +204,8 @@ class Backfill:
                     "hold it as it is. To write each row once: only_changed = False."
                 )
             raise InvalidBackfill(
-                f"{self.label()} on {self.using} would never end: of {len(keys)} rows that were tried, and taken back, "
-                f"{left} still fulfil the condition after the values were written. {why}"
+                f"{self.label()} on {self.using} would never end: of {len(keys)} rows that were tried, and rolled "
+                f"back, {left} still fulfil the condition after the values were written. {why}"
             )
 
     def _cleaned(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ ROUNDED |= {"PositiveIntegerField", "PositiveBigIntegerField", "PositiveSmallInt
 
 
 class Differs(Func):
-    """Is the column's value another one than the expression's? NULL is told from a value, and `a` from `A`."""
+    """Is the column's value another one than the expression's? NULL is distinguished from a value, and `a` from `A`."""
 
     arity = 2
     output_field = BooleanField()

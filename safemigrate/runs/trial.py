@@ -1,4 +1,4 @@
-"""A backfill tried on some rows: what they are before and after, and all of it taken back."""
+"""A backfill tried on some rows: what they are before and after, and all of it rolled back."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Trial:
 def trial(job: Job, rows: int = ROWS) -> Trial:
     """Do the first rows that are to be done in a transaction that is rolled back.
 
-    Locks these rows for so long. What a function does elsewhere than in this database is not taken back.
+    Locks these rows for so long. What a function does elsewhere than in this database is not rolled back.
     """
     target, source = job.target, job.source
     assert not isinstance(source, AsWritten), "no backfill is of this kind"
@@ -84,7 +84,7 @@ def tried(job: Job) -> str:
     found = trial(job)
     if not found.rows:
         return ""
-    return f"The first of them, tried and taken back:\n{table(found.headings, found.cells())}"
+    return f"The first of them, tried and rolled back:\n{table(found.headings, found.cells())}"
 
 
 def _values(model: type[Model], alias: str, keys: list[Any], names: list[str]) -> dict[Any, list[Any]]:

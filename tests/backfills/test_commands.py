@@ -1,4 +1,4 @@
-"""A user runs, tries, watches and steers the backfills of an app by `manage.py backfill`."""
+"""A user runs, tries, watches and controls the backfills of an app by `manage.py backfill`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def full_polls(place: dict[str, Any], settings: Any, monkeypatch: pytest.MonkeyP
     keys = Question._base_manager.using(polls.alias).values_list("pk", flat=True)
     Choice._base_manager.using(polls.alias).bulk_create([Choice(question_id=key, votes=key) for key in keys])
     for kind in (of_polls.RecountVotes, of_polls.SlugifyQuestions, of_polls.PurgeClosedPolls):
-        monkeypatch.setattr(kind, "databases", [polls.alias], raising=False)
+        monkeypatch.setattr(kind, "databases", [polls.alias])
     store.records().delete()
     return polls
 
@@ -70,7 +70,7 @@ def test_the_three_of_the_example(polls: Polls) -> None:
     assert "parameters: days=0\n" in said
 
 
-def test_a_trial_shows_rows_before_and_after_and_changes_nothing(polls: Polls) -> None:
+def test_a_dry_run_shows_rows_before_and_after_and_changes_nothing(polls: Polls) -> None:
     said = backfill("run", "polls.RecountVotes", "--dry-run")
     assert said.startswith(
         f"Would do {ROWS:,} rows of polls.RecountVotes on {polls.alias} by values for vote_count.\n"

@@ -317,7 +317,7 @@ class Database:
     rounds = True
 
     def differs(self, field: AnyField, column: str, value: str) -> str:
-        """Return the condition that a column holds another value, NULL told from a value, and `a` from `A`."""
+        """Return the condition that a column holds another value, NULL distinguished from a value, and `a` from `A`."""
         return f"({column} IS DISTINCT FROM {value})"
 
     def patiently(self, look: Callable[[], Result]) -> Result:
