@@ -37,6 +37,18 @@ def stalled(queryset: Runs) -> list[int]:
     return [run.pk for run in at_work if run.is_stalled()]
 
 
+class PersonFilter(SimpleListFilter):
+    title = _("started by")
+    parameter_name = "by"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        found = model_admin.get_queryset(request).exclude(started_by="").order_by("started_by")
+        return [(name, name) for name in found.values_list("started_by", flat=True).distinct()]
+
+    def queryset(self, request: HttpRequest, queryset: Runs) -> Runs:
+        return queryset.filter(started_by=self.value()) if self.value() else queryset
+
+
 class ModelFilter(SimpleListFilter):
     title = _("model")
     parameter_name = "model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from safemigrate.admin import pages
+from safemigrate.admin.backfills import BackfillPages
 from safemigrate.admin.chart import rate_chart
-from safemigrate.admin.filters import ModelFilter, StateFilter
+from safemigrate.admin.filters import ModelFilter, PersonFilter, StateFilter
 from safemigrate.exceptions import IllegalMove
 from safemigrate.models import BackfillRun
 from safemigrate.runs import store
@@ -47,6 +49,15 @@ ASKED = {
 UNREAD_IN_LIST = ("cursor", "bad_rows", "error", "traceback", "output", "populate")
 
 
+BAD_ROWS = "safemigrate_backfillrun_bad_rows"
+
+
+def as_text(cell: Any) -> str:
+    """Return a cell that a spreadsheet does not take for a formula."""
+    text = str(cell)
+    return f"'{text}" if text[:1] in "=+-@\t\r" and not isinstance(cell, int) else text
+
+
 class RunList(ChangeList):
     def get_queryset(self, *args: Any, **kwargs: Any) -> Runs:
         return super().get_queryset(*args, **kwargs).defer(*UNREAD_IN_LIST)
@@ -57,9 +68,9 @@ class BackfillRunAdmin(ModelAdmin):
     list_display = (
         *("label", "state", "progress", "alias", "rate", "time_left", "started", "duration", "started_by"),
     )
-    list_filter = (StateFilter, "alias", ModelFilter)
+    list_filter = (StateFilter, "alias", ModelFilter, PersonFilter, "executor")
     list_per_page = 50
-    search_fields = ("app_label", "model_name", "field_names", "migration", "error")
+    search_fields = ("app_label", "model_name", "field_names", "backfill", "migration", "error")
     search_help_text = gettext_lazy("app.Model.field, migration or error")
     actions = ("pause", "resume", "retry", "cancel")
     fieldsets = [(None, {"fields": []})]  # the page of a run has a form of its own
@@ -159,19 +170,19 @@ class BackfillRunAdmin(ModelAdmin):
 
     @admin.display(description=gettext_lazy("progress"))
     def progress(self, run: BackfillRun) -> str:
-        return pages.progress(run)
+        return pages.live(run, "progress", pages.progress(run))
 
     @admin.display(description=gettext_lazy("status"), ordering="status")
     def state(self, run: BackfillRun) -> str:
-        return pages.badge(run) + pages.hint(run)
+        return pages.live(run, "state", pages.moving_badge(run) + pages.hint(run))
 
     @admin.display(description=gettext_lazy("rows/s"))
     def rate(self, run: BackfillRun) -> str:
-        return pages.rate(run)
+        return pages.live(run, "rate", pages.rate(run))
 
     @admin.display(description=gettext_lazy("time left"))
     def time_left(self, run: BackfillRun) -> str:
-        return pages.time_left(run)
+        return pages.live(run, "left", pages.time_left(run))
 
     @admin.display(description=gettext_lazy("duration"))
     def duration(self, run: BackfillRun) -> str:
@@ -185,7 +196,22 @@ class BackfillRunAdmin(ModelAdmin):
             path(f"<int:key>/{asked}/", view, {"asked": asked}, f"safemigrate_backfillrun_{asked}")
             for asked in ASKED
         ]
-        return [*own, *super().get_urls()]
+        own.append(
+            path("<int:key>/bad-rows.csv", self.admin_site.admin_view(self.bad_rows_view), name=BAD_ROWS)
+        )
+        return [*own, *BackfillPages(self).urls, *super().get_urls()]
+
+    def bad_rows_view(self, request: HttpRequest, key: int) -> HttpResponse:
+        """Return the bad rows of a run as CSV: key and reason."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        run = get_object_or_404(self.get_queryset(request), pk=key)
+        response = HttpResponse(content_type="text/csv; charset=utf-8")
+        response["Content-Disposition"] = f'attachment; filename="bad-rows-{run.pk}.csv"'
+        lines = csv.writer(response)
+        lines.writerow(["key", "reason"])
+        lines.writerows([as_text(cell) for cell in row] for row in run.bad_rows)
+        return response
 
     def control_view(self, request: HttpRequest, key: int, asked: str) -> HttpResponse:
         """Do what a button says. Only a POST changes anything."""

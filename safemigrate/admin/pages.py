@@ -38,6 +38,22 @@ def badge(run: BackfillRun) -> SafeString:
     return format_html('<span class="run-state run-state-{}">{}</span>', found, LABELS[found])
 
 
+def moving_badge(run: BackfillRun) -> SafeString:
+    """Return the badge, marked for the script where the run may look different in a few seconds."""
+    return format_html("<span data-moving>{}</span>", badge(run)) if is_moving(run) else badge(run)
+
+
+def live(run: BackfillRun, name: str, shown: str) -> SafeString:
+    """Return a cell of the list that the script brings up to date."""
+    return format_html('<div id="run-{}-{}" data-live>{}</div>', run.pk, name, shown)
+
+
+def ends_at(run: BackfillRun) -> str:
+    """Return when it ends, as far as its pace shows; empty where no process is at work."""
+    left = run.time_left if run.is_held() else None
+    return "" if left is None else moment(timezone.now() + left)
+
+
 def hint(run: BackfillRun) -> SafeString:
     """Return what to do about a run that hangs, shortly."""
     return (
@@ -105,17 +121,20 @@ def event(happened: BackfillEvent) -> str:
 
 def facts(run: BackfillRun) -> list[tuple[str, list[tuple[str, Any]]]]:
     """Return all else that is known of the run: headings, each with names and values."""
+    what = ("backfill", "populate") if run.backfill else ("migration", "populate", "field_names")
+    given = [(name, value) for name, value in run.shown_parameters.items()]
     where = ("executor", "not_before") if run.is_shared else ("host", "process", "executor")
     return [
         (_("Times"), _times(run)),
         (_("Who and where"), _named(run, "started_by", "attempts", *where)),
-        (_("What"), [*_named(run, "migration", "populate", "field_names", "alias"), *_rows(run)]),
+        (_("What"), [*_named(run, *what, "alias"), *given, *_rows(run)]),
     ]
 
 
 def _times(run: BackfillRun) -> list[tuple[str, Any]]:
     return [
         (_("time left"), time_left(run)),
+        (_("ends at about"), ends_at(run)),
         (_("duration"), span(run.duration)),
         (_("time at work"), span(timedelta(seconds=run.seconds_running))),
         (_("time of waiting"), span(timedelta(seconds=run.seconds_waiting))),

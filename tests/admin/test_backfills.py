@@ -1,0 +1,167 @@
+"""The backfills of the apps in the admin: who sees and starts them, what a trial shows, and what is never done."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+from polls import backfills as of_polls
+from polls.models import Choice, Question
+
+from safemigrate.runs import store
+from safemigrate.runs.status import Status
+from tests.admin.test_model_admin import LIST, a_run, admin, page, person, shown
+from tests.support.deliveries import Queue, kept_messages  # noqa: F401
+
+pytestmark = pytest.mark.django_db(databases=["default", "archive"])
+
+ALL = f"{LIST}backfills/"
+RECOUNT, PURGE = f"{ALL}polls.RecountVotes/", f"{ALL}polls.PurgeClosedPolls/"
+
+
+@pytest.fixture(autouse=True)
+def _polls() -> None:
+    for number in range(3):
+        question = Question.objects.create(
+            question_text=f"Question {number}?",
+            pub_date=timezone.now(),
+            expires_date=timezone.now() - timedelta(days=9),
+        )
+        Choice.objects.create(question=question, choice_text="yes", votes=number + 5)
+
+
+def html(response: Any) -> str:
+    return str(response.content.decode())
+
+
+def test_the_list_of_runs_leads_to_them_and_they_to_their_last_run() -> None:
+    client = admin()
+    run = a_run(Status.SUCCEEDED, backfill="polls.RecountVotes", lease_until=None)
+    assert ALL in html(client.get(LIST))
+    response = client.get(ALL)
+    text = shown(response)
+    assert (
+        "polls.RecountVotes Questions whose number of votes is not that of their choices. default, archive"
+        in text
+    )
+    assert page(run) in html(response)
+    assert all(address in html(response) for address in (RECOUNT, PURGE))
+
+
+def test_who_may_start_them() -> None:
+    for rights, seen, started in (((), 403, 403), (("view",), 200, 403), (("start",), 403, 403)):
+        client = person(*rights)
+        assert (client.get(ALL).status_code, client.get(RECOUNT).status_code) == (seen, started)
+        assert client.post(RECOUNT, {"database": "default", "start": "1"}).status_code == started
+    client = person("view", "start")
+    assert client.get(RECOUNT).status_code == 200
+    assert RECOUNT in html(client.get(ALL))
+    assert not store.records().exists()
+
+
+def test_a_class_may_ask_for_one_more_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Meta:
+        permission = "polls.delete_question"
+
+    monkeypatch.setattr(of_polls.RecountVotes, "Meta", Meta)
+    assert person("view", "start").get(RECOUNT).status_code == 403
+    assert person("view", "start", "polls.delete_question").get(RECOUNT).status_code == 200
+
+
+def test_it_is_tried_first_and_nothing_is_changed() -> None:
+    client = admin()
+    first = html(client.get(PURGE))
+    assert "backfill-start" not in first
+    response = client.post(PURGE, {"database": "default", "given-days": "3", "try": "1"})
+    assert "Question 0?" in shown(response)
+    assert "→ deleted" in shown(response)
+    assert Question.objects.count() == 3
+    assert not store.records().exists()
+
+
+def test_a_get_never_does_anything() -> None:
+    admin().get(PURGE, {"database": "default", "given-days": "3", "start": "1"})
+    assert Question.objects.count() == 3
+
+
+def test_what_is_wrong_is_said_beside_its_field() -> None:
+    response = admin().post(PURGE, {"database": "default", "given-days": "many", "start": "1"})
+    assert "Enter a whole number." in shown(response)
+    response = admin_again(response).post(PURGE, {"database": "elsewhere", "given-days": "3", "start": "1"})
+    assert "elsewhere is not one of the available choices" in shown(response)
+
+
+def admin_again(response: Any) -> Any:
+    return response.client
+
+
+def test_without_a_queue_the_command_is_shown() -> None:
+    client = admin()
+    response = client.post(PURGE, {"database": "archive", "given-days": "3", "try": "1"})
+    command = "python manage.py backfill run polls.PurgeClosedPolls --database archive --set days=3"
+    assert command in shown(response)
+    assert "backfill-start" not in html(response)
+    response = client.post(PURGE, {"database": "default", "given-days": "3", "start": "1"})
+    assert "No queue is configured" in shown(response)
+    assert Question.objects.count() == 3
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "archive"])
+def test_it_is_started_by_the_queue_in_the_persons_name(settings: Any) -> None:
+    settings.SAFEMIGRATE_EXECUTOR = "celery"
+    client = admin()
+    tried = client.post(RECOUNT, {"database": "default", "try": "1"})
+    assert "backfill-start" in html(tried)
+    assert "0 → 5" in shown(tried)
+    response = client.post(RECOUNT, {"database": "default", "start": "1"}, follow=True)
+    run = store.records().get()
+    assert f"Run {run.pk} (polls.RecountVotes on default) was started." in shown(response)
+    assert (run.status, run.started_by, run.executor) == (Status.QUEUED, "ada", "celery")
+    again = client.post(RECOUNT, {"database": "default", "start": "1"}, follow=True)
+    assert again.status_code == 200
+    Queue.deliver_all()
+    assert sorted(Question.objects.values_list("vote_count", flat=True)) == [5, 6, 7]
+    assert store.find(run.pk).status == Status.SUCCEEDED
+    assert store.records().count() == 1
+
+
+def test_a_class_that_is_wrong_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_polls.RecountVotes, "values", {"vote_cuont": 0})
+    response = admin().post(RECOUNT, {"database": "default", "try": "1"})
+    assert "Did you mean vote_count?" in shown(response)
+
+
+def test_what_is_not_there_is_not_found() -> None:
+    assert admin().get(f"{ALL}polls.Nothing/").status_code == 404
+
+
+def test_bad_rows_come_as_csv_that_no_spreadsheet_computes() -> None:
+    run = a_run(Status.FAILED, bad_rows=[[7, "ValueError: no"], ["=cmd()", "+1"]], lease_until=None)
+    response = admin().get(f"{LIST}{run.pk}/bad-rows.csv")
+    assert html(response) == "key,reason\r\n7,ValueError: no\r\n'=cmd(),'+1\r\n"
+    assert person().get(f"{LIST}{run.pk}/bad-rows.csv").status_code == 403
+
+
+def test_the_list_is_narrowed_by_person_and_executor() -> None:
+    a_run(started_by="ada", executor="celery"), a_run(started_by="bob")
+    client = admin()
+    for query, count in (
+        ("by=ada", 1),
+        ("executor__exact=celery", 1),
+        ("executor__exact=inline", 1),
+        ("by=eve", 0),
+    ):
+        assert html(client.get(f"{LIST}?{query}")).count('name="_selected_action"') == count, query
+
+
+def test_the_parameters_of_a_run_stand_on_its_page() -> None:
+    run = a_run(
+        backfill="polls.PurgeClosedPolls",
+        parameters={"days": "3", "key": "secret", "_sensitive": ["key"]},
+        lease_until=None,
+    )
+    text = shown(admin().get(page(run)))
+    assert "Days 3" in text
+    assert "secret" not in text
