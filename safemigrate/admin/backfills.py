@@ -56,6 +56,10 @@ class Asked:
         return self.place.is_valid() & self.given.is_valid()
 
     @property
+    def fields(self) -> list[Any]:
+        return [*self.place, *self.given]
+
+    @property
     def alias(self) -> str:
         return str(self.place.cleaned_data["database"])
 

@@ -22,7 +22,7 @@ from safemigrate.models import BackfillRun
 from safemigrate.runs import store
 from safemigrate.runs.status import Status
 from tests.conftest import IN_CI
-from tests.example_polls.test_browser import PHONE, WEAK_CONTRASTS, browser, log_in, page
+from tests.example_polls.test_browser import PHONE, WEAK_CONTRASTS, ask, browser, log_in, page
 from tests.support.processes import TABLE, Polls
 from tools.screenshots import served
 
@@ -249,14 +249,12 @@ def test_text_stands_out_from_what_is_behind_it(page: Page, live_server: LiveSer
     for path in paths:
         page.goto(path)
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == BEHIND[theme[:4]]
-        ours = page.evaluate(
-            WEAK_CONTRASTS.replace(
-                "document.body.query", "document.querySelector('#content-main, #content').query"
-            )
-        )
-        assert ours == [], path
+        assert page.evaluate(WEAK_CONTRASTS_OF_OURS) == [], path
 
 
+WEAK_CONTRASTS_OF_OURS = WEAK_CONTRASTS.replace(
+    "document.body.query", "document.querySelector('#content-main, #content').query"
+)
 BEHIND = {"ligh": "rgb(255, 255, 255)", "dark": "rgb(18, 18, 18)"}
 
 
@@ -403,3 +401,57 @@ def assert_every_row_was_filled_once(polls: Polls) -> None:
     with polls.connection.cursor() as cursor:
         cursor.execute("SELECT COUNT(*), COUNT(DISTINCT id) FROM polls_filled")
         assert cursor.fetchone() == (polls.rows, polls.rows)
+
+
+# The backfills of the apps
+
+
+BACKFILLS = f"{LIST}backfills/"
+
+
+def test_a_backfill_is_tried_and_its_command_shown(page: Page, live_server: LiveServer) -> None:
+    question = ask("What is left to do?", days_ago=1)
+    log_in(page, LIST)
+    page.get_by_role("link", name="Backfills").click()
+    page.get_by_role("row", name="polls.SlugifyQuestions").get_by_role("link", name="Run…").click()
+    page.get_by_role("button", name="Try it on ten rows").click()
+    table = page.locator("#backfill-trial")
+    assert "→ what-is-left-to-do" in table.inner_text()
+    assert (
+        "backfill run polls.SlugifyQuestions --database default"
+        in page.locator("#backfill-command").inner_text()
+    )
+    question.refresh_from_db()
+    assert question.url_name == ""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_pages_of_the_backfills_fit_a_phone_and_can_be_read(
+    page: Page, live_server: LiveServer, scheme: Any
+) -> None:
+    ask("What is left to do?", days_ago=1)
+    log_in(page, BACKFILLS)
+    page.emulate_media(color_scheme=scheme)
+    for path in (BACKFILLS, f"{BACKFILLS}polls.PurgeClosedPolls/"):
+        page.goto(path)
+        if "Purge" in path:
+            page.get_by_label("Days").fill("0")
+            page.get_by_role("button", name="Try it on ten rows").click()
+            page.locator("#trial-heading").wait_for()
+        assert page.evaluate(WEAK_CONTRASTS_OF_OURS) == []
+        page.set_viewport_size(PHONE)
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        page.set_viewport_size({"width": 1280, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+        if shots := os.environ.get("SHOTS"):
+            page.screenshot(path=f"{shots}/{scheme}-{len(path)}.png")
+
+
+def test_the_list_moves_without_being_loaded_again(page: Page, run: BackfillRun) -> None:
+    log_in(page, LIST)
+    page.evaluate("window.loaded = 'once'")
+    BackfillRun.objects.update(rows_done=730_000)
+    page.get_by_text("730,000 of about 1,000,000").wait_for()
+    BackfillRun.objects.update(status=Status.SUCCEEDED, rows_done=1_000_000, lease_until=None)
+    page.locator("#result_list").get_by_text("succeeded").wait_for()
+    assert page.evaluate("window.loaded") == "once"

@@ -99,8 +99,8 @@ def admin_again(response: Any) -> Any:
 
 def test_without_a_queue_the_command_is_shown() -> None:
     client = admin()
-    response = client.post(PURGE, {"database": "archive", "given-days": "3", "try": "1"})
-    command = "python manage.py backfill run polls.PurgeClosedPolls --database archive --set days=3"
+    response = client.post(PURGE, {"database": "default", "given-days": "3", "try": "1"})
+    command = "python manage.py backfill run polls.PurgeClosedPolls --database default --set days=3"
     assert command in shown(response)
     assert "backfill-start" not in html(response)
     response = client.post(PURGE, {"database": "default", "given-days": "3", "start": "1"})
