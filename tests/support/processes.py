@@ -33,7 +33,7 @@ SEEDS = {
     ),
     "mysql": (
         "INSERT INTO polls_question (id, question_text, pub_date) SELECT 3 * seq, concat('Question ', seq, '?'), "
-        "timestamp '2026-01-01 12:00' + INTERVAL seq second FROM seq_1_to_{rows}"
+        "timestamp '2026-01-01 12:00' + INTERVAL seq second FROM ({numbers}) AS s WHERE seq <= {rows} ORDER BY seq"
     ),
     "sqlite": (
         "INSERT INTO polls_question (id, question_text, pub_date) "
@@ -41,6 +41,14 @@ SEEDS = {
         "SELECT 3 * n, 'Question ' || n || '?', datetime('2026-01-01 12:00', n || ' seconds') FROM s"
     ),
 }
+
+
+def numbers(most: int) -> str:
+    """Return the SQL that gives the numbers from 1 on, up to `most` and more, as MariaDB and MySQL both have it."""
+    digits = " UNION ALL ".join(f"SELECT {digit} AS n" for digit in range(10))
+    places = range(len(str(most)))
+    value = " + ".join(f"{10**place} * d{place}.n" for place in places)
+    return f"SELECT 1 + {value} AS seq FROM {', '.join(f'({digits}) AS d{place}' for place in places)}"
 
 
 class Process(subprocess.Popen[bytes]):
@@ -66,7 +74,7 @@ class Polls:
         call_command("migrate", "safemigrate", database="default", verbosity=0)
         self.back()
         with self.connection.cursor() as cursor:
-            cursor.execute(SEEDS[self.connection.vendor].format(rows=rows))
+            cursor.execute(SEEDS[self.connection.vendor].format(rows=rows, numbers=numbers(rows)))
             cursor.execute(f"CREATE TABLE polls_before AS SELECT * FROM {TABLE}")
 
     def back(self) -> None:
