@@ -126,6 +126,12 @@ SETTINGS: dict[str, Setting] = {
         "a list of dotted paths to classes",
         "What is asked before each batch whether the fill may go on.",
     ),
+    "SAFEMIGRATE_ROWS_PER_SECOND": Setting(
+        None,
+        lambda value: value is None or _rows(value),
+        "a number, 1 or more, or None",
+        "How many rows a run writes in a second at the most.",
+    ),
     "SAFEMIGRATE_MAX_REPLICATION_LAG": Setting(
         5.0, _positive, "a number of seconds", "How far a replica may be behind before ReplicationLag waits."
     ),

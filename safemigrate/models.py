@@ -86,8 +86,9 @@ class BackfillRun(models.Model):
             ("pause_backfillrun", _("Can pause a run")),
             ("resume_backfillrun", _("Can resume a run")),
             ("cancel_backfillrun", _("Can cancel a run")),
-            ("start_backfillrun", _("Can start a backfill")),
             ("retry_backfillrun", _("Can retry a run")),
+            ("start_backfillrun", _("Can start a backfill")),
+            ("set_backfillrun", _("Can change the pace of a run")),
         ]
         indexes = [models.Index(fields=["status", "alias"], name="safemigrate_run_status")]
 
@@ -122,6 +123,11 @@ class BackfillRun(models.Model):
         """The line to type where no process is at work on it."""
         waits = self.is_shared and self.status in HELD | {Status.QUEUED}
         return "python manage.py backfill requeue" if waits else self.command
+
+    def set_to(self, name: str) -> int | None:
+        """What a person has set for it: its batch size, its rows per second, its workers."""
+        found = self.options.get("workers") if name == "workers" else self.options.get("set", {}).get(name)
+        return None if found is None else int(found)
 
     @property
     def is_shared(self) -> bool:

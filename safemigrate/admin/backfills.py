@@ -11,7 +11,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import Error
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import path, reverse
+from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -81,14 +81,6 @@ class BackfillPages:
 
     def __init__(self, model_admin: Any) -> None:
         self.model_admin = model_admin
-
-    @property
-    def urls(self) -> list[Any]:
-        wrap = self.model_admin.admin_site.admin_view
-        return [
-            path("backfills/", wrap(self.all), name="safemigrate_backfills"),
-            path("backfills/<str:label>/", wrap(self.one), name="safemigrate_backfill"),
-        ]
 
     def all(self, request: HttpRequest) -> HttpResponse:
         """Show each backfill with its last run."""

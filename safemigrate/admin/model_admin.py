@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from django import forms
 from django.apps import apps
 from django.contrib import admin, messages
 from django.contrib.admin.exceptions import NotRegistered
@@ -20,15 +21,15 @@ from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils.html import format_html_join
+from django.utils.module_loading import import_string
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from safemigrate.admin import pages
-from safemigrate.admin.backfills import BackfillPages
 from safemigrate.admin.chart import rate_chart
 from safemigrate.admin.filters import ModelFilter, PersonFilter, StateFilter
-from safemigrate.exceptions import IllegalMove
+from safemigrate.exceptions import IllegalMove, SafemigrateError
 from safemigrate.models import BackfillRun
 from safemigrate.runs import store
 from safemigrate.runs.status import OVER
@@ -49,7 +50,25 @@ ASKED = {
 UNREAD_IN_LIST = ("cursor", "bad_rows", "error", "traceback", "output", "populate")
 
 
-BAD_ROWS = "safemigrate_backfillrun_bad_rows"
+BACKFILL_PAGES, CHANGE = "safemigrate.admin.backfills.BackfillPages", "safemigrate.runs.scheduler.change"
+BAD_ROWS, SET = "safemigrate_backfillrun_bad_rows", "safemigrate_backfillrun_set"
+
+
+class PaceForm(forms.Form):
+    """How a run is worked on: a field that is left empty is as it would be by itself."""
+
+    batch_size = forms.IntegerField(label=gettext_lazy("Rows in a batch"), min_value=1, required=False)
+    rows_per_second = forms.IntegerField(
+        label=gettext_lazy("Most rows in a second"), min_value=1, required=False
+    )
+    workers = forms.IntegerField(label=gettext_lazy("Workers"), min_value=1)
+
+    def __init__(self, run: BackfillRun, data: Any = None) -> None:
+        super().__init__(
+            data, auto_id="pace_%s", initial={name: run.set_to(name) for name in self.base_fields}
+        )
+        if not run.is_shared:
+            del self.fields["workers"]
 
 
 def as_text(cell: Any) -> str:
@@ -199,7 +218,48 @@ class BackfillRunAdmin(ModelAdmin):
         own.append(
             path("<int:key>/bad-rows.csv", self.admin_site.admin_view(self.bad_rows_view), name=BAD_ROWS)
         )
-        return [*own, *BackfillPages(self).urls, *super().get_urls()]
+        own.append(path("<int:key>/set/", self.admin_site.admin_view(self.set_view), name=SET))
+        own += [
+            path("backfills/", self.admin_site.admin_view(self.backfills_view), name="safemigrate_backfills"),
+            path(
+                "backfills/<str:label>/",
+                self.admin_site.admin_view(self.backfill_view),
+                name="safemigrate_backfill",
+            ),
+        ]
+        return [*own, *super().get_urls()]
+
+    # The engine is imported by the pages that need it: each process of a site imports this module.
+
+    def backfills_view(self, request: HttpRequest) -> HttpResponse:
+        response: HttpResponse = import_string(BACKFILL_PAGES)(self).all(request)
+        return response
+
+    def backfill_view(self, request: HttpRequest, label: str) -> HttpResponse:
+        response: HttpResponse = import_string(BACKFILL_PAGES)(self).one(request, label)
+        return response
+
+    def set_view(self, request: HttpRequest, key: int) -> HttpResponse:
+        """Change the pace of a run. Only a POST changes anything."""
+        if not self._may(request, "set"):
+            raise PermissionDenied
+        run = get_object_or_404(self.get_queryset(request), pk=key)
+        form = PaceForm(run, request.POST or None)
+        if request.method == "POST" and form.is_valid():
+            try:
+                change, who = import_string(CHANGE), request.user.get_username()[:150]
+                change(run.pk, who, **form.cleaned_data)
+            except SafemigrateError as error:
+                self.message_user(request, str(error), messages.ERROR)
+            else:
+                self._report(request, run, _("%(run)s: the pace is changed"), messages.SUCCESS)
+        elif request.method == "POST":
+            texts = [
+                f"{form[name].label}: {' '.join(map(str, found))}" for name, found in form.errors.items()
+            ]
+            self.message_user(request, " ".join(texts), messages.ERROR)
+        back = reverse("admin:safemigrate_backfillrun_change", args=(key,), current_app=self.admin_site.name)
+        return HttpResponseRedirect(back)
 
     def bad_rows_view(self, request: HttpRequest, key: int) -> HttpResponse:
         """Return the bad rows of a run as CSV: key and reason."""
@@ -236,6 +296,7 @@ class BackfillRunAdmin(ModelAdmin):
             "advice": pages.advice(run),
             "command": run.next_command,
             "buttons": self._buttons(request, run),
+            "pace": None if run.is_over or not self._may(request, "set") else PaceForm(run),
             "chart": rate_chart(run.samples),
             "ranges": pages.ranges(run),
             "bad_rows": self._bad_rows(request, run),

@@ -53,6 +53,8 @@ MAX_PASSES = 20
 AT_ONCE = 3
 #: The batches after which it pays to have others work too.
 ALONE = 3
+#: The seconds over which the rows in a second are counted: what was missed before is not caught up.
+LOOKED_BACK = 10.0
 #: The longest sleep between two questions to the throttles, in seconds.
 SLEEP = 0.1
 
@@ -76,6 +78,8 @@ class Run:
     batches: int = 0
     took: float = 0.0  # the last batch's time, in seconds
     filled: int = 0  # the last batch's rows
+    fixed_size: int | None = None  # the rows of each batch, where a person has set them
+    rows_per_second: int | None = None  # no more than these
     waiting: str = ""  # why it waits now, as a throttle says it
     waited: float = 0.0  # the seconds given to throttles
     bad: list[BadRow] = field(default_factory=list)
@@ -221,6 +225,11 @@ class Filling:
         self.state = self._new_state(self.pace.start)
         self.observer: Observer = NullObserver()
         self.bad: dict[Any, BadRow] = {}
+        self.second: tuple[int, float, int] = (
+            0,
+            0.0,
+            0,
+        )  # a pace, since when it is kept, and the rows done before
         self.left: set[Any] = set()  # the keys of the last rows that a function left as they are
         self.locked: set[Any] = (
             set()
@@ -236,6 +245,7 @@ class Filling:
             target=target,
             title=source.title,
             fingerprint=fingerprint(source),
+            rows_per_second=conf.get("SAFEMIGRATE_ROWS_PER_SECOND"),
         )
 
     @cached_property
@@ -450,12 +460,29 @@ class Filling:
         return self._again(lambda: self.batches.remaining_keys(MAX_REMAINING_KEYS))
 
     def _next(self, after: Any, last: Any, *, inclusive: bool = False) -> Range | None:
-        size = self.state.batch_size
+        size = self._size()
         return self._again(lambda: self.batches.next(after, last, size, inclusive=inclusive))
+
+    def _size(self) -> int:
+        """Return the rows of the next batch: no more than may be written in a second."""
+        size, most = self.state.fixed_size or self.state.batch_size, self.state.rows_per_second
+        return min(size, most) if most else size
+
+    def _too_fast(self) -> str | None:
+        """Return why it has to wait, where it has written as many rows as it may by now."""
+        most, now = self.state.rows_per_second, time.monotonic()
+        if not most:
+            return None
+        pace, since, rows = self.second
+        if pace != most or now - since > LOOKED_BACK:
+            self.second = pace, since, rows = most, now, self.state.rows
+        if (self.state.rows - rows) / most <= now - since:
+            return None
+        return f"no more than {most:,} rows a second"
 
     def _catch_up(self, observer: Observer, keys: Sequence[Any]) -> None:
         """Fill rows that came in, or were passed over, behind the pass."""
-        size = min(self.state.batch_size, MAX_KEYS)
+        size = min(self._size(), MAX_KEYS)
         for start in range(0, len(keys), size):
             batch = Range.of(keys[start : start + size])
             self._wait(observer)
@@ -467,7 +494,9 @@ class Filling:
         if self.at_once:
             return
         state, started, before = self.state, time.monotonic(), self.state.waited
-        while reason := observer.hold(state) or self._again(lambda: self.throttles.reason(state)):
+        while reason := (
+            observer.hold(state) or self._too_fast() or self._again(lambda: self.throttles.reason(state))
+        ):
             for each, done in self.workers.rest():  # Nothing is under way while it waits.
                 self._finish(observer, each, done)
             waited = time.monotonic() - started

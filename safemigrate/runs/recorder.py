@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -69,6 +69,8 @@ class Recorder(ABC):
 
     def start(self, state: Run) -> None:
         self.state = state
+        options = self.record.options
+        self._obey_changes(options, options["workers"] if self.record.is_shared else 1)
         self.heartbeat.start()
 
     def advance(self, state: Run) -> None:
@@ -100,6 +102,15 @@ class Recorder(ABC):
     @abstractmethod
     def _failed(self, error: Error, seconds: float) -> None:
         """See to an error of the record's database, which came after so many seconds."""
+
+    def _obey_changes(self, options: Mapping[str, Any], workers: int = 1) -> None:
+        """Take on what a person has set for the run; of what workers share, each has its part."""
+        own = options.get("set", {})
+        self.state.fixed_size = own.get("batch_size")
+        most = own.get(
+            "rows_per_second", options.get("rows_per_second") or conf.get("SAFEMIGRATE_ROWS_PER_SECOND")
+        )
+        self.state.rows_per_second = max(most // workers, 1) if most else None
 
     def _safely(self, do: Callable[[], None]) -> None:
         began = time.monotonic()
@@ -206,9 +217,10 @@ class RunRecorder(Recorder):
             self._safely(lambda: endings.end(self.record, error, **self._progress()))
 
     def _look(self) -> None:
-        found = records().filter(pk=self.record.pk).values_list("token", "status").first()
+        found = records().filter(pk=self.record.pk).values_list("token", "status", "options").first()
         if found is None or found[0] != self.record.token or found[1] in OVER:
             raise self._lost(found)
+        self._obey_changes(found[2])
         self.record.status = found[1]
         if self.record.status == Status.CANCELLING:
             raise RunCancelled(
@@ -339,10 +351,11 @@ class RangeRecorder(Recorder):
             self._safely(self._write)
 
     def _look(self) -> None:
-        found = records().filter(pk=self.record.pk).values_list("token", "status").first()
+        found = records().filter(pk=self.record.pk).values_list("token", "status", "options").first()
         self.reached = time.monotonic()
         if found is None or found[0] != self.record.token:
             raise self._lost("the run was taken away, or deleted")
+        self._obey_changes(found[2], found[2]["workers"])
         status = found[1]
         if status in (Status.PAUSING, Status.PAUSED):
             raise RunPaused(f"Run {self.record.pk} is paused.")

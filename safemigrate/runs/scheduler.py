@@ -53,6 +53,7 @@ def options_of(**given: Any) -> dict[str, Any]:
         "workers": get("SAFEMIGRATE_QUEUE_WORKERS"),
         "seconds": get("SAFEMIGRATE_TASK_SECONDS"),
         "throttles": None,
+        "rows_per_second": get("SAFEMIGRATE_ROWS_PER_SECOND"),
         "batch_size": None,
     }
     return standing | {name: value for name, value in given.items() if value is not None}
@@ -194,6 +195,14 @@ def enqueue_workers(run: BackfillRun, seconds: float = 0.0) -> None:
             f"{error} Run {run.pk} ({run}) is kept, and waits. "
             "When the cause is gone: python manage.py backfill requeue"
         ) from error
+
+
+def change(key: int, who: str, **wanted: int | None) -> BackfillRun:
+    """Change how a run is worked on, as `store.change`; where it gets more workers, tasks are enqueued for them."""
+    run = store.change(key, who, **wanted)
+    if "workers" in wanted and run.status in (Status.QUEUED, Status.RUNNING):
+        enqueue_workers(run)
+    return run
 
 
 def enqueue_queued(sender: Any, run: BackfillRun, **kwargs: Any) -> None:

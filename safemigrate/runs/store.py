@@ -120,6 +120,34 @@ def _control(key: int, who: str, action: Action) -> BackfillRun:
     )
 
 
+def change(key: int, who: str, **wanted: int | None) -> BackfillRun:
+    """Change the batch size, the rows per second or the workers of a run; None takes a change back.
+
+    Who works on it sees it within a batch; workers, with the next range. Raises IllegalMove.
+    """
+    with transaction.atomic(using=database()):
+        run = records().select_for_update().filter(pk=key).first() or find(key)
+        if run.is_over:
+            raise IllegalMove(f"Run {run.pk} ({run}) is {run.status}: nothing works on it any more.")
+        if "workers" in wanted and not (run.is_shared and wanted["workers"]):
+            raise IllegalMove(
+                f"Run {run.pk} ({run}) is worked on by one process. Several workers share a run of a queue: "
+                "backfill run --executor."
+            )
+        options = dict(run.options)
+        if "workers" in wanted:
+            options |= {"workers": wanted["workers"], "wanted": wanted["workers"]}
+        own = options.get("set", {}) | {name: value for name, value in wanted.items() if name != "workers"}
+        options["set"] = {name: value for name, value in own.items() if value is not None}
+        records().filter(pk=run.pk).update(options=options)
+        note(
+            run,
+            ", ".join(f"{name.replace('_', ' ')}: {value or 'as before'}" for name, value in wanted.items()),
+            who,
+        )
+    return find(key)
+
+
 def _taken_away(to: str) -> dict[str, Any]:
     """Return what keeps a process that only seemed to be gone from going on when it goes on."""
     return {"token": F("token") + 1} if to in (Status.QUEUED, Status.CANCELLED) else {}

@@ -127,7 +127,8 @@ class Shortcut:
 
     def _may_fill(self) -> bool:
         """Not where the size of a batch, or a throttle, is set: then batches are wanted."""
-        fixed = self.batch_size or conf.get("SAFEMIGRATE_BATCH_SIZE") or conf.get("SAFEMIGRATE_THROTTLES")
+        paced = ("SAFEMIGRATE_BATCH_SIZE", "SAFEMIGRATE_THROTTLES", "SAFEMIGRATE_ROWS_PER_SECOND")
+        fixed = self.batch_size or any(map(conf.get, paced))
         return self.database.fills_at_once and not fixed
 
     def _fill(self) -> bool:

@@ -165,3 +165,21 @@ def test_the_parameters_of_a_run_stand_on_its_page() -> None:
     text = shown(admin().get(page(run)))
     assert "Days 3" in text
     assert "secret" not in text
+
+
+def test_the_pace_of_a_run_is_changed_by_who_may() -> None:
+    run = a_run(held=True)
+    address = f"{LIST}{run.pk}/set/"
+    assert person("view").post(address, {"batch_size": "300"}).status_code == 403
+    assert "run-pace" not in html(person("view").get(page(run)))
+    client = person("view", "set")
+    assert "run-pace" in html(client.get(page(run)))
+    client.get(address, {"batch_size": "300"})
+    assert store.find(run.pk).options == {}
+    response = client.post(address, {"batch_size": "300", "rows_per_second": ""}, follow=True)
+    assert "the pace is changed" in shown(response)
+    assert store.find(run.pk).options["set"] == {"batch_size": 300}
+    assert "batch size: 300, rows per second: as before" in shown(response)
+    assert "greater than or equal to 1" in shown(client.post(address, {"batch_size": "0"}, follow=True))
+    client.post(address, {"batch_size": "", "rows_per_second": "50"})
+    assert store.find(run.pk).options["set"] == {"rows_per_second": 50}

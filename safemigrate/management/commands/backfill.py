@@ -47,6 +47,7 @@ class Command(BaseCommand):
         self._add_list(actions.add_parser("list", help="the runs, newest first"))
         self._add_show(actions.add_parser("show", help="all that is known of a run"))
         self._add_run(actions.add_parser("run", help="fill a field, or run a backfill, now, in this process"))
+        self._add_set(actions.add_parser("set", help="change how a run is worked on, while it is"))
         actions.add_parser("requeue", help="enqueue the runs that no worker works on; for cron or beat")
         for name, meaning in CONTROLS.items():
             actions.add_parser(name, help=meaning).add_argument("id", type=int, help="the run's number")
@@ -68,6 +69,17 @@ class Command(BaseCommand):
             "--bad-rows", action="store_true", help="all rows that have no value, as CSV: key and reason"
         )
         parser.add_argument("--follow", action="store_true", help="go on showing it until it ends")
+
+    @staticmethod
+    def _add_set(parser: ArgumentParser) -> None:
+        parser.add_argument("id", type=int, help="the run's number")
+        meant = {
+            "batch-size": "rows in a batch",
+            "rows-per-second": "no more than these",
+            "workers": "of a queue",
+        }
+        for name, meaning in meant.items():
+            parser.add_argument(f"--{name}", type=_count, metavar="N", help=meaning)
 
     @staticmethod
     def _add_label(parser: ArgumentParser) -> None:
@@ -99,6 +111,12 @@ class Command(BaseCommand):
             type=_count,
             metavar="N",
             help="so many connections, or workers of a queue, fill at once",
+        )
+        parser.add_argument(
+            "--rows-per-second",
+            type=_count,
+            metavar="N",
+            help="no more than these, in place of SAFEMIGRATE_ROWS_PER_SECOND",
         )
         parser.add_argument(
             "--throttle",
@@ -218,6 +236,18 @@ class Command(BaseCommand):
         elif run.status == Status.QUEUED:
             self.stdout.write(f"The next process takes it: {run.command}")
 
+    def _set(self, options: Mapping[str, Any]) -> None:
+        names = ("batch_size", "rows_per_second", "workers")
+        wanted = {name: options[name] for name in names if options[name] is not None}
+        if not wanted:
+            raise CommandError(
+                "Say what to change: --batch-size, --rows-per-second or --workers.", returncode=2
+            )
+        run = scheduler.change(options["id"], store.person(), **wanted)
+        self.stdout.write(
+            f"Run {run.pk} ({run}) is changed: {', '.join(f'{n}={v}' for n, v in wanted.items())}."
+        )
+
     def _requeue(self, options: Mapping[str, Any]) -> None:
         for line in scheduler.requeue():
             self.stdout.write(line)
@@ -250,6 +280,7 @@ class Command(BaseCommand):
             "seconds": options["task_seconds"],
         }
         wanted |= {"throttles": options["throttle"], "batch_size": options["batch_size"]}
+        wanted |= {"rows_per_second": options["rows_per_second"]}
         with_options = scheduler.options_of(**wanted)
         failed = []
         for number, alias in enumerate(aliases):
@@ -419,7 +450,11 @@ def _refuse_mixed(options: Mapping[str, Any], executor: str) -> None:
 
 def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that were given for this call."""
-    return {"SAFEMIGRATE_WORKERS": options["workers"]} if options["workers"] is not None else {}
+    given = {
+        "SAFEMIGRATE_WORKERS": options["workers"],
+        "SAFEMIGRATE_ROWS_PER_SECOND": options["rows_per_second"],
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _count(text: str) -> int:
