@@ -158,6 +158,24 @@ def test_killed_workers_again_and_again(make: Make) -> None:
         list(pool.map(rounds, projects, range(SEED + 1, SEED + 1 + AT_ONCE)))
 
 
+@pytest.mark.slow
+def test_a_backfill_with_a_cursor_does_each_row_once_whichever_worker_is_killed(make: Make) -> None:
+    project, rng = make(FEW), random.Random(SEED)
+    print(f"QUEUE_SEED={SEED}")  # shown when the test fails
+    project.sql("default", "CREATE TABLE audited (id bigint)")
+    project.work(3)
+    project.backfill(
+        "run", "polls.Audited", "--executor", project.kind.executor, "--workers", "3", "--batch-size", "200"
+    )
+    done = "SELECT count(*) FROM audited"
+    for part in sorted(rng.uniform(0.02, 0.9) for _ in range(5)):
+        project.wait(lambda part=part: project.value(done) >= part * FEW, pause=0.02)
+        rng.choice(project.workers).kill(rng)
+    project.wait_for_status("succeeded")
+    assert project.sql("default", "SELECT count(*), count(DISTINCT id) FROM audited") == [(FEW, FEW)]
+    assert project.value("SELECT rows_done FROM safemigrate_backfillrun") == FEW
+
+
 def killed_and_paused(project: QueueProject, rows: int, rng: random.Random) -> None:
     """Begin a run; kill two workers and pause it at random moments; see that it ends as if nothing had been."""
     print(f"QUEUE_SEED={SEED}")  # shown when the test fails

@@ -151,6 +151,28 @@ def minutes(text):
         raise ValueError("a bad question")
     return int(md5(text.encode()).hexdigest()[:4], 16)
 """
+#: A backfill that writes a row into another table for each row that it is given.
+BACKFILLS = """\
+import time
+
+from django.db import connections
+from polls.models import Question
+from safemigrate.backfills import Backfill
+
+
+class Audited(Backfill):
+    model = Question
+
+    def queryset(self):
+        return Question.objects.defer("expires_date")
+
+    def batch(self, rows):
+        keys = list(rows.values_list("pk", flat=True))
+        with connections[self.using].cursor() as cursor:
+            cursor.execute("INSERT INTO audited SELECT unnest(%s)", [keys])
+        time.sleep(0.01)
+"""
+
 #: What beat or cron would do.
 REQUEUEING = """\
 import time
@@ -316,6 +338,7 @@ class QueueProject(Project):
         self.write("polls/models.py", MODELS)
         self.write("polls/populate.py", POPULATE.format(seconds_a_row=seconds_a_row))
         self.write("polls/tasks.py", TASKS)
+        self.write("polls/backfills.py", BACKFILLS)
         self.write("polls/migrations/__init__.py", "")
         for name, text in MIGRATIONS.items():
             self.write(f"polls/migrations/{name}.py", text)
