@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db.models import F
+from django.db.models import F, Q
+from django.db.models.functions import Mod
+from django.db.models.lookups import Exact
 
 from benchmarks import ways
 from benchmarks.tables import Shape
@@ -17,6 +19,7 @@ from safemigrate.populate import FromRelated, PerBatch
 
 FAST = ("postgresql", "mysql")
 EXPRESSION, TEXT = F("pub_date") + MONTH, F("question_text")
+HALF = Q(Exact(Mod(F("id"), 2), 0))
 SMALL = (1_000, 10_000, 50_000)
 
 
@@ -95,6 +98,28 @@ def whole(title: str, run: Way, **more: Any) -> Method:
     return Method(title=title, run=run, kind="text", prepare=ways.nothing, required=True, **more)
 
 
+def backfill(title: str, every: int = 1, **attributes: Any) -> Method:
+    return Method(
+        title=f"Backfill: {title}",
+        run=ways.backfill(**attributes),
+        base="update",
+        prepare=ways.add_column if every == 1 else ways.add_stale_column(every),
+        ours=True,
+        vendors=FAST,
+    )
+
+
+def delete(title: str, run: Way, **more: Any) -> Method:
+    return Method(
+        title=f"Backfill: {title}",
+        run=run,
+        base="delete",
+        prepare=ways.add_filled_column,
+        vendors=FAST,
+        **more,
+    )
+
+
 METHODS = {
     # One statement, by what is written into the column.
     "update": update("update", "timestamps", "datetime", everywhere=True),
@@ -145,6 +170,20 @@ METHODS = {
         kind="picked",
         shape={"text": "json"},
     ),
+    # Backfill classes: of all rows, those that have another value.
+    "backfill": backfill("`values`, all rows differ", values={"expires_date": EXPRESSION}),
+    "backfill_10": backfill("`values`, 10 % differ", 10, values={"expires_date": EXPRESSION}),
+    "backfill_1": backfill("`values`, 1 % differ", 100, values={"expires_date": EXPRESSION}),
+    "backfill_0": backfill("`values`, none differs", 0, values={"expires_date": EXPRESSION}),
+    "backfill_row": backfill(
+        "`row()`, trivial", fields=["expires_date"], row=lambda self, row: ways.trivial(row)
+    ),
+    "backfill_once": backfill(
+        "`values`, each row once", values={"expires_date": EXPRESSION}, only_changed=False
+    ),
+    "delete": delete("one DELETE of half the rows", ways.one_delete),
+    "backfill_delete": delete("`delete`", ways.backfill(where=HALF, delete="raw"), ours=True),
+    "loop_of_deletes": delete("a loop of `delete()`, 1,000 rows each", ways.loop_of_deletes),
     # What people write.
     "loop": loop("a loop of `save()`", ways.each(ways.loop_of_save), everywhere=True, share=50),
     "bulk_update": loop("`bulk_update`", ways.each(ways.bulk_update), everywhere=True, share=20),

@@ -19,7 +19,9 @@ from benchmarks.applying import applied
 from benchmarks.seeds import TABLE
 from benchmarks.tables import Shape
 from benchmarks.values import Value
+from safemigrate.backfills import Backfill
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
+from safemigrate.runs.lookup import BackfillJob
 
 ALIAS = "default"
 MONTH = timedelta(days=30)
@@ -107,6 +109,41 @@ def months(questions: Any) -> list[Any]:
 def own_uuid() -> uuid.UUID:
     """Return what uuid.uuid4() returns, by a function that no server can know."""
     return uuid.UUID(int=random.getrandbits(128), version=4)
+
+
+# Backfill classes
+
+
+def backfill(**attributes: Any) -> Way:
+    """Return what runs a Backfill class with these attributes."""
+
+    def run(table: Table) -> None:
+        kind = type("Measured", (Backfill,), {"model": table.model, **attributes})
+        BackfillJob(kind(using=ALIAS)).run()
+
+    return run
+
+
+def add_stale_column(every: int) -> Way:
+    """Return what adds the column with its values, but for one row in so many, which is NULL; 0: for none."""
+
+    def prepare(table: Table) -> None:
+        add_filled_column(table)
+        if every:
+            table.execute(f"UPDATE {TABLE} SET {table.value.name} = NULL WHERE id % {every} = 0")
+
+    return prepare
+
+
+def one_delete(table: Table) -> None:
+    table.execute(f"DELETE FROM {TABLE} WHERE id % 2 = 0")
+
+
+def loop_of_deletes(table: Table) -> None:
+    """Delete the first thousand again and again, as is often written."""
+    rows = table.model.objects.annotate(half=F("id") % 2).filter(half=0)
+    while keys := list(rows.values_list("pk", flat=True)[:BATCH]):
+        table.model.objects.filter(pk__in=keys).delete()
 
 
 # What people write
