@@ -89,6 +89,11 @@ class Job(ABC):
         for (key,) in rows.values_list("pk").iterator():
             yield key
 
+    @property
+    def chose_by_condition(self) -> bool:
+        """Does a condition that ends with the work say which rows it is about?"""
+        return self.target.where is not None
+
     def before(self) -> None:  # noqa: B027  a migration has no such hooks
         """Do what the user wants done before the first batch."""
 
@@ -126,6 +131,10 @@ class BackfillJob(Job):
     @property
     def max_bad_rows(self) -> int | None:  # type: ignore[override]
         return self.backfill.max_bad_rows
+
+    @property
+    def chose_by_condition(self) -> bool:
+        return self.backfill.where is not None
 
     def is_finished(self) -> bool:
         return self.target.is_marked and not self.target.batches.any_left()

@@ -342,17 +342,21 @@ def lease() -> timedelta:
 
 
 def _open(target: Target) -> BackfillRun:
+    made = _names(target) | {"is_cursor": target.is_cursor}
+    record, _ = records().get_or_create(open_key=open_key(target.label, target.alias), defaults=made)
+    return record
+
+
+def _names(target: Target) -> dict[str, Any]:
+    """Return what a run is known by."""
     meta = target.model._meta
-    names = {
+    return {
         "app_label": meta.app_label,
         "model_name": meta.object_name,
         "field_names": "+".join(target.names),
         "alias": target.alias,
         "backfill": target.backfill,
-        "is_cursor": target.is_cursor,
     }
-    record, _ = records().get_or_create(open_key=open_key(target.label, target.alias), defaults=names)
-    return record
 
 
 def _taken(record: BackfillRun) -> dict[str, Any]:
@@ -411,6 +415,15 @@ def unreadable() -> str:
 def open_run(label: str, alias: str) -> BackfillRun | None:
     """Return the run of that label on the alias that is not over, if there is one."""
     return records().filter(open_key=open_key(label, alias)).first()
+
+
+def last_run(target: Target) -> BackfillRun | None:
+    """Return the newest run of the target, as far as the runs can be read."""
+    try:
+        return records().filter(**_names(target)).first() if _has_table() else None
+    except Error:
+        drop_lost_connection()
+        return None
 
 
 def succeeded(label: str, alias: str) -> bool:

@@ -196,12 +196,18 @@ def test_rows_that_get_no_value_end_it_with_1_and_are_listed(polls: Polls) -> No
 
 
 def test_verify_counts_and_its_exit_code_tells(polls: Polls) -> None:
-    with pytest.raises(CommandError, match="Not every row has a value") as ended:
+    with pytest.raises(CommandError, match="Not every row is right") as ended:
         backfill("verify", LABEL, "--database", polls.alias)
     assert ended.value.returncode == 1
     backfill("run", LABEL, "--database", polls.alias)
-    said = backfill("verify", LABEL, "--database", polls.alias)
+    said = backfill("verify", LABEL, "--database", polls.alias, "--left")
     assert said == f"{LABEL} on {polls.alias}: 0 rows without a value\n"
+    said = backfill("verify", LABEL, "--database", polls.alias)
+    rows = f"{polls.rows:,}"
+    assert said == f"{LABEL} on {polls.alias}: 0 rows without a value; of {rows} computed again, 0 differ\n"
+    polls.questions().filter(pk__in=[3, 6]).update(expires_date=F("pub_date"))
+    with pytest.raises(CommandError, match="Not every row is right"):
+        backfill("verify", LABEL, "--database", polls.alias)
 
 
 def test_list_and_show_as_text_and_as_json(polls: Polls) -> None:

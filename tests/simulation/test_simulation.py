@@ -129,7 +129,7 @@ def play(world: World) -> None:
             cursor.execute(f"DELETE FROM {table}")
     world.begin("a person", lambda: begin(world))
     world.begin("a clock", lambda: requeueing(world))
-    world.begin("somebody", lambda: meddling(world))
+    world.begin("a user", lambda: meddling(world))
     while not world.steps or (world.steps % 20 or not is_over()):
         world.step()
     for process in list(dict.fromkeys(actor.process for actor in world.actors)):
@@ -160,7 +160,7 @@ def is_over() -> bool:
 
 
 def requeueing(world: World) -> None:
-    """What cron does, and whoever sees that a run has failed."""
+    """What cron does, and a user who sees that a run has failed."""
     while True:
         world.sleep(20.0)
         with suppress(Error, AlreadyRunning):
@@ -176,7 +176,7 @@ def meddling(world: World) -> None:
         for act in (store.pause, store.resume):
             with suppress(Error, IllegalMove):
                 for run in store.records().exclude(status__in=OVER):
-                    act(run.pk, "somebody")
+                    act(run.pk, "a user")
             world.sleep(world.rng.uniform(0.1, 10.0))
 
 
@@ -205,7 +205,7 @@ def test_each_row_is_done_once_whatever_happens(simulate: Simulate, sleep: float
 
 
 def save_without_looking(self: RangeRecorder, state: Any, cursor: Any, rows: int, bad: Any) -> None:
-    """Save where the range is, whoever has it by now."""
+    """Save where the range is, also where another worker has it by now."""
     changes = {"rows_done": self.began[0] + state.rows + rows}
     changes |= {} if cursor is None else {"cursor": key_to_json(cursor)}
     leases.records().filter(pk=self.part.pk).update(**changes)

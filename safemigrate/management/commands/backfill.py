@@ -27,6 +27,7 @@ from safemigrate.generator.targets import find_all
 from safemigrate.models import BackfillRun
 from safemigrate.runs import chain, lookup, scheduler, store, summary, trial
 from safemigrate.runs.status import Status
+from safemigrate.runs.verify import verify
 
 DESCRIPTION = """\
 Fill required fields outside `migrate`, and see and control the runs.
@@ -52,9 +53,13 @@ class Command(BaseCommand):
         for name, meaning in CONTROLS.items():
             actions.add_parser(name, help=meaning).add_argument("id", type=int, help="the run's number")
         verify = actions.add_parser(
-            "verify", help="count the rows that are still to be done; exit code 1 if any"
+            "verify", help="count the rows left, and those with another value; exit code 1 if any"
         )
         self._add_label(verify)
+        verify.add_argument("--left", action="store_true", help="count the rows left, and compute nothing")
+        verify.add_argument(
+            "--sample", type=_count, metavar="N", help="compute about N rows again, and not all"
+        )
 
     @staticmethod
     def _add_list(parser: ArgumentParser) -> None:
@@ -219,12 +224,30 @@ class Command(BaseCommand):
             lines.writerow([text, reasons.get(json.dumps(key), "")])
 
     def _verify(self, options: Mapping[str, Any]) -> None:
-        label = options["label"]
-        left = {alias: self._job(options, alias).rows_left() for alias in self._aliases(options)}
-        for alias, rows in left.items():
-            self.stdout.write(f"{label} on {alias}: {rows:,} rows without a value")
-        if any(left.values()):
-            raise CommandError("Not every row has a value.", returncode=1)
+        wrong = [alias for alias in self._aliases(options) if not self._verify_on(alias, options)]
+        if wrong:
+            raise CommandError(f"Not every row is right on {', '.join(wrong)}.", returncode=1)
+
+    def _verify_on(self, alias: str, options: Mapping[str, Any]) -> bool:
+        """Write how many rows are left, and how many have another value than one that is computed again."""
+        job, label = self._job(options, alias), options["label"]
+        left = 0 if not job.target.is_marked else job.rows_left()
+        what = "without a value" if job.migration else "still to be done"
+        found = None if options["left"] else verify(job, options["sample"])
+        again = "" if found is None else f"; of {found.rows:,} computed again, {found.differ:,} differ"
+        since = (
+            f", {found.since:,} of them written by the site since"
+            if found is not None and found.since
+            else ""
+        )
+        self.stdout.write(f"{label} on {alias}: {left:,} rows {what}{again}{since}")
+        if found is None:
+            return not left
+        if found.first:
+            rows = [[str(key), *map(trial.shown, [*old, *new])] for key, old, new in found.first]
+            names = list(job.target.names)
+            self.stdout.write(table(["key", *names, *(f"{name}, computed" for name in names)], rows))
+        return found.is_right and not left
 
     # Action
 

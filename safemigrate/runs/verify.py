@@ -1,0 +1,139 @@
+"""The values of a backfill computed once more, beside those that stand in the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from django.db import connections
+from django.db.models import Q
+
+from safemigrate.backfills.differs import Differs
+from safemigrate.engine.batches import Batches
+from safemigrate.populate.sources import InDatabase, InPython, LeftAsItIs
+from safemigrate.runs import store
+from safemigrate.runs.lookup import Job
+from safemigrate.types import field_of
+
+#: The rows that are read at once, and those that are shown.
+AT_ONCE, SHOWN = 2_000, 10
+
+
+@dataclass
+class Verified:
+    """How many rows were computed again, and those that differ: key, what stands there, what it would be."""
+
+    rows: int = 0
+    differ: int = 0
+    since: int = 0  # of those, the rows that the site has written since the last run began
+    first: list[tuple[Any, list[Any], list[Any]]] = field(default_factory=list)
+
+    def note(self, key: Any, found: list[Any], computed: list[Any], *, is_newer: bool) -> None:
+        self.differ += 1
+        self.since += is_newer
+        if len(self.first) < SHOWN:
+            self.first.append((key, found, computed))
+
+    @property
+    def is_right(self) -> bool:
+        return self.differ == self.since
+
+
+def verify(job: Job, sample: int | None = None) -> Verified | None:
+    """Compute the values of all rows again, or of about `sample` of them; None where that cannot be done.
+
+    That is so for a function of a batch or of (apps, schema_editor), a delete, a function of no arguments, and where a
+    condition chose the rows: which they were, no row says any more. Reads without a lock, in ranges of the primary key.
+    """
+    source = job.source
+    if job.chose_by_condition:
+        return None
+    if isinstance(source, InDatabase):
+        return _by_the_database(job, source, sample)
+    if isinstance(source, InPython) and not (source.keys_only or source.unique):
+        return _by_python(job, source, sample)
+    return None
+
+
+def _ranges(job: Job, sample: int | None) -> Iterator[Q]:
+    """Yield conditions of ranges of keys: all, or some that lie apart."""
+    batches = Batches(job.model, job.alias)
+    first, last = (
+        next(iter(batches.rows.order_by("pk").values_list("pk", flat=True)[:1]), None),
+        batches.last(),
+    )
+    if first is None:
+        return
+    size = AT_ONCE if sample is None else min(max(sample // 10, 1), AT_ONCE)
+    apart = 1 if sample is None else max(batches.rows.count() // max(sample, 1), 1)
+    number, batch = 0, batches.next(first, last, size, inclusive=True)
+    while batch is not None:
+        if number % apart == 0:
+            yield batch.condition
+        number, batch = number + 1, batches.next(batch.last, last, size)
+
+
+def _by_the_database(job: Job, source: InDatabase, sample: int | None) -> Verified:
+    found, names = Verified(), list(source.values)
+    values = source.assignments(job.model, job.target.apps)
+    differ = Q()
+    for name, value in values.items():
+        differ |= Q(Differs(field_of(job.model, name), value))
+    computed = {
+        f"safemigrate_{name}": value for name, value in values.items() if hasattr(value, "resolve_expression")
+    }
+    rows, newer = _rows(job), _Newer(job)
+    for condition in _ranges(job, sample):
+        part = rows.filter(condition)
+        found.rows += part.count()
+        wrong = part.filter(differ).annotate(**computed)
+        for row in wrong.values("pk", *names, *computed, *newer.names):
+            shown = [row.get(f"safemigrate_{name}", values[name]) for name in names]
+            found.note(row["pk"], [row[name] for name in names], shown, is_newer=newer.is_so(row))
+    return found
+
+
+def _by_python(job: Job, source: InPython, sample: int | None) -> Verified:
+    found, target, connection = Verified(), job.target, connections[job.alias]
+    fields, newer = [field_of(job.model, name) for name in target.names], _Newer(job)
+    prepared = source.prepare(target.apps, job.alias) if source.prepare else None
+    for condition in _ranges(job, sample):
+        rows = list(source.read(_rows(job).filter(condition).order_by("pk"), target.apps))
+        found.rows += len(rows)
+        for row, result in zip(rows, source.compute(rows, prepared), strict=True):
+            if isinstance(result, LeftAsItIs):
+                continue
+            before = [getattr(row, each.attname) for each in fields]
+            after = [str(result)] if isinstance(result, Exception) else list(result)
+            stored = [
+                each.get_db_prep_save(value, connection) for each, value in zip(fields, before, strict=True)
+            ]
+            if isinstance(result, Exception) or stored != [
+                each.get_db_prep_save(getattr(value, "pk", value), connection)
+                for each, value in zip(fields, after, strict=True)
+            ]:
+                facts = {name: getattr(row, name) for name in newer.names}
+                found.note(row.pk, before, after, is_newer=newer.is_so(facts))
+    return found
+
+
+def _rows(job: Job) -> Any:
+    """Return the rows that the values are meant for: a condition that they end says of none that it was its own."""
+    chosen = job.target.chosen
+    return Batches(job.model, job.alias).rows if chosen is None else chosen.using(job.alias).order_by()
+
+
+class _Newer:
+    """Was a row written by the site since the last run began, as a field with auto_now says?"""
+
+    def __init__(self, job: Job) -> None:
+        run = store.last_run(job.target)
+        self.since = run.started if run is not None else None
+        named = [each.name for each in job.model._meta.concrete_fields if getattr(each, "auto_now", False)]
+        self.names = named if self.since else []
+
+    def is_so(self, facts: dict[str, Any]) -> bool:
+        moments = [facts[name] for name in self.names if isinstance(facts[name], datetime)]
+        return self.since is not None and any(moment > self.since for moment in moments)
