@@ -17,7 +17,7 @@ import pytest
 from django.core.management import call_command, load_command_class
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 
 from safemigrate.engine import observers
 from safemigrate.exceptions import NothingToRun, TooManyRows
