@@ -244,7 +244,7 @@ class Filling:
             batch_size=batch_size,
             target=target,
             title=source.title,
-            fingerprint=fingerprint(source),
+            fingerprint=fingerprint(source, target.where),
             rows_per_second=conf.get("SAFEMIGRATE_ROWS_PER_SECOND"),
         )
 

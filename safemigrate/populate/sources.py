@@ -96,8 +96,10 @@ InBatches = InDatabase | InPython | ByFunction
 Source = InBatches | AsWritten
 
 
-def fingerprint(source: Source) -> str:
+def fingerprint(source: Source, where: Any = None) -> str:
     """Return a text that differs for two sources which would give other values, as far as their own code shows.
+
+    So does a condition, which would choose other rows.
 
     Functions are compared by what Python compiled them to, so the text begins with Python's version.
     """
@@ -105,7 +107,7 @@ def fingerprint(source: Source) -> str:
         parts: list[Any] = [part for pair in source.values.items() for part in pair]
     else:
         parts = [source.function] if isinstance(source, AsWritten) else list(source.made_of)
-    text = "\0".join(map(_essence, parts))
+    text = "\0".join(map(_essence, parts if where is None else [*parts, where]))
     return f"{sys.version_info.major}.{sys.version_info.minor}:{hashlib.sha256(text.encode()).hexdigest()}"
 
 

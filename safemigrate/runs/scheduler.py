@@ -146,7 +146,7 @@ def _details(job: Job, batches: Batches, executor: str) -> dict[str, Any]:
     return {
         "migration": job.migration,
         "populate": job.title,
-        "fingerprint": fingerprint(job.source),
+        "fingerprint": fingerprint(job.source, job.target.where),
         "parameters": dict(job.target.parameters),
         "executor": executor,
         "started_by": context.current.person or store.person(),

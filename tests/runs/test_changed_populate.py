@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from django.db import models
-from django.db.models import F, Value
+from django.db.models import F, Q, Value
 
 from safemigrate.operations import AddNullableField, Populate
 from safemigrate.populate import FromApps, FromRelated, PerBatch, PerRow
@@ -99,3 +99,12 @@ OTHER: list[tuple[Any, Any]] = [
 @pytest.mark.parametrize(("one", "other", "same"), [(*p, True) for p in SAME] + [(*p, False) for p in OTHER])
 def test_what_tells_two_populates_apart(alias: str, one: Any, other: Any, same: bool) -> None:
     assert (fingerprint(resolve(one)) == fingerprint(resolve(other))) is same
+
+
+def test_another_condition_is_another_populate(
+    sandbox: MigrationSandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    with limited(rows=10), pytest.raises(SystemExit):
+        sandbox.run(Populate("question", "n", 1, batch_size=10, where=Q(n=None)))
+    sandbox.run(Populate("question", "n", 1, batch_size=10, where=Q(n=None) & Q(pk__gt=5)))
+    assert "another one than when the run began (it was changed)" in caplog.text
