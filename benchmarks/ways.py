@@ -21,7 +21,6 @@ from benchmarks.tables import Shape
 from benchmarks.values import Value
 from safemigrate.backfills import Backfill
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
-from safemigrate.runs.lookup import BackfillJob
 
 ALIAS = "default"
 MONTH = timedelta(days=30)
@@ -119,7 +118,7 @@ def backfill(**attributes: Any) -> Way:
 
     def run(table: Table) -> None:
         kind = type("Measured", (Backfill,), {"model": table.model, **attributes})
-        BackfillJob(kind(using=ALIAS)).run()
+        import_module("safemigrate.runs.lookup").BackfillJob(kind(using=ALIAS)).run()
 
     return run
 

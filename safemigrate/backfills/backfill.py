@@ -118,9 +118,23 @@ class Backfill:
         """Does the class define this method?"""
         return getattr(cls, name) is not getattr(Backfill, name)
 
+    def _chosen(self) -> QuerySet[Any] | None:
+        """Return what queryset() returns, if there is one. Raises InvalidBackfill where its rows have no own keys."""
+        if not self.has("queryset"):
+            return None
+        rows: Any = self.queryset()
+        if why := _not_gone_through(rows):
+            raise InvalidBackfill(
+                f"{self.label()}: queryset() {why}, and its rows are gone through by their primary key. "
+                "Return a query of a model with filter(), exclude() or annotate() alone."
+            )
+        return rows.order_by().using(self.using)  # type: ignore[no-any-return]
+
     def found_model(self) -> type[Model]:
         if self.model is None:
-            return self.queryset().model
+            chosen = self._chosen()
+            assert chosen is not None, "problems() says that one of them has to be there"
+            return chosen.model
         return apps.get_model(self.model) if isinstance(self.model, str) else self.model
 
     def names(self) -> list[str]:
@@ -130,11 +144,11 @@ class Backfill:
     def target(self) -> Target:
         """Return the rows, and what says which of them are left."""
         model = self.found_model()
-        chosen = self.queryset() if self.has("queryset") else None
+        chosen = self._chosen()
         where = self.where
         if where is not None and _joins(QuerySet(model, using=self.using).filter(where)):
             # An UPDATE by key cannot repeat it, so the rows are chosen by it, and locked until they are written.
-            chosen, where = QuerySet(model).filter(where), None
+            chosen, where = QuerySet(model, using=self.using).filter(where), None
         is_cursor = self.where is None and not (self.delete or self._differs())
         if differ := self._differs():
             where = differ if where is None else where & differ
@@ -148,7 +162,7 @@ class Backfill:
             where=where,
             backfill=self.label(),
             parameters=given,
-            chosen=None if chosen is None else chosen.using(self.using),
+            chosen=chosen,
             is_cursor=is_cursor,
         )
 
@@ -286,6 +300,20 @@ class Backfill:
             yield
         except self.retry_on as error:
             raise TryAgain(f"{type(error).__name__}: {error}") from error
+
+
+def _not_gone_through(rows: Any) -> str:
+    """Return why rows cannot be gone through by their key, "" where they can."""
+    if not isinstance(rows, QuerySet):
+        return "returns None" if rows is None else f"returns a {type(rows).__name__}"
+    query = rows.query
+    found = {
+        "is cut by a slice": query.is_sliced,
+        "has distinct()": query.distinct,
+        "is a union, or the like": bool(query.combinator),
+        "returns no instances: it has values() or values_list()": rows._fields is not None,  # type: ignore[attr-defined]
+    }
+    return next((why for why, is_so in found.items() if is_so), "")
 
 
 def _joins(rows: QuerySet[Any]) -> bool:

@@ -36,6 +36,8 @@ def _stored(field: AnyField, value: Any) -> Any:
     if hasattr(value, "resolve_expression"):
         rounds = field.get_internal_type() in ROUNDED and not isinstance(value, F | Value)
         return Rounded(value, output_field=field) if rounds else value
+    if value is None:  # Of a JSONField this would be JSON's null, which is not what an UPDATE writes.
+        return Value(None)
     return Value(value.pk if isinstance(value, Model) else value, output_field=field)
 
 

@@ -501,13 +501,14 @@ def test_the_settings_say_how_a_run_is_worked_on_and_the_options_come_before_the
     settled = begin(polls.alias).options
     assert settled == {
         "queue": "slow", "wanted": 3, "workers": 1, "seconds": 7, "batch_size": None,
-        "throttles": ["tests.support.deliveries.Never"],
+        "throttles": ["tests.support.deliveries.Never"], "rows_per_second": None,
     }  # fmt: skip
     given = ["--queue", "safemigrate", "--workers", "2", "--task-seconds", "9", "--batch-size", "50"]
+    given += ["--rows-per-second", "900"]
     settled = begin(polls.alias, *given, "--throttle", "safemigrate.throttles.Nice").options
     assert settled == {
         "queue": "safemigrate", "wanted": 2, "workers": 1, "seconds": 9, "batch_size": 50,
-        "throttles": ["safemigrate.throttles.Nice"],
+        "throttles": ["safemigrate.throttles.Nice"], "rows_per_second": 900,
     }  # fmt: skip
 
 
