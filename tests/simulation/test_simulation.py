@@ -82,7 +82,10 @@ def simulate(place: dict[str, Any], settings: Any, monkeypatch: pytest.MonkeyPat
         with monkeypatch.context() as patched:
             world = World(seed, polls.alias, Chances(**chances))
             install(world, patched)
-            play(world)
+            try:
+                play(world)
+            finally:
+                world.end()
         return world
 
     yield simulated
@@ -132,8 +135,7 @@ def play(world: World) -> None:
     world.begin("a user", lambda: meddling(world))
     while not world.steps or (world.steps % 20 or not is_over()):
         world.step()
-    for process in list(dict.fromkeys(actor.process for actor in world.actors)):
-        world.kill(process)
+    world.end()
     with connections[world.alias].cursor() as cursor:
         cursor.execute("SELECT COUNT(*), COUNT(DISTINCT question_id) FROM audit")
         done = cursor.fetchone()

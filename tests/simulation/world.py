@@ -218,6 +218,11 @@ class World:
             actor.join(10)
             assert not actor.is_alive(), f"{actor.name} cannot be killed"
 
+    def end(self) -> None:
+        """Kill all that are there."""
+        for process in list(dict.fromkeys(actor.process for actor in self.actors)):
+            self.kill(process)
+
     def let(self, actor: Actor) -> None:
         """Let it go on to where it stops next, or ends."""
         actor.turn.release()
