@@ -20,6 +20,8 @@ from safemigrate.engine.batches import Batches, Range
 from safemigrate.engine.engine import Filling
 from safemigrate.engine.keys import key_from_json
 from safemigrate.exceptions import (
+    InvalidBackfill,
+    InvalidParameters,
     LeaseLost,
     LimitReached,
     NotEnqueued,
@@ -108,7 +110,14 @@ class Worker:
     def _work(self) -> None:
         """Fill ranges until the time is over. Raises Over, Again, and errors of the runs' database."""
         run = self._found()
-        job = self._job(run)
+        try:
+            job = self._job(run)
+        except (
+            InvalidBackfill,
+            InvalidParameters,
+        ) as error:  # As newer code has the class, the run cannot be.
+            endings.end(_started(run), error)
+            raise Over from error
         self.run = run = _started(run)
         try:
             self._fill(run, *_filling(run, job), job)
@@ -142,7 +151,7 @@ class Worker:
                 return found
         except (NothingToRun, LookupError, ConnectionDoesNotExist) as error:
             logger.debug("%s", error)
-        text = f"the code of worker {name()} has no {run.migration}: restart it with the code of this run"
+        text = f"the code of worker {name()} has no {run.migration or run.label}: restart it with the code of this run"
         store.records().filter(pk=run.pk, token=run.token).update(waiting_for=text[:500])
         logger.warning("run %s (%s): %s. The task is put back, nothing is lost.", run.pk, run, text)
         raise Again(LATER)
@@ -221,7 +230,8 @@ def _failed(run: BackfillRun, filling: Filling, part: BackfillRange, error: Exce
 def _filling(run: BackfillRun, job: Job) -> tuple[Filling, float]:
     """Return what fills the ranges of the run, and until when on the monotonic clock."""
     job.check_column()
-    job.validate()
+    if not (run.backfill and run.rows_done):  # Of a class it tries some rows, which is done once.
+        job.validate()
     source = job.source
     assert not isinstance(source, AsWritten), "scheduler.begin refuses these"
     options = run.options

@@ -189,3 +189,17 @@ def test_one_that_has_an_empty_table_is_finished(polls: Polls, monkeypatch: pyte
     assert not safemigrate.is_finished("polls.Once", using=polls.alias)
     questions(polls).filter(Q()).delete()
     assert safemigrate.is_finished("polls.Once", using=polls.alias)
+
+
+def test_parameters_that_newer_code_refuses_end_the_run(
+    polls: Polls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backfill("run", "polls.PurgeClosedPolls", "--set", "days=0", "--executor", "celery")
+
+    class Weeks(forms.Form):
+        weeks = forms.IntegerField()
+
+    monkeypatch.setattr(of_polls.PurgeClosedPolls, "form", Weeks)
+    Queue.deliver_all()
+    assert (the_run().status, questions(polls).count()) == (Status.FAILED, ROWS)
+    assert "has no parameter days" in the_run().error

@@ -651,4 +651,4 @@ def test_every_check_is_documented_and_no_other() -> None:
     page = (ROOT / "docs/reference/checks.md").read_text(encoding="utf-8")
     assert codes == sorted(TRAPS)
     others = re.findall(r"safemigrate\.([EW]\d+)", Path(configuration.__file__).read_text(encoding="utf-8"))
-    assert sorted(re.findall(r"^\| `([EW]\d+)` \|", page, re.MULTILINE)) == sorted([*codes, *others])
+    assert sorted(re.findall(r"^\| `([EW]\d+)` \|", page, re.MULTILINE)) == sorted({*codes, *others})
