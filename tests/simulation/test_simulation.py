@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import django
@@ -61,7 +61,7 @@ Simulate = Callable[..., World]
 
 
 @pytest.fixture
-def simulate(place: dict[str, Any], settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulate]:
+def simulate(place: dict[str, Any], settings: Any, monkeypatch: pytest.MonkeyPatch) -> Simulate:
     polls = Polls(**place, rows=ROWS)
     settings.SAFEMIGRATE_RUNS_DATABASE = polls.alias
     settings.SAFEMIGRATE_BATCH_SIZE = BATCH
@@ -89,9 +89,7 @@ def simulate(place: dict[str, Any], settings: Any, monkeypatch: pytest.MonkeyPat
                 world.end()
         return world
 
-    yield simulated
-    with connections[polls.alias].cursor() as cursor:
-        cursor.execute("PRAGMA journal_mode = DELETE")
+    return simulated
 
 
 def install(world: World, patched: pytest.MonkeyPatch) -> None:
@@ -110,6 +108,9 @@ def install(world: World, patched: pytest.MonkeyPatch) -> None:
     )
     patched.setattr(heartbeat.Heartbeat, "stop", lambda self: self.ended.set())
     patched.setattr("random.uniform", world.rng.uniform)
+    for known in [*vars(Filling).values(), *vars(BackfillJob).values()]:
+        if hasattr(known, "lock"):  # Up to Python 3.11 a cached_property has one lock for all instances.
+            patched.setattr(known, "lock", nullcontext())
 
 
 def beating(world: World, self: heartbeat.Heartbeat) -> None:
