@@ -56,6 +56,8 @@ class SafemigrateConfig(AppConfig):
         context.new_observer = new_observer
         context.progress_of = imported_when_called("safemigrate.runs.summary.progress_of")
         context.is_backfill_done = imported_when_called("safemigrate.runs.lookup.is_done")
+        context.is_passed = imported_when_called("safemigrate.runs.store.is_passed")
+        context.note_reversed = imported_when_called("safemigrate.runs.store.reverse")
         context.hand_over = imported_when_called("safemigrate.runs.scheduler.hand_over")
         logger = logging.getLogger("safemigrate")
         if not any(isinstance(handler, progress.Terminal) for handler in logger.handlers):

@@ -107,6 +107,8 @@ class BackfillRun(models.Model):
     @property
     def command(self) -> str:
         """The line to type that goes on with it."""
+        if self.is_cursor and not (self.backfill or self.migration):  # It went the way back of a migration.
+            return f"python manage.py migrate {self.app_label} --database {self.alias}, with the migration before it"
         by = "" if self.executor == "inline" else f" --executor {self.executor}"
         given = "".join(f" --set {quote(f'{name}={value}')}" for name, value in self.shown_parameters.items())
         return f"python manage.py backfill run {self.job_label} --database {self.alias}{given}{by}"

@@ -23,13 +23,23 @@ from django.db.models import Field, Model, Q
 from safemigrate.backends import for_connection
 from safemigrate.engine import context, engine
 from safemigrate.engine.batches import Batches, Target, null_in
+from safemigrate.engine.differs import Differs
 from safemigrate.exceptions import InvalidField, InvalidPopulate, NoGuard, NotFinished
-from safemigrate.populate.sources import AsWritten, InPython, Source, check, is_dotted_path, resolve
+from safemigrate.populate.sources import (
+    AsWritten,
+    InDatabase,
+    InPython,
+    Source,
+    check,
+    fingerprint,
+    is_dotted_path,
+    resolve,
+)
 from safemigrate.schema import fields, guards, preflight, proofs
 from safemigrate.schema.change import Change, FieldStep
 from safemigrate.schema.fast_path import Shortcut
 from safemigrate.schema.not_null import Requiring
-from safemigrate.schema.plan import Fill, Plan
+from safemigrate.schema.plan import Fill, Plan, write_down
 from safemigrate.schema.steps import Step
 from safemigrate.types import AnyField, field_of
 
@@ -119,14 +129,19 @@ class Populate(FieldStep):
     not nullable are rewritten along with them. With `where`, a Q over the model's own columns, it is the rows
     that fulfil it, all of whose named fields are rewritten: each write repeats the condition, it is done when no
     row fulfils it, and a row that still does after it was written is a bad row. Runs in committed batches that
-    lock only the rows they write. Run again, it does what is left. Backwards it does nothing.
+    lock only the rows they write. Run again, it does what is left.
+
+    With `nulls="leave"` the field stays nullable: a row whose value is None stays NULL, and is no bad row. It is done
+    after one pass, which is remembered with the run; without the runs' table each call is one pass. Backwards it does
+    nothing, or what `reverse` says, in the same forms, to every row: a function of a row that returns None leaves
+    the row as it is, `Value(None)` sets NULL.
     """
 
     reduces_to_sql = True
     reversible = True
     category = OperationCategory.PYTHON
     arguments = ("model_name", "name", "populate")
-    options = {"where": None, "batch_size": None, "elidable": False}
+    options = {"where": None, "nulls": None, "reverse": None, "batch_size": None, "elidable": False}
     fragment = "fill"
 
     def __init__(
@@ -136,10 +151,12 @@ class Populate(FieldStep):
         populate: Any,
         *,
         where: Q | None = None,
+        nulls: str | None = None,
+        reverse: Any = None,
         batch_size: int | None = None,
         elidable: bool = False,
     ) -> None:
-        self.model_name, self.where = model_name, where
+        self.model_name, self.where, self.nulls, self.reverse = model_name, where, nulls, reverse
         self.name = name if isinstance(name, str) else list(name)  # type: ignore[assignment]
         self.populate, self.batch_size = populate, batch_size
         self.elidable = elidable  # type: ignore[misc]
@@ -150,10 +167,32 @@ class Populate(FieldStep):
                 f"Populate of {model_name}: where must be a condition, as Q(votes=0), not {where!r}. Leave it out to "
                 "fill the rows that are NULL."
             )
+        if nulls not in (None, "leave") or (nulls and where is not None):
+            raise InvalidPopulate(
+                f"Populate of {model_name}: nulls is {nulls!r}, and where {where}. nulls can be 'leave', for a field "
+                "that stays nullable, and only without a where: its rows are those that are NULL."
+            )
+        if reverse is not None:
+            self._check_reverse()
+
+    def _check_reverse(self) -> None:
+        check(self.reverse, self.names)
+        if getattr(self.reverse, "unique", None):
+            raise InvalidPopulate(
+                f"Populate of {self.model_name}: reverse cannot be unique=Suffix(...): rows that have a value would be "
+                "given another one. Give what each row had before."
+            )
 
     def with_batch_size(self, batch_size: int) -> Populate:
         """Return the same operation with another size of its batches."""
-        return Populate(self.model_name, self.name, self.populate, where=self.where, batch_size=batch_size)
+        return Populate(
+            self.model_name,
+            self.name,
+            self.populate,
+            where=self.where,
+            nulls=self.nulls,
+            batch_size=batch_size,
+        )
 
     @property
     def names(self) -> list[str]:
@@ -172,9 +211,14 @@ class Populate(FieldStep):
         for name in self.names:
             if name not in model.fields:
                 raise InvalidPopulate(f"Populate: {app_label}.{self.model_name} has no field {name!r}.")
-        if self.where is not None:
-            return  # It says nothing of the rows that are NULL.
         null_fields = [name for name in self.names if model.fields[name].null]
+        if self.nulls and not null_fields:
+            raise InvalidPopulate(
+                f"Populate: {app_label}.{self.model_name}.{'+'.join(self.names)} is not nullable, so nulls='leave' has "
+                "no row to leave. Take it out."
+            )
+        if self.where is not None or self.nulls:
+            return  # It says nothing of the rows that are NULL, or may leave them.
         for name in self.names:
             field = model.fields[name]
             model.fields[name] = fields.noted(field, field, populate=(self, null_fields))
@@ -229,24 +273,89 @@ class Populate(FieldStep):
             return
         self.validate(change.app_label, target.alias, change.to_state)
         source = resolve(self.populate, self.names)
+        if self.nulls and self._is_passed(target, source):
+            return
         if isinstance(source, AsWritten):
             if once is None and change.editor is not None:
                 with change.database.filling():
                     RunPython(source.function).database_forwards(
                         change.app_label, change.editor, change.from_state, change.to_state
                     )
-            proofs.refuse_left(target, source.title)
+            if not self.nulls:
+                proofs.refuse_left(target, source.title)
             return
         if isinstance(source, InPython) and source.unique:
             self._index_early(change, target.model)
         engine.fill(target, source, batch_size=self.batch_size, at_once=at_once)
+
+    def _is_passed(self, target: Target, source: Source) -> bool:
+        migration = context.migration_of(target.model, self.names)
+        return context.is_passed(
+            target.label, target.alias, fingerprint=fingerprint(source), migration=migration
+        )
 
     def _index_early(self, change: Change, model: type[Model]) -> None:
         change.run(change.database.index_early(model, field_of(model, self.names[0])))
 
     def target(self, model: type[Model], alias: str, apps: StateApps, once: Sequence[str] = ()) -> Target:
         null_fields = [name for name in self.names if field_of(model, name).null]
-        return Target(model, self.names, null_fields, alias, apps, once, self.where)
+        leaves = self.nulls is not None
+        return Target(
+            model,
+            self.names,
+            null_fields,
+            alias,
+            apps,
+            once,
+            self.where,
+            is_cursor=leaves,
+            leaves_null=leaves,
+        )
+
+    def backwards(self, change: Change) -> None:
+        """Do what `reverse` says to every row, each once; of an expression, only to those that have another value."""
+        back = replace(change, from_state=change.to_state, to_state=change.from_state)
+        if self.reverse is None:
+            if self.nulls and not change.collects_sql:
+                context.note_reversed(self._target_of(back))
+            return
+        self.refuse_transaction(change)
+        if change.editor is None or not Batches(back.after(self.model_name), change.alias).rows.exists():
+            return
+        source = resolve(self.reverse, self.names)
+        if isinstance(source, AsWritten):
+            with change.database.filling():
+                RunPython(source.function, source.function).database_backwards(
+                    change.app_label, change.editor, change.from_state, change.to_state
+                )
+            return
+        Populate(self.model_name, self.name, self.reverse).validate(
+            change.app_label, change.alias, back.to_state
+        )
+        target = self._reversed(back, source)
+        if change.collects_sql:
+            write_down(change.editor, [Fill(target, source)])
+        else:
+            engine.fill(target, source, batch_size=self.batch_size)
+
+    def _reversed(self, change: Change, source: Source) -> Target:
+        """Return all rows as the target of the way back; of those that the database computes, the ones that differ."""
+        model, where = change.after(self.model_name), None
+        if isinstance(source, InDatabase):
+            values = source.assignments(model, change.to_state.apps)
+            where = Q(
+                *(Q(Differs(field_of(model, name), value)) for name, value in values.items()), _connector=Q.OR
+            )
+        return Target(
+            model,
+            self.names,
+            [],
+            change.alias,
+            change.to_state.apps,
+            where=where,
+            is_cursor=True,
+            leaves_null=True,
+        )
 
     def _target_of(self, change: Change, once: Sequence[str] = ()) -> Target:
         return self.target(change.after(self.model_name), change.alias, change.to_state.apps, once)
@@ -256,7 +365,9 @@ class Populate(FieldStep):
 
     def describe(self) -> str:
         where = f" where {self.where}" if self.where is not None else ""
-        return f"Populate {', '.join(self.names)} of {self.model_name} by {_title(self.populate, self.names)}{where}"
+        by = _title(self.populate, self.names)
+        back = f"; backwards by {_title(self.reverse, self.names)}" if self.reverse is not None else ""
+        return f"Populate {', '.join(self.names)} of {self.model_name} by {by}{where}{back}"
 
 
 class SetNotNull(FieldStep, AlterField):
@@ -801,13 +912,17 @@ class RequireBackfill(Operation):
         if not self.allow_migrate_model(alias, model):
             return
         left = Batches(model, alias, null_in([self.name]))
-        if field_of(model, self.name).null and left.any_left():
+        if field_of(model, self.name).null and left.any_left() and not self._is_passed(model, alias):
             raise NotFinished(
                 f"{model._meta.label}.{self.name} on {alias}: {left.count():,} rows are still NULL, and this migration "
                 f"of {app_label} needs them filled. Nothing was changed. Type:\n"
                 f"    python manage.py backfill run {model._meta.label}.{self.name} --database {alias}\n"
                 "Then run migrate again."
             )
+
+    def _is_passed(self, model: type[Model], alias: str) -> bool:
+        """Was the one pass made of a fill that leaves rows NULL?"""
+        return context.is_passed(f"{model._meta.label}.{self.name}", alias)
 
     def _look_at_class(self, app_label: str, alias: str) -> None:
         if context.is_backfill_done(self.label, alias):

@@ -1,7 +1,7 @@
 """What a run of the tests takes in, and the database servers that it needs.
 
-By default: SQLite and the PostgreSQL of the wheel, no slow test, and each case of a matrix on one of the two.
-`--slow` adds the slow tests, `--all` is every test on every database.
+By default: SQLite and the PostgreSQL of the wheel, no slow test, and of a matrix each case that a stable hash gives to
+one of the two, of all databases. `--slow` adds the slow tests, `--all` is every test on every database.
 
 The servers are booted before pytest-django reads the settings, and stopped after the run. Each is announced
 in the environment, where `tests.settings` finds it and pytest-xdist's workers inherit it:
@@ -65,7 +65,8 @@ def databases(options: argparse.Namespace) -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.option.all:
         return
-    kept = sampled([item for item in items if is_wanted(item, config.option)])
+    parts = len(ALL) if config.option.databases == DEFAULT else 0
+    kept = sampled([item for item in items if is_wanted(item, config.option)], parts)
     left = set(items) - set(kept)
     config.hook.pytest_deselected(items=list(left))
     items[:] = kept
@@ -78,12 +79,20 @@ def is_wanted(item: pytest.Item, options: argparse.Namespace) -> bool:
     return not any(isinstance(value, str) and value in others for value in parameters(item).values())
 
 
-def sampled(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Keep one database for each case of a matrix, by the name of the case: the same one in every run."""
+def sampled(items: list[pytest.Item], parts: int = 0) -> list[pytest.Item]:
+    """Keep one database for each case of a matrix, by the name of the case: the same one in every run.
+
+    A case, out of several of a test, that falls to none of the first databases out of `parts` is left out.
+    """
     cases = defaultdict(list)
     for item in items:
         cases[case(item) if item.get_closest_marker("matrix") else item.nodeid].append(item)
-    return [same[zlib.crc32(name.encode()) % len(same)] for name, same in cases.items()]
+    kept = []
+    for name, same in cases.items():
+        is_one_of_several = len(same) > 1 and len(parameters(same[0])) > 1
+        number = zlib.crc32(name.encode()) % (max(parts, len(same)) if is_one_of_several else len(same))
+        kept += same[number : number + 1]
+    return kept
 
 
 def case(item: pytest.Item) -> str:

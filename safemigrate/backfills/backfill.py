@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -13,9 +14,9 @@ from django.db import Error, connections, transaction
 from django.db.models import Model, Q, QuerySet
 
 from safemigrate.backends import for_connection
-from safemigrate.backfills.differs import Differs
 from safemigrate.engine.batch_runner import work_for
 from safemigrate.engine.batches import Range, Target
+from safemigrate.engine.differs import Differs
 from safemigrate.exceptions import InvalidBackfill, InvalidParameters, TryAgain
 from safemigrate.formatting import nearest
 from safemigrate.populate.sources import ByFunction, InBatches, InDatabase, InPython, LeftAsItIs
@@ -27,6 +28,8 @@ SENSITIVE = "_sensitive"
 PASSED_ON = (Error, TryAgain)
 #: The rows that are tried, and rolled back, before a run: do the values that are written end the condition?
 TRIED = 20
+#: The seconds after which a clock shows another time on every database: SQLite's counts milliseconds.
+MOMENT = 0.002
 
 
 class Backfill:
@@ -205,6 +208,7 @@ class Backfill:
             work = work_for(target, self.source(), for_connection(connections[self.using]))
             try:
                 work(batches, some)
+                time.sleep(MOMENT)
                 left = batches.todo.filter(some.condition).count()
             except Exception:  # noqa: BLE001  the run itself says what it is, and of which row
                 left = 0

@@ -181,7 +181,7 @@ class ComputedInPython:
         self.unique = self._deduplicator()
         # Django's own `pk` looks the field up in each row.
         # NULL is no value for a field that is to be required; another function may write it.
-        self.known = PLAIN | {type(None)} if target.backfill else PLAIN
+        self.known = PLAIN | {type(None)} if target.backfill or target.leaves_null else PLAIN
         self.key = attrgetter(target.model._meta.pk.attname or "pk")
         self.write = get_backend(database.connection).writer(target)
 
@@ -253,19 +253,23 @@ class ComputedInPython:
             rows = [self._adapted([value]) for value in self.unique.unique([value for (value,) in rows])]
         return Made(good, list(zip(*rows, strict=True)), bad)
 
-    def _adapted(self, result: Any) -> list[Any]:
+    def _values(self, result: Any) -> Any:
         if isinstance(result, Exception):
             raise result
+        if self.target.leaves_null and all(value is None for value in result):
+            raise LeftAsItIs
+        return result
+
+    def _adapted(self, result: Any) -> list[Any]:
+        values = self._values(result)
         connection, known = self.database.connection, self.known
         return [
             field.get_db_prep_save(value if type(value) in known else plain(field, value), connection)
-            for field, value in zip(self.fields, result)  # noqa: B905  a check for each row would cost too much
+            for field, value in zip(self.fields, values)  # noqa: B905  a check for each row would cost too much
         ]
 
     def _plain(self, result: Any) -> list[Any]:
-        if isinstance(result, Exception):
-            raise result
-        return [plain(field, value) for field, value in zip(self.fields, result, strict=True)]
+        return [plain(field, value) for field, value in zip(self.fields, self._values(result), strict=True)]
 
 
 def written(write: Write, made: Made) -> int:

@@ -53,6 +53,8 @@ class Target:
     all fields are rewritten. Cursor: nothing in a row says it; each row is done once, in the order of the keys, and
     only the position that is saved with the run says how far it is.
 
+    `leaves_null`: a row whose value is None stays as it is, and is no bad row.
+
     `backfill` is the label of the Backfill whose rows they are, "" in a migration; `parameters` what it was given;
     `chosen` its rows, where it chose them by a query of its own.
     """
@@ -68,6 +70,7 @@ class Target:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     chosen: QuerySet[Any] | None = None
     is_cursor: bool = False
+    leaves_null: bool = False
 
     @property
     def mark(self) -> Q:

@@ -53,6 +53,21 @@ def is_not_known(label: str, alias: str) -> bool:
 is_backfill_done: Callable[[str, str], bool] = is_not_known
 
 
+def is_never_passed(label: str, alias: str, **same: str) -> bool:
+    return False
+
+
+#: Has the one pass of a fill that leaves rows NULL been made: `runs.store.is_passed`?
+is_passed: Callable[..., bool] = is_never_passed
+
+
+def note_nothing(target: Any) -> None: ...
+
+
+#: Notes that what the last run of a fill did is reversed with its migration.
+note_reversed: Callable[[Any], None] = note_nothing
+
+
 def none_known(label: str, alias: str) -> tuple[str, bool]:
     return "", False
 

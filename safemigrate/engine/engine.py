@@ -658,6 +658,7 @@ class Filling:
 
     def _bad_rows(self, keys: Sequence[Any], *, more: bool = False) -> BadRows:
         where, backfill = self.target.where, self.target.backfill
+        requires = where is None and not self.target.is_cursor
         why = "its value came out as NULL"
         if backfill or where is not None:
             why = f"it still fulfils {where or 'the condition'} after it was written"
@@ -670,7 +671,7 @@ class Filling:
         return BadRows(
             f"{how_many} rows of {self.target.label} on {self.target.alias} "
             + ("could not be done." if backfill else "got no value")
-            + ("" if backfill else ", so the column was not made required." if where is None else ".")
+            + ("" if backfill else ", so the column was not made required." if requires else ".")
             + f"{rest} The first {len(examples)}, by primary key:\n{listed}\n"
             f"Correct these rows or {'the class, and run it' if backfill else 'the populate, and run migrate'} again: "
             "it carries on from here.",

@@ -22,7 +22,7 @@ from safemigrate.engine.batches import Batches, Target
 from safemigrate.exceptions import InvalidBackfill, NothingToRun
 from safemigrate.formatting import nearest
 from safemigrate.operations import Populate
-from safemigrate.populate.sources import AsWritten, Source, resolve
+from safemigrate.populate.sources import AsWritten, Source, fingerprint, resolve
 from safemigrate.runs import store
 from safemigrate.schema.change import Change, FieldStep
 from safemigrate.schema.fields import model_in
@@ -224,7 +224,10 @@ class FieldJob(Job):
         columns = [self.model._meta.get_field(name) for name in target.null_fields]
         if target.where is None and all(database.is_required(self.model, column) for column in columns):
             return True
-        return not target.batches.any_left()
+        if not target.batches.any_left():
+            return True
+        same = {"fingerprint": fingerprint(self.source), "migration": self.migration}
+        return target.is_cursor and store.is_passed(target.label, self.alias, **same)
 
     def check_column(self) -> None:
         if self.column_is_there:

@@ -136,15 +136,22 @@ class RunRecorder(Recorder):
     def start(self, state: Run) -> None:
         if state.target is None:
             return
-        if state.target.is_cursor:
-            _refuse_without_record(state.target)
-        elif not store.is_kept():
+        needed = state.target.is_cursor and not state.target.is_marked
+        if needed and not store.is_kept():
+            raise NothingToRun(
+                f"{state.target.label} does each row once, and only its run knows which are done: {store.database()} "
+                "has no table for the runs. To have it: python manage.py migrate safemigrate --database "
+                f"{store.database()}"
+            )
+        if not store.is_kept():
             return
+        if state.target.is_cursor:
+            _refuse_shared(state.target)
         try:
             self.record = self._claimed(state, state.target)
         except Error as error:
             store.drop_lost_connection()
-            if state.target.is_cursor:
+            if needed:
                 raise
             warn_once(
                 f"{state.target.label} is not recorded: {str(error).strip()}. The fill goes on without."
@@ -196,6 +203,8 @@ class RunRecorder(Recorder):
             super().advance(state)
 
     def save(self, state: Run, cursor: Any, rows: int, bad: Sequence[BadRow]) -> None:
+        if not self.is_recorded:
+            return
         before = self.done + state.rows
         changes = {"rows_done": before + rows, "bad_rows": stored(bad)}
         changes |= {} if cursor is None else {"cursor": key_to_json(cursor)}
@@ -478,13 +487,8 @@ class RunHeartbeat(Heartbeat):
                 batch = self.batches.next(batch.last, end, COUNTED)
 
 
-def _refuse_without_record(target: Target) -> None:
-    """Raise NothingToRun where a run could not keep how far it is, or where workers share it already."""
-    if not store.is_kept():
-        raise NothingToRun(
-            f"{target.label} does each row once, and only its run knows which are done: {store.database()} has no "
-            f"table for the runs. To have it: python manage.py migrate safemigrate --database {store.database()}"
-        )
+def _refuse_shared(target: Target) -> None:
+    """Raise NothingToRun where workers share the run already."""
     record = store.open_run(target.label, target.alias)
     if record is not None and leases.of(record).exists():
         raise NothingToRun(

@@ -292,6 +292,11 @@ def _moved(target: Target, move_it: Callable[[BackfillRun], bool]) -> BackfillRu
             move(record, Status.CANCELLED, "")
             continue
         _refuse(record)
+        if record.is_cursor != target.is_cursor:
+            # The way back of the migration, or the class before it was changed: where it is, is no place of this one.
+            note(record, "given up: the rows are to be gone through in another way now")
+            move(record, Status.CANCELLED, "")
+            continue
         if move_it(record):
             return records().get(pk=record.pk)
     raise AlreadyRunning(
@@ -419,11 +424,41 @@ def open_run(label: str, alias: str) -> BackfillRun | None:
 
 def last_run(target: Target) -> BackfillRun | None:
     """Return the newest run of the target, as far as the runs can be read."""
+    return _last(**_names(target))
+
+
+def _last(**names: str) -> BackfillRun | None:
     try:
-        return records().filter(**_names(target)).first() if _has_table() else None
+        return records().filter(**names).first() if _has_table() else None
     except Error:
         drop_lost_connection()
         return None
+
+
+#: What is noted with a run whose migration was reversed afterwards.
+REVERSED = "the migration was reversed"
+
+
+def is_passed(label: str, alias: str, **same: str) -> bool:
+    """Has the one pass of a fill that leaves rows NULL been made, and not been reversed since?
+
+    `same` is what the run must have been, its fingerprint and migration. False where the runs cannot be read.
+    """
+    app_label, model_name, names = label.split(".")
+    run = _last(
+        app_label=app_label, model_name__iexact=model_name, field_names=names, alias=alias, backfill=""
+    )
+    if run is None or run.status != Status.SUCCEEDED or not run.is_cursor:
+        return False
+    is_same = all(getattr(run, name) == value for name, value in same.items())
+    return is_same and not run.events.using(database()).filter(text=REVERSED).exists()
+
+
+def reverse(target: Target) -> None:
+    """Note that what the last run did was reversed with its migration, so that it is done anew."""
+    run = last_run(target)
+    if run is not None and run.status == Status.SUCCEEDED:
+        note(run, REVERSED)
 
 
 def succeeded(label: str, alias: str) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 from django.db import connections
 from django.db.models import Q
 
-from safemigrate.backfills.differs import Differs
 from safemigrate.engine.batches import Batches
+from safemigrate.engine.differs import Differs
 from safemigrate.populate.sources import InDatabase, InPython, LeftAsItIs
 from safemigrate.runs import store
 from safemigrate.runs.lookup import Job

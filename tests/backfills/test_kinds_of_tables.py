@@ -47,6 +47,7 @@ def run(kind: type[Backfill], alias: str) -> BackfillRun:
     return BackfillRun._default_manager.using(alias).order_by("-pk")[0]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("key", KEYS)
 def test_any_key_that_can_be_ordered_will_do(alias: str, key: str) -> None:
     field, value = KEYS[key]
@@ -140,6 +141,7 @@ TYPES: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_value_of_each_type_is_written_once_and_told_from_another(alias: str, kind: str) -> None:
     field, wanted, other = TYPES[kind]
@@ -190,6 +192,7 @@ def answers(alias: str) -> tuple[MigrationSandbox, Any]:
     return box, made
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("condition", "expected"),
     [

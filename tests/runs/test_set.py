@@ -57,6 +57,7 @@ def backfill(*arguments: str) -> str:
     return out.getvalue()
 
 
+@pytest.mark.matrix
 def test_a_batch_size_is_taken_on_within_a_batch_or_two(
     polls: Polls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_batch_size_is_taken_on_within_a_batch_or_two(
     assert (event.text, bool(event.who)) == ("batch size: 400", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["sqlite", "postgresql"], indirect=True)
 def test_no_more_rows_a_second_than_were_allowed(polls: Polls, settings: Any) -> None:
     settings.SAFEMIGRATE_ROWS_PER_SECOND = 1_000
@@ -91,6 +93,7 @@ def test_no_more_rows_a_second_than_were_allowed(polls: Polls, settings: Any) ->
     assert run.seconds_waiting > 0
 
 
+@pytest.mark.slow
 def test_workers_take_it_on_with_their_next_range(polls: Polls) -> None:
     scheduler.begin(BackfillJob(Counted(using=polls.alias)), "celery", scheduler.options_of(workers=1))
     assert len(Queue.messages) == 1
@@ -103,6 +106,7 @@ def test_workers_take_it_on_with_their_next_range(polls: Polls) -> None:
     assert (the_run().status, the_run().rows_done) == (Status.SUCCEEDED, ROWS)
 
 
+@pytest.mark.matrix
 def test_what_cannot_be_set_is_refused(polls: Polls) -> None:
     BackfillJob(Counted(using=polls.alias)).run()
     key = the_run().pk
