@@ -75,9 +75,10 @@ screenshots: $(VENV)/.test
 clean:
 	rm -rf .venv* .matrix .bench docs/_build .*_cache .hypothesis
 
-# One stamp for each extra of pyproject.toml: there when it is installed.
+# One stamp for each group of pyproject.toml: there when it is installed.
 $(VENV)/.%: pyproject.toml $(constraints)
-	$(python) -m pip install -q --disable-pip-version-check -c $(constraints) -e '.[$*]' $(if $(DJANGO),'$(DJANGO)')
+	$(python) -m pip install -q --disable-pip-version-check 'pip>=25.1'  # the first that knows of groups
+	$(python) -m pip install -q --disable-pip-version-check -c $(constraints) -e . --group $* $(if $(DJANGO),'$(DJANGO)')
 	@touch $@
 
 # A Django that is asked for by name is not held to the locked one.

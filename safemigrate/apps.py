@@ -68,7 +68,9 @@ class SafemigrateConfig(AppConfig):
         register(imported_when_called("safemigrate.checks.configuration.check_settings"))
         register(imported_when_called("safemigrate.checks.configuration.check_backfills"))
         self._connect("safemigrate.runs.scheduler.enqueue_queued", signals.run_queued)
-        self._connect("safemigrate.runs.notify.send_mail_about", signals.run_finished, signals.run_failed)
+        ends = (signals.run_finished, signals.run_failed, signals.run_stalled)
+        self._connect("safemigrate.runs.notify.send_mail_about", *ends)
+        self._connect("safemigrate.runs.notify.post_about", *ends)
 
     @staticmethod
     def _connect(path: str, *each: Any) -> None:

@@ -220,7 +220,19 @@ SETTINGS: dict[str, Setting] = {
         [],
         _names,
         "a list of mail addresses",
-        "Who gets a mail when a run has ended, well or not.",
+        "Who gets a mail when a run has ended, well or not, or is seen to be stalled.",
+    ),
+    "SAFEMIGRATE_WEBHOOK": Setting(
+        None,
+        lambda value: value is None or (isinstance(value, str) and re.match("https?://", value) is not None),
+        "an address that begins with https://, or None",
+        "Where the same is posted as JSON: for a chat, or a program of yours.",
+    ),
+    "SAFEMIGRATE_WEBHOOK_SECRET": Setting(
+        "",
+        lambda value: isinstance(value, str),
+        "a text",
+        "What signs the body of such a post, in its header X-Safemigrate-Signature. Empty: it is not signed.",
     ),
 }
 

@@ -18,7 +18,17 @@ run_failed = Signal()
 #: Stopped by Ctrl-C, SIGTERM or a limit, or cancelled; the rest may be filled later.
 run_stopped = Signal()
 
+#: Its process gives no sign of life, as `backfill requeue` saw; once for each time.
+run_stalled = Signal()
 #: A run that no process holds was asked to go on: its workers may start.
 run_queued = Signal()
 
-__all__ = ["batch_done", "run_failed", "run_finished", "run_queued", "run_started", "run_stopped"]
+__all__ = [
+    "batch_done",
+    "run_failed",
+    "run_finished",
+    "run_queued",
+    "run_stalled",
+    "run_started",
+    "run_stopped",
+]

@@ -65,8 +65,7 @@ def databases(options: argparse.Namespace) -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.option.all:
         return
-    parts = len(ALL) if config.option.databases == DEFAULT else 0
-    kept = sampled([item for item in items if is_wanted(item, config.option)], parts)
+    kept = sampled(items, config.option)
     left = set(items) - set(kept)
     config.hook.pytest_deselected(items=list(left))
     items[:] = kept
@@ -79,19 +78,22 @@ def is_wanted(item: pytest.Item, options: argparse.Namespace) -> bool:
     return not any(isinstance(value, str) and value in others for value in parameters(item).values())
 
 
-def sampled(items: list[pytest.Item], parts: int = 0) -> list[pytest.Item]:
+def sampled(items: list[pytest.Item], options: argparse.Namespace) -> list[pytest.Item]:
     """Keep one database for each case of a matrix, by the name of the case: the same one in every run.
 
-    A case, out of several of a test, that falls to none of the first databases out of `parts` is left out.
+    By default it is one of all databases that the case has, so that many are left out; else, and for a test of one case,
+    one of those of this run.
     """
     cases = defaultdict(list)
     for item in items:
         cases[case(item) if item.get_closest_marker("matrix") else item.nodeid].append(item)
     kept = []
     for name, same in cases.items():
-        is_one_of_several = len(same) > 1 and len(parameters(same[0])) > 1
-        number = zlib.crc32(name.encode()) % (max(parts, len(same)) if is_one_of_several else len(same))
-        kept += same[number : number + 1]
+        is_one_of_several = len(parameters(same[0])) > 1 and options.databases == DEFAULT
+        wanted = [item for item in same if is_wanted(item, options)]
+        choice = same if is_one_of_several else wanted
+        if choice and (chosen := choice[zlib.crc32(name.encode()) % len(choice)]) in wanted:
+            kept.append(chosen)
     return kept
 
 

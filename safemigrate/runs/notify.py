@@ -1,21 +1,33 @@
-"""A mail at the end of a run."""
+"""A mail, and a post to a webhook, at the end of a run, and when it is seen to be stalled."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 import logging
+import threading
+import time
+import urllib.request
 from typing import Any
 
 from django.core.mail import send_mail
+from django.core.serializers.json import DjangoJSONEncoder
 
 from safemigrate.conf import get
 from safemigrate.models import BackfillRun
 from safemigrate.runs.status import Status
+from safemigrate.runs.summary import as_dict, state
 
 logger = logging.getLogger("safemigrate")
 
+SIGNATURE = "X-Safemigrate-Signature"
+#: How often a post is tried, and the seconds that a try, and the first pause, may take.
+TRIES, TIMEOUT, PAUSE = 3, 5.0, 1.0
+
 
 def send_mail_about(sender: Any, run: BackfillRun, **kwargs: Any) -> None:
-    """Mail SAFEMIGRATE_NOTIFY that a run has ended. A mail server that fails is logged, and stops nothing."""
+    """Mail SAFEMIGRATE_NOTIFY that a run has ended, or is stalled. A mail server that fails stops nothing."""
     people = get("SAFEMIGRATE_NOTIFY")
     if not people:
         return
@@ -26,9 +38,41 @@ def send_mail_about(sender: Any, run: BackfillRun, **kwargs: Any) -> None:
         logger.exception(text, run.pk, run.label, ", ".join(people), extra={"run": run.pk})
 
 
+def post_about(sender: Any, run: BackfillRun, **kwargs: Any) -> None:
+    """Post the same as JSON to SAFEMIGRATE_WEBHOOK, in a thread; what fails is tried again, and stops nothing."""
+    address, secret = get("SAFEMIGRATE_WEBHOOK"), get("SAFEMIGRATE_WEBHOOK_SECRET")
+    if address is None:
+        return
+    facts = {"text": f"{subject(run)}\n{summary(run)}", "event": state(run), "run": as_dict(run)}
+    body = json.dumps(facts, cls=DjangoJSONEncoder).encode()
+    headers = {"Content-Type": "application/json", "User-Agent": "safemigrate"}
+    if secret:
+        headers[SIGNATURE] = signature(body, secret)
+    request = urllib.request.Request(address, body, headers)  # noqa: S310  the setting takes http and https alone
+    threading.Thread(target=_post, args=(request, run.pk, run.label), name="safemigrate webhook").start()
+
+
+def signature(body: bytes, secret: str) -> str:
+    """Return what a receiver computes from the body, and compares with the header by hmac.compare_digest."""
+    return f"sha256={hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}"
+
+
+def _post(request: urllib.request.Request, run: int, label: str) -> None:
+    for attempt in range(TRIES):
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT):  # noqa: S310
+                return
+        except OSError as error:
+            if attempt == TRIES - 1:
+                text = "No word about run %s of %s could be posted to SAFEMIGRATE_WEBHOOK: %s"
+                logger.error(text, run, label, error, extra={"run": run})
+            else:
+                time.sleep(PAUSE * 2**attempt)
+
+
 def subject(run: BackfillRun) -> str:
     """Return one line: how it ended, what, and where."""
-    return f"Backfill {run.status}: {run}"
+    return f"Backfill {state(run)}: {run}"
 
 
 def summary(run: BackfillRun) -> str:
@@ -36,7 +80,7 @@ def summary(run: BackfillRun) -> str:
     facts = [
         ("field", run.label),
         ("database", run.alias),
-        ("status", run.status),
+        ("status", state(run)),
         ("rows", f"{run.rows_done:,} of {'' if run.total_is_exact else 'about '}{run.rows_total:,}"),
         ("time", f"{run.seconds_running:,.0f} s at work, {run.seconds_waiting:,.0f} s waiting"),
         ("rate", f"{_rate(run):,.0f} rows/s"),
@@ -60,7 +104,7 @@ def _next(run: BackfillRun) -> list[str]:
     return [
         "What is filled stays filled. To see it all, and to go on when the cause is gone:",
         f"    {_show(run)}",
-        f"    {run.command}",
+        f"    {run.next_command}",
     ]
 
 

@@ -31,6 +31,7 @@ from safemigrate.retry import doubled
 from safemigrate.runs import leases, store
 from safemigrate.runs.lookup import Job, find
 from safemigrate.runs.status import OVER, Status
+from safemigrate.runs.summary import moment
 from safemigrate.throttles import Throttles
 
 logger = logging.getLogger("safemigrate")
@@ -38,6 +39,8 @@ logger = logging.getLogger("safemigrate")
 WORK = "safemigrate.tasks.work"
 #: The longest that `requeue` waits before it enqueues once more what no worker took, in seconds.
 PATIENCE = 3600.0
+#: How often a run of a queue is enqueued without a worker that takes it, before that is said.
+IN_VAIN = 3
 #: The longest that a message waits at once, in seconds: it comes again, early, and waits again. Celery's workers keep
 #: those that wait, and a broker takes what is kept for long for lost, and delivers it once more.
 HOP = 120.0
@@ -233,7 +236,7 @@ def finalize(run: BackfillRun) -> bool:
 
 
 def requeue() -> list[str]:
-    """Enqueue what no worker holds, and return in words what was done.
+    """Enqueue what no worker holds, send run_stalled of what was left by its process; return in words what was done.
 
     Whatever was lost: a broker's messages, all workers at once. What is enqueued and not taken is enqueued
     again after a lease, then after two, four, ... up to an hour. To be run every minute or so; harmless twice.
@@ -242,6 +245,7 @@ def requeue() -> list[str]:
 
 
 def _requeued() -> Iterator[str]:
+    _note_stalled()
     open_ = store.records().exclude(executor="inline").exclude(status__in=OVER)
     for run in open_.order_by("pk"):
         if run.is_held():
@@ -254,6 +258,18 @@ def _requeued() -> Iterator[str]:
     for run in store.records().filter(status=Status.SUCCEEDED, next_run__isnull=False).order_by("pk"):
         if not run.is_held() and _is_forgotten(run):
             yield _reenqueued(run)
+
+
+def _note_stalled() -> None:
+    """Send the signal of runs that their process has left, once for each time."""
+    for run in store.records().exclude(status__in=OVER).order_by("pk"):
+        # Between two tasks no worker holds a run that is shared: it is left once it was enqueued in vain.
+        if not run.is_stalled() or (run.is_shared and run.enqueue_attempts < IN_VAIN):
+            continue
+        text = f"no sign of life since {moment(run.heartbeat)}"
+        if not run.events.using(store.database()).filter(text=text).exists():
+            store.note(run, text)
+            store.send_signal(signals.run_stalled, run)
 
 
 def _is_forgotten(run: BackfillRun) -> bool:

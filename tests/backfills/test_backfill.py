@@ -21,6 +21,8 @@ from safemigrate.runs.lookup import BackfillJob
 from safemigrate.runs.status import Status
 from tests.support.sandbox import START, MigrationSandbox, Statements, question
 
+pytestmark = pytest.mark.matrix
+
 ROWS = 1_500
 
 

@@ -24,6 +24,8 @@ from safemigrate.runs.status import Status
 from tests.support.deliveries import Queue, all_ranges, kept_messages, the_run  # noqa: F401
 from tests.support.processes import Polls
 
+pytestmark = pytest.mark.matrix
+
 ROWS = 900
 
 

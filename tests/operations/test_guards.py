@@ -130,6 +130,7 @@ ROWS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", EXPRESSIONS)
 def test_the_guard_gives_a_row_what_the_fill_gives_it(alias: str, kind: str) -> None:
     field, populate, plain = EXPRESSIONS[kind]

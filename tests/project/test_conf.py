@@ -45,6 +45,8 @@ WRONG = {
     "SAFEMIGRATE_TASK_RETRIES": [-1, None, 1.5],
     "SAFEMIGRATE_MIGRATE_ENQUEUES": [None, 1, "yes"],
     "SAFEMIGRATE_NOTIFY": [None, "ops@example.com", [None]],
+    "SAFEMIGRATE_WEBHOOK": ["", "hooks.example.com", "file:///etc/passwd", 1],
+    "SAFEMIGRATE_WEBHOOK_SECRET": [None, 1, b"secret"],
 }
 RIGHT = {
     "SAFEMIGRATE_BATCH_SIZE": [None, 1, 50_000],
@@ -68,6 +70,8 @@ RIGHT = {
     "SAFEMIGRATE_QUEUE_WORKERS": [1, 64],
     "SAFEMIGRATE_TASK_SECONDS": [0.5, 600],
     "SAFEMIGRATE_NOTIFY": [[], ["ops@example.com"]],
+    "SAFEMIGRATE_WEBHOOK": [None, "https://hooks.example.com/1", "http://127.0.0.1:1/"],
+    "SAFEMIGRATE_WEBHOOK_SECRET": ["", "secret"],
 }
 
 
@@ -82,7 +86,16 @@ def test_every_setting_is_one_flat_name_and_says_what_it_means() -> None:
         assert name.startswith("SAFEMIGRATE_")
         assert setting.valid(setting.default)
         assert setting.form.startswith(
-            ("a number", "True or False", "a list of", "hours as in", "an alias", "one of", "the name")
+            (
+                "a number",
+                "True or False",
+                "a list of",
+                "hours as in",
+                "an address",
+                "an alias",
+                "one of",
+                "the name",
+            )
         )
         assert setting.meaning.endswith(".")
 

@@ -34,6 +34,8 @@ from tests.support.deliveries import (
 from tests.support.processes import Polls
 from tests.support.replaceable import month_later
 
+pytestmark = pytest.mark.matrix
+
 
 def filled_on(alias: str) -> int:
     return apps.get_model("polls", "Question").objects.using(alias).exclude(expires_date=None).count()

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import re
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import django
 import pytest
 from django.core import mail
+from django.core.management import call_command
 from django.db import models
 from django.db.models import F
+from django.utils import timezone
 
 from safemigrate import signals
 from safemigrate.exceptions import BadRows, Interrupted
 from safemigrate.models import BackfillRun
 from safemigrate.operations import AddNullableField, Populate
-from safemigrate.runs import status, store
+from safemigrate.runs import notify, scheduler, status, store
 from tests.conftest import ROOT
 from tests.support.sandbox import MONTH, MigrationSandbox
 
@@ -121,6 +127,109 @@ def test_nobody_is_told_where_nobody_wants_it(sandbox: MigrationSandbox, setting
     assert mail.outbox == []
 
 
+class Receiver(BaseHTTPRequestHandler):
+    """A chat that answers with an error first."""
+
+    posts: ClassVar[list[tuple[dict[str, Any], bytes]]] = []
+    failures: ClassVar[int] = 0
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).posts.append((dict(self.headers), body))
+        self.send_response(503 if len(self.posts) <= self.failures else 204)
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def chat(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Receiver]]:
+    Receiver.posts.clear()
+    monkeypatch.setattr(Receiver, "failures", 1)
+    monkeypatch.setattr(notify, "PAUSE", 0.01)
+    with HTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever).start()
+        settings.SAFEMIGRATE_WEBHOOK = f"http://127.0.0.1:{server.server_port}/hook"
+        settings.SAFEMIGRATE_WEBHOOK_SECRET = "between us"
+        yield Receiver
+        server.shutdown()
+
+
+def posted() -> None:
+    """Wait for what is being posted."""
+    for thread in threading.enumerate():
+        if thread.name == "safemigrate webhook":
+            thread.join()
+
+
+def test_it_is_posted_as_json_signed_and_tried_again(sandbox: MigrationSandbox, chat: type[Receiver]) -> None:
+    fill(sandbox, LATER)
+    posted()
+    (_, refused), (headers, body) = chat.posts
+    assert refused == body
+    facts = json.loads(body)
+    assert facts["text"].startswith(f"Backfill succeeded: boxes.Question.expires_date on {sandbox.alias}\n")
+    assert (facts["event"], facts["run"]["rows_done"]) == ("succeeded", 30)
+    (code,) = re.findall(r"```python\n(import hashlib.*?)```", page("how-to/notifications.md"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "receiver.py", "exec"), names)
+    assert names["is_genuine"](body, headers["X-Safemigrate-Signature"], "between us")
+    assert not names["is_genuine"](body, headers["X-Safemigrate-Signature"], "another")
+
+
+def test_a_webhook_that_is_away_is_logged_and_stops_nothing(
+    sandbox: MigrationSandbox, chat: type[Receiver], settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.SAFEMIGRATE_WEBHOOK = "http://127.0.0.1:1/"
+    with pytest.raises(BadRows):
+        fill(sandbox, lambda row: None)
+    posted()
+    assert "could be posted to SAFEMIGRATE_WEBHOOK" in caplog.text
+    assert chat.posts == []
+
+
+def test_a_run_that_its_process_left_is_announced_once(
+    sandbox: MigrationSandbox, heard: Heard, chat: type[Receiver]
+) -> None:
+    def stop(row: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(sandbox, stop)
+    mail.outbox.clear()
+    # As a kill would have left it.
+    store.records().update(status=status.Status.RUNNING, lease_until=timezone.now(), process=None)
+    scheduler.requeue()
+    scheduler.requeue()
+    posted()
+    assert heard.names.count("run_stalled") == 1
+    (sent,) = mail.outbox
+    assert sent.subject == f"Backfill stalled: boxes.Question.expires_date on {sandbox.alias}"
+    assert json.loads(chat.posts[-1][1])["event"] == "stalled"
+    fill(sandbox, LATER)
+    assert heard.names[-1] == "run_finished"
+
+
+def test_a_report_for_others_names_what_they_need_and_no_secret(
+    sandbox: MigrationSandbox, settings: Any
+) -> None:
+    settings.SAFEMIGRATE_WEBHOOK_SECRET = "between us"
+    with pytest.raises(BadRows):
+        fill(sandbox, lambda row: {}["ada@example.com"])
+    out = io.StringIO()
+    call_command("backfill", "report", str(store.records()[0].pk), stdout=out)
+    text = out.getvalue()
+    assert f"Django {django.get_version()}, Python " in text
+    assert f"{sandbox.alias}: " in text
+    assert "SAFEMIGRATE_BATCH_SIZE = 10" in text
+    assert "SAFEMIGRATE_NOTIFY = (set)" in text
+    assert "of: boxes.Question.expires_date" in text
+    assert "error: 30 rows of boxes.Question.expires_date" in text
+    assert "raised by: engine.py line " in text
+    for secret in ("between us", "@example.com", store.records()[0].host, store.person()):
+        assert secret not in text
+
+
 def test_the_signals_of_a_run_that_ends_well(sandbox: MigrationSandbox, heard: Heard) -> None:
     fill(sandbox, LATER)
     assert heard.names == ["run_started", *["batch_done"] * 3, "run_finished"]
@@ -185,6 +294,7 @@ def test_every_signal_is_documented() -> None:
         "run_finished",
         "run_failed",
         "run_stopped",
+        "run_stalled",
         "run_queued",
     ]
     assert set(signals.__all__) == set(

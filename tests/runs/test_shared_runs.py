@@ -44,6 +44,8 @@ from tests.support.deliveries import (
 from tests.support.processes import Polls
 from tests.support.replaceable import month_later
 
+pytestmark = pytest.mark.matrix
+
 SERVERS = pytest.mark.parametrize("alias", ["postgresql", "mariadb"], indirect=True)
 
 

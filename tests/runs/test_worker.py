@@ -49,6 +49,8 @@ from tests.support.processes import MONTH, Polls
 from tests.support.replaceable import month_later
 from tests.support.sandbox import START, MigrationSandbox, question
 
+pytestmark = pytest.mark.matrix
+
 # From the command to the end
 
 

@@ -25,7 +25,7 @@ from safemigrate.formatting import table
 from safemigrate.generator.applying import chosen_aliases, refuse_unknown
 from safemigrate.generator.targets import find_all
 from safemigrate.models import BackfillRun
-from safemigrate.runs import chain, lookup, scheduler, store, summary, trial
+from safemigrate.runs import chain, lookup, report, scheduler, store, summary, trial
 from safemigrate.runs.status import Status
 from safemigrate.runs.verify import verify
 
@@ -50,6 +50,8 @@ class Command(BaseCommand):
         self._add_run(actions.add_parser("run", help="fill a field, or run a backfill, now, in this process"))
         self._add_set(actions.add_parser("set", help="change how a run is worked on, while it is"))
         actions.add_parser("requeue", help="enqueue the runs that no worker works on; for cron or beat")
+        report = actions.add_parser("report", help="what somebody who helps has to know, without secrets")
+        report.add_argument("id", type=int, nargs="?", help="the number of the run that it is about")
         for name, meaning in CONTROLS.items():
             actions.add_parser(name, help=meaning).add_argument("id", type=int, help="the run's number")
         verify = actions.add_parser(
@@ -160,7 +162,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         action = options["action"]
         act = getattr(self, f"_{action}", partial(self._control, action))
-        if action not in FILLING and (reason := store.unreadable()):
+        if action not in WITHOUT_RUNS and (reason := store.unreadable()):
             raise CommandError(reason)
         try:
             act(options)
@@ -212,6 +214,10 @@ class Command(BaseCommand):
                 return
             time.sleep(1)
             run = store.find(options["id"])
+
+    def _report(self, options: Mapping[str, Any]) -> None:
+        run = None if options["id"] is None else store.find(options["id"])
+        self.stdout.write(report.report(run))
 
     def _write_bad_rows(self, run: BackfillRun) -> None:
         """Write a line for each row that is NULL now, with the reason where the run knows it."""
@@ -409,8 +415,8 @@ class Command(BaseCommand):
         return chosen_aliases(options["database"], every=options["all_databases"], targets=targets)
 
 
-#: The actions that are about rows; all others are about the records of runs.
-FILLING = {"run", "verify"}
+#: The actions that need no record of a run; all others are about them.
+WITHOUT_RUNS = {"run", "verify", "report"}
 CONTROLS = {
     "pause": "let a run pause after its batch, until it is resumed",
     "resume": "let a paused run go on",
