@@ -81,8 +81,8 @@ def is_wanted(item: pytest.Item, options: argparse.Namespace) -> bool:
 def sampled(items: list[pytest.Item], options: argparse.Namespace) -> list[pytest.Item]:
     """Keep one database for each case of a matrix, by the name of the case: the same one in every run.
 
-    By default it is one of all databases that the case has, so that many are left out; else, and for a test of one case,
-    one of those of this run.
+    By default it is one of all databases that the case has, so that many are left out; else, and for a test of one
+    case, one of those of this run.
     """
     cases = defaultdict(list)
     for item in items:

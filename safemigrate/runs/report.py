@@ -1,4 +1,4 @@
-"""What somebody who helps has to know, as a text that can be posted: versions, databases, settings, a run."""
+"""What a bug report needs, as a text that can be posted: versions, databases, settings, a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from safemigrate.models import BackfillRun
 from safemigrate.runs import store
 from safemigrate.runs.summary import state
 
-#: Settings whose value is somebody's own business.
+#: Settings whose value is not to be posted.
 PRIVATE = {"SAFEMIGRATE_NOTIFY", "SAFEMIGRATE_WEBHOOK", "SAFEMIGRATE_WEBHOOK_SECRET"}
 #: Of a database, what changes how a fill behaves and says nothing of where it is, as Django has it.
 DEFAULTS = {
@@ -50,9 +50,8 @@ def _databases() -> Iterator[str]:
     for alias in connections:
         yield f"{alias}: {_server(alias)}"
         given = settings.DATABASES[alias]
-        if changed := [
-            f"{name} = {given[name]!r}" for name, value in DEFAULTS.items() if given.get(name, value) != value
-        ]:
+        own = {name: given[name] for name, value in DEFAULTS.items() if given.get(name, value) != value}
+        if changed := [f"{name} = {value!r}" for name, value in own.items()]:
             yield f"  {', '.join(changed)}"
     yield f"runs are kept in {store.database()}{f': {why}' if (why := masked(store.unreadable())) else ''}"
 

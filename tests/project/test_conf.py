@@ -92,6 +92,7 @@ def test_every_setting_is_one_flat_name_and_says_what_it_means() -> None:
                 "a list of",
                 "hours as in",
                 "an address",
+                "a text",
                 "an alias",
                 "one of",
                 "the name",

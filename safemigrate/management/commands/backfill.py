@@ -50,7 +50,7 @@ class Command(BaseCommand):
         self._add_run(actions.add_parser("run", help="fill a field, or run a backfill, now, in this process"))
         self._add_set(actions.add_parser("set", help="change how a run is worked on, while it is"))
         actions.add_parser("requeue", help="enqueue the runs that no worker works on; for cron or beat")
-        report = actions.add_parser("report", help="what somebody who helps has to know, without secrets")
+        report = actions.add_parser("report", help="what a bug report needs, without secrets")
         report.add_argument("id", type=int, nargs="?", help="the number of the run that it is about")
         for name, meaning in CONTROLS.items():
             actions.add_parser(name, help=meaning).add_argument("id", type=int, help="the run's number")
