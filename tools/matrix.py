@@ -42,7 +42,7 @@ class Combination:
     @property
     def requirements(self) -> list[str]:
         wanted = [f"django=={self.django}.*", self.driver, self.mysql_driver, self.postgresql]
-        return ["-e", ".[test]", *filter(None, wanted)]
+        return ["-e", ".", "--group", "test", *filter(None, wanted)]
 
 
 COMBINATIONS = [
@@ -109,6 +109,7 @@ def make_venv(combination: Combination) -> Path:
     run([find_python(combination.python), "-m", "venv", "--clear", combination.venv], "no environment")
     pip = [python, "-m", "pip", "--disable-pip-version-check", "-q"]
     failure = f"not installable without {combination.needs}" if combination.needs else "not installable"
+    run([*pip, "install", "pip>=25.1"], failure)  # the first that knows of groups
     run([*pip, "install", "-c", constraints(combination), *combination.requirements], failure)
     # A driver that is not to be tested must not be there to serve in secret.
     if combination.driver != "psycopg2-binary":

@@ -60,9 +60,10 @@ def renew_connections() -> None:
             connection.close_if_unusable_or_obsolete()
 
 
-def missing(executor: str, package: str) -> NotEnqueued:
+def missing(executor: str, package: str, install: str = "") -> NotEnqueued:
     """Return what to say where the package that an executor stands on is not installed."""
+    install = install or f"'safemigrate[{executor}]'"
     return NotEnqueued(
         f"The executor {executor} needs {package}, which is not installed here: "
-        f"pip install 'safemigrate[{executor}]'. Or fill in this process: --executor inline."
+        f"pip install {install}. Or fill in this process: --executor inline."
     )

@@ -19,7 +19,7 @@ from safemigrate.executors.base import call, missing
 
 PACKAGE = next(filter(find_spec, ["django.tasks", "django_tasks"]), None)
 if PACKAGE is None:
-    raise missing("tasks", "django-tasks")
+    raise missing("tasks", "django-tasks", "'safemigrate[tasks]' django-tasks")
 
 library: Any = import_module(PACKAGE)
 backend: Any = library.default_task_backend
