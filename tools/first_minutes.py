@@ -1,9 +1,9 @@
-"""The first five minutes of a stranger: the wheel in a new environment, a new project, one field more in its full table.
+"""The first five minutes of a stranger: the wheel in a new environment, a new project, one more required field.
 
     python tools/first_minutes.py dist/safemigrate-0.1.0-py3-none-any.whl "django==6.1.*"
 
-Imports nothing of this checkout. Prints each command, and ends with 1 at the first that fails, or has another effect than
-the README says.
+Imports nothing of this checkout. Prints each command, and ends with 1 at the first that fails, or has another effect
+than the README says.
 """
 
 from __future__ import annotations

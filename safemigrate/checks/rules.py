@@ -27,6 +27,7 @@ from django.db.models import NOT_PROVIDED, Field, Model
 from safemigrate import conf
 from safemigrate.backends import for_connection
 from safemigrate.checks import loops
+from safemigrate.checks.leftovers import leftovers
 from safemigrate.checks.unapplied import UnappliedOperation, UnappliedOperations
 from safemigrate.exceptions import InvalidField
 from safemigrate.operations import GuardWrites, Populate, UnguardWrites
@@ -49,8 +50,9 @@ def check_migrations(
 ) -> list[Caution]:
     """Return a warning for each trap in the project's migrations that are not applied on these databases.
 
-    Reads only: the history, and one row of each table in question. Says nothing of a database, or a
-    history, that cannot be read: `migrate` says that itself.
+    And for what is left on them of an attempt that no file knows. Reads only: the history, the catalogue, and one
+    row of each table in question. Says nothing of a database, or a history, that cannot be read: `migrate` says that
+    itself.
     """
     if not databases or not conf.get("SAFEMIGRATE_CHECKS"):
         return []
@@ -60,6 +62,8 @@ def check_migrations(
         for caution in _of_database(alias, labels):
             if caution not in found:
                 found.append(caution)
+        if labels is None:
+            found += _left_on(alias)
     return found
 
 
@@ -68,6 +72,14 @@ def _of_database(alias: str, labels: set[str] | None) -> list[Caution]:
         return list(_cautions(UnappliedOperations(connections[alias]), labels))
     except Exception:  # A check that crashes would keep people from migrating.
         logger.debug("The migrations of %s could not be checked", alias, exc_info=True)
+        return []
+
+
+def _left_on(alias: str) -> list[Caution]:
+    try:
+        return list(leftovers(alias))
+    except Exception:
+        logger.debug("What was left on %s could not be looked for", alias, exc_info=True)
         return []
 
 

@@ -435,6 +435,14 @@ def _last(**names: str) -> BackfillRun | None:
         return None
 
 
+def filled_on(alias: str) -> list[tuple[str, str, str]]:
+    """Return app, model and fields of each fill of a migration that was recorded on the alias."""
+    if not _has_table():
+        return []
+    fills = records().filter(alias=alias, backfill="").order_by()
+    return sorted(fills.values_list("app_label", "model_name", "field_names").distinct())
+
+
 #: What is noted with a run whose migration was reversed afterwards.
 REVERSED = "the migration was reversed"
 

@@ -20,7 +20,7 @@ from django.db import connections
 from django.db.migrations.executor import MigrationExecutor
 from django.test.utils import CaptureQueriesContext
 
-from safemigrate.checks import configuration, rules
+from safemigrate.checks import configuration, leftovers, rules
 from tests.conftest import ROOT
 from tests.support.projects import EXPIRES, SETTINGS, Project
 
@@ -650,5 +650,6 @@ def test_every_check_is_documented_and_no_other() -> None:
     codes = sorted(f"W{int(number):03}" for number in re.findall(r"_caution\(\s*(\d+),", source))
     page = (ROOT / "docs/reference/checks.md").read_text(encoding="utf-8")
     assert codes == sorted(TRAPS)
-    others = re.findall(r"safemigrate\.([EW]\d+)", Path(configuration.__file__).read_text(encoding="utf-8"))
+    modules = [Path(module.__file__).read_text(encoding="utf-8") for module in (configuration, leftovers)]
+    others = re.findall(r'id="safemigrate\.([EW]\d+)', "".join(modules))
     assert sorted(re.findall(r"^\| `([EW]\d+)` \|", page, re.MULTILINE)) == sorted({*codes, *others})

@@ -51,7 +51,7 @@ def test_the_wheel_has_all_that_runs_and_nothing_else(dist: Path) -> None:
         names = archive.namelist()
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"safemigrate", f"safemigrate-{safemigrate.__version__}.dist-info"}
-    tracked = run("git", "ls-files", "safemigrate").split()
+    tracked = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "safemigrate").split()
     assert {name for name in names if name.startswith("safemigrate/")} == set(tracked)
 
 

@@ -89,6 +89,10 @@ class Guards:
         """Return the steps that put `sql` into rows that come in, or are updated, with NULL, named or not."""
         raise NoGuard(f"no write guard is written for {self.connection.display_name}")
 
+    def names(self, model: type[Model], field: AnyField) -> set[str]:
+        """Return what the field's triggers are called."""
+        return set()
+
     def drop_triggers(self, model: type[Model], field: AnyField) -> list[Step]:
         """Return the steps that take the field's triggers away."""
         return []

@@ -32,6 +32,16 @@ class Column:
     has_default: bool = False
 
 
+@dataclass(frozen=True)
+class Helper:
+    """A trigger, constraint or index that is ours, and the statement that drops it."""
+
+    table: str
+    kind: str
+    name: str
+    drop: str
+
+
 class Database:
     """One connection's database. Subclasses answer for theirs; this one knows what Django knows."""
 
@@ -273,6 +283,14 @@ class Database:
         unless `ask` is False; None where it would have to write the rows.
         """
         return None
+
+    def helpers(self) -> list[Helper]:
+        """Return the triggers, constraints and indexes that are ours by their names, in all tables that are visible."""
+        return []
+
+    def helper_names(self, model: type[Model], field: AnyField) -> set[str]:
+        """Return what the helpers of a field are called, beside its guard's triggers."""
+        return set()
 
     def tables(self, model: type[Model], field: AnyField) -> tuple[str, ...]:
         """Return the model's table, and the one that the field's foreign key refers to, quoted."""

@@ -113,7 +113,10 @@ class MySQLGuards(Guards):
         own = sql.replace(f"{self.quote(model._meta.db_table)}.", "")
         return self.default_steps(model, field, f"({own})")
 
+    def names(self, model: type[Model], field: AnyField) -> set[str]:
+        return {self.name(model, field, ending, limit=64) for ending in EVENTS}
+
     def drop_triggers(self, model: type[Model], field: AnyField) -> list[Step]:
         title = f"take the guard of {field.column} away: a trigger"
-        names = [self.name(model, field, ending, limit=64) for ending in EVENTS]
+        names = sorted(self.names(model, field))
         return [drop_trigger(self.database, model, name, title) for name in names]

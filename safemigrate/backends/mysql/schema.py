@@ -16,7 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.models import Model, Q, QuerySet
 
-from safemigrate.backends.base.schema import Column, Database, error_code, short_name
+from safemigrate.backends.base.schema import Column, Database, Helper, error_code, short_name
 from safemigrate.backends.mysql import blockers, obstacles
 from safemigrate.conf import get
 from safemigrate.exceptions import OrphanRows
@@ -284,6 +284,17 @@ class MySQL(Database):
     def _open_door(self, model: type[Model], field: AnyField) -> list[Step]:
         names = self._door(model, field).values()
         return [drop_trigger(self, model, name, f"let NULL into {field.column} again") for name in names]
+
+    def helpers(self) -> list[Helper]:
+        rows = self.fetch(
+            "SELECT event_object_table, trigger_name FROM information_schema.triggers "
+            "WHERE trigger_schema = DATABASE() AND trigger_name REGEXP %s ORDER BY 1, 2",
+            ["_safemigrate_(guard_)?(insert|update)$"],
+        )
+        return [Helper(table, "trigger", name, f"DROP TRIGGER {self.quote(name)};") for table, name in rows]
+
+    def helper_names(self, model: type[Model], field: AnyField) -> set[str]:
+        return set(self._door(model, field).values())
 
     @staticmethod
     def _door(model: type[Model], field: AnyField) -> dict[str, str]:

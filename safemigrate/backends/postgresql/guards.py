@@ -54,6 +54,9 @@ class PostgreSQLGuards(Guards):
             )
         ]
 
+    def names(self, model: type[Model], field: AnyField) -> set[str]:
+        return {self._name(model, field)}
+
     def drop_triggers(self, model: type[Model], field: AnyField) -> list[Step]:
         table = self.quote(model._meta.db_table)
         trigger, function = self.quote(self._name(model, field)), self._function(model, field)

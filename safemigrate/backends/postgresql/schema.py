@@ -13,7 +13,7 @@ from django.db.backends.utils import split_identifier
 from django.db.models import NOT_PROVIDED, Model, Q, QuerySet
 from django.db.transaction import atomic
 
-from safemigrate.backends.base.schema import Column, Database, error_code, short_name
+from safemigrate.backends.base.schema import Column, Database, Helper, error_code, short_name
 from safemigrate.backends.postgresql import blockers, obstacles, partitions
 from safemigrate.conf import get
 from safemigrate.exceptions import StepRefused
@@ -268,6 +268,29 @@ class PostgreSQL(Database):
         return [
             self._short(model, f"drop the column {field.column}", sql, needed=there, lock=lock, others=others)
         ]
+
+    def helpers(self) -> list[Helper]:
+        rows = self.fetch(
+            "SELECT c.relname, 'trigger', t.tgname, p.oid::regproc::text FROM pg_trigger t "
+            "JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid "
+            "WHERE t.tgname LIKE %s AND NOT t.tgisinternal AND t.tgparentid = 0 AND pg_table_is_visible(c.oid) "
+            "UNION ALL SELECT c.relname, 'constraint', k.conname, '' FROM pg_constraint k "
+            "JOIN pg_class c ON c.oid = k.conrelid "
+            "WHERE k.conname LIKE %s AND k.contype = 'c' AND k.conislocal AND pg_table_is_visible(c.oid) ORDER BY 1, 3",
+            [r"%safemigrate\_guard", r"%\_safemigrate"],
+        )
+        return [
+            Helper(table, kind, name, self._drop_helper(table, kind, name, used))
+            for table, kind, name, used in rows
+        ]
+
+    def _drop_helper(self, table: str, kind: str, name: str, function: str) -> str:
+        if kind == "constraint":
+            return f"ALTER TABLE {self.quote(table)} DROP CONSTRAINT {self.quote(name)};"
+        return f"DROP TRIGGER {self.quote(name)} ON {self.quote(table)}; DROP FUNCTION {function}();"
+
+    def helper_names(self, model: type[Model], field: AnyField) -> set[str]:
+        return {self._default_name(model, field, "safemigrate")}
 
     def index_early(self, model: type[Model], field: AnyField) -> list[Step]:
         return self._index_steps(model, field)

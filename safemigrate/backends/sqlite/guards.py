@@ -58,8 +58,11 @@ class SQLiteGuards(Guards):
             needed=lambda: self._trigger(name) != create,
         )
 
+    def names(self, model: type[Model], field: AnyField) -> set[str]:
+        return {self.name(model, field, ending) for ending in EVENTS}
+
     def drop_triggers(self, model: type[Model], field: AnyField) -> list[Step]:
-        return [self._drop(model, field, self.name(model, field, ending)) for ending in EVENTS]
+        return [self._drop(model, field, name) for name in sorted(self.names(model, field))]
 
     def _drop(self, model: type[Model], field: AnyField, name: str) -> Step:
         return Step(

@@ -16,7 +16,7 @@ from django.db import DatabaseError
 from django.db.models import Model, Q
 from django.db.transaction import atomic
 
-from safemigrate.backends.base.schema import Column, Database, short_name
+from safemigrate.backends.base.schema import Column, Database, Helper, short_name
 from safemigrate.backends.sqlite.definition import Definition
 from safemigrate.conf import get
 from safemigrate.schema import fields
@@ -291,6 +291,20 @@ class SQLite(Database):
             "WHERE sql IS NOT NULL AND (tbl_name = %s COLLATE NOCASE OR (%s AND type IN ('view', 'trigger')))",
             [table, table, views],
         )
+
+    def helpers(self) -> list[Helper]:
+        rows = self.fetch(
+            "SELECT tbl_name, type, name FROM sqlite_master WHERE type = 'trigger' AND name LIKE %s ESCAPE '!' "
+            "OR type = 'index' AND name LIKE %s ESCAPE '!' ORDER BY 1, 3",
+            ["%!_safemigrate!_guard!_%", f"%!_{EARLY.replace('_', '!_')}"],
+        )
+        return [
+            Helper(table, kind, name, f"DROP {kind.upper()} {self.quote(name)};")
+            for table, kind, name in rows
+        ]
+
+    def helper_names(self, model: type[Model], field: AnyField) -> set[str]:
+        return {self._early_index(model, field)}
 
     @staticmethod
     def _early_index(model: type[Model], field: AnyField) -> str:
