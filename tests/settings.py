@@ -69,3 +69,6 @@ USE_TZ = True
 MAILERS = {
     "default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}
 }  # Asked for from Django 6.1 on.
+
+if "SAFEMIGRATE_TEST_MIGRATIONS" in os.environ:
+    MIGRATION_MODULES = {"polls": os.environ["SAFEMIGRATE_TEST_MIGRATIONS"]}

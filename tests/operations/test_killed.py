@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import IN_CI
-from tests.support.processes import Polls
+from tests.support.processes import NullablePolls, Polls
 
 THOROUGH = IN_CI or "KILLS" in os.environ
 KILLS = int(os.environ.get("KILLS", "20" if IN_CI else "4"))
@@ -61,12 +61,15 @@ def rng() -> random.Random:
 @pytest.mark.slow
 @pytest.mark.parametrize("alias", ["sqlite", "postgresql", "mariadb"], indirect=True)
 def test_killed_at_random_moments_it_ends_the_same(place: dict[str, Any], rng: random.Random) -> None:
-    polls = Polls(**place, rows=ROWS)
+    ended_the_same(Polls(**place, rows=ROWS), rng, KILLS)
+
+
+def ended_the_same(polls: Polls, rng: random.Random, kills: int) -> None:
     seconds = clean_run(polls)
     polls.assert_ended_well()
     clean = polls.schema()
     polls.back()
-    for moment in spread(rng, KILLS, seconds):
+    for moment in spread(rng, kills, seconds):
         while not killed(polls, moment):
             # It was faster this time: back to the start, and earlier.
             polls.assert_ended_well()
@@ -75,6 +78,15 @@ def test_killed_at_random_moments_it_ends_the_same(place: dict[str, Any], rng: r
     polls.finish()
     polls.assert_ended_well()
     assert polls.schema() == clean
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alias", ["sqlite", "postgresql", "mariadb"], indirect=True)
+def test_so_it_does_where_a_field_that_is_there_is_made_required(
+    place: dict[str, Any], rng: random.Random, settings: Any
+) -> None:
+    settings.MIGRATION_MODULES = NullablePolls.MODULES
+    ended_the_same(NullablePolls(**place, rows=ROWS // 5), rng, max(KILLS // 2, 4))
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -22,6 +24,9 @@ from tests.support.sandbox import MigrationSandbox
 from tests.support.sessions import another
 
 ROWS = 40_000
+#: How often several migrate at once, for each number of them.
+ROUNDS = int(os.environ.get("ROUNDS", "2"))
+SEED = int(os.environ.get("MIGRATES_SEED", "") or random.SystemRandom().randrange(10**6))
 NAME, LATER = "expires_date", F("pub_date")
 LABEL = f"boxes.question.{NAME}"
 
@@ -41,13 +46,27 @@ def polls(
 
 @pytest.mark.slow
 @pytest.mark.matrix
-def test_three_at_once_all_end_well(polls: Polls) -> None:
-    with ExitStack() as stack:
-        processes = [stack.enter_context(polls.start()) for _ in range(3)]
-        ended = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], ended
-    polls.assert_ended_well()
-    assert b"Traceback" not in b"".join(error for _, error in ended)
+@pytest.mark.parametrize("number", [2, 3, 5])
+def test_several_at_once_all_end_well(polls: Polls, number: int) -> None:
+    """They start at random moments, and in every second round the first one is killed at another."""
+    print(f"MIGRATES_SEED={SEED}")  # shown when the test fails
+    rng = random.Random(SEED + number)
+    for round_ in range(ROUNDS):
+        with ExitStack() as stack:
+            processes = []
+            for _ in range(number):
+                processes.append(stack.enter_context(polls.start()))
+                time.sleep(rng.uniform(0, 0.4))
+            if round_ % 2:
+                time.sleep(rng.uniform(0, 2))
+                processes.pop(0).kill()
+            ended = [process.communicate(timeout=200) for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes), b"\n----\n".join(
+            each for pair in ended for each in pair
+        ).decode()
+        assert b"Traceback" not in b"".join(error for _, error in ended)
+        polls.assert_ended_well()
+        polls.back()
 
 
 @pytest.mark.slow

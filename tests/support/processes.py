@@ -10,7 +10,7 @@ import threading
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from django.apps import apps
 from django.core.management import call_command, execute_from_command_line
@@ -24,6 +24,8 @@ TABLE = "polls_question"
 COLUMNS = ["id", "question_text", "pub_date", "vote_count", "url_name"]
 MONTH = timedelta(days=30)
 KILL_AT, KILL_AFTER = "SAFEMIGRATE_TEST_KILL_AT", "SAFEMIGRATE_TEST_KILL_AFTER"
+#: Where a process finds the migrations of polls, if not in its app.
+MIGRATIONS = "SAFEMIGRATE_TEST_MIGRATIONS"
 
 # Keys with gaps, as after deletions.
 SEEDS = {
@@ -68,6 +70,8 @@ class Process(subprocess.Popen[bytes]):
 class Polls:
     """The polls as they were before the field, on one database, with a number of questions."""
 
+    before, last = "0002", "0003_question_expires_date"
+
     def __init__(self, alias: str, environment: dict[str, str], rows: int) -> None:
         self.alias, self.environment, self.rows = alias, environment, rows
         self.connection = connections[alias]
@@ -79,7 +83,7 @@ class Polls:
 
     def back(self) -> None:
         """Go to where the field is not yet there."""
-        call_command("migrate", "polls", "0002", database=self.alias, verbosity=0)
+        call_command("migrate", "polls", self.before, database=self.alias, verbosity=0)
 
     def start(self, *arguments: str, program: tuple[str, ...] = ("-m", "django"), **environment: str) -> Any:
         """Start `migrate`; its output comes by a pipe."""
@@ -149,13 +153,34 @@ class Polls:
             )
             assert cursor.fetchone()[0] == self.rows
         assert self._unproven_now() == []
-        assert ("polls", "0003_question_expires_date") in MigrationRecorder(
-            self.connection
-        ).applied_migrations()
+        assert ("polls", self.last) in MigrationRecorder(self.connection).applied_migrations()
 
     def _unproven_now(self) -> list[Any]:
         with self.connection.cursor() as cursor:
             return self._unproven(cursor)
+
+
+class NullablePolls(Polls):
+    """The polls whose field is there as null=True, NULL in every second row; it is to be required, with an index.
+
+    With `MIGRATION_MODULES = MODULES` in this process; each that it starts has them.
+    """
+
+    before, last = "0003_nullable", "0004_require"
+    MODULES: ClassVar = {"polls": "tests.support.nullable_migrations"}
+
+    def __init__(self, alias: str, environment: dict[str, str], rows: int) -> None:
+        super().__init__(alias, environment | {MIGRATIONS: self.MODULES["polls"]}, rows)
+        self.questions().update(expires_date=F("pub_date") + MONTH)
+        self._half()
+
+    def back(self) -> None:
+        super().back()
+        self._half()
+
+    def _half(self) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.execute(f"UPDATE {TABLE} SET expires_date = NULL WHERE id % 2 = 0")
 
 
 class Dying:
