@@ -262,8 +262,12 @@ class FieldStep(Operation):
 
 
 def _wait_for_lock(database: Database, where: str, label: str) -> bool:
-    """Return whether the lock was had; False where the process that has it shows no sign of life."""
+    """Return whether the lock was had; False where the process that has it shows no sign of life at two looks.
+
+    At one look it may be a third process, which has the lock from one that was killed, and does not yet have its run.
+    """
     began, shown, most = time.monotonic(), -FOLLOW, get("SAFEMIGRATE_WAIT_SECONDS")
+    was_stalled = ""
     while not database.lock_name(label.lower()):
         waited = time.monotonic() - began
         if waited >= most:
@@ -274,11 +278,12 @@ def _wait_for_lock(database: Database, where: str, label: str) -> bool:
         if waited - shown >= FOLLOW:
             shown = waited
             far, is_stalled = context.progress_of(label, str(database.connection.alias))
-            if is_stalled:
+            if is_stalled and far == was_stalled:
                 progress.say(
                     f"The process that is at {where} shows no sign of life ({far}). This one goes on."
                 )
                 return False
+            was_stalled = far if is_stalled else ""
             progress.say(f"Waiting for another process that is at {where}{far and f': {far}'}")
         time.sleep(min(LOOK, most - waited))
     return True

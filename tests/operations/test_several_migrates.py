@@ -146,3 +146,32 @@ def test_it_shows_that_it_waits_and_goes_on(
     errors = capsys.readouterr().err
     assert f"Waiting for another process that is at boxes.question.{NAME} on {alias}: look 1\n" in errors
     assert sandbox.values(NAME) == sandbox.values("pub_date")
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("alias", ["postgresql", "mariadb"], indirect=True)
+def test_it_goes_on_where_two_looks_show_no_sign_of_life(
+    alias: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At one look it may be a third one, which has the lock of one that was killed, and not yet its run."""
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(5)
+    sandbox.run(AddNullableField("question", NAME, models.DateTimeField()))
+    looks = [
+        ("run 1, 2 rows", True),
+        ("run 1, 3 rows", False),
+        ("run 2, 3 rows", True),
+        ("run 2, 3 rows", True),
+    ]
+    with another(alias) as other:
+        first = for_connection(other)
+        first.lock_name(LABEL)
+        monkeypatch.setattr(change.context, "progress_of", lambda label, alias: looks.pop(0))
+        monkeypatch.setattr(change, "LOOK", 0.01)
+        monkeypatch.setattr(change, "FOLLOW", 0.02)
+        monkeypatch.setattr(change.progress, "_verbosity", 1)
+        sandbox.run(Populate("question", NAME, lambda row: row.pub_date))
+        first.unlock_name(LABEL)
+    assert looks == []
+    assert "shows no sign of life (run 2, 3 rows). This one goes on." in capsys.readouterr().err
+    assert sandbox.values(NAME) == sandbox.values("pub_date")
