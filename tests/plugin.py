@@ -81,15 +81,16 @@ def is_wanted(item: pytest.Item, options: argparse.Namespace) -> bool:
 def sampled(items: list[pytest.Item], options: argparse.Namespace) -> list[pytest.Item]:
     """Keep one database for each case of a matrix, by the name of the case: the same one in every run.
 
-    By default it is one of all databases that the case has, so that many are left out; else, and for a test of one
-    case, one of those of this run.
+    By default it is one of all databases that the case has, so that many are left out; else, and for a slow test or
+    one of one case, one of those of this run.
     """
     cases = defaultdict(list)
     for item in items:
         cases[case(item) if item.get_closest_marker("matrix") else item.nodeid].append(item)
     kept = []
     for name, same in cases.items():
-        is_one_of_several = len(parameters(same[0])) > 1 and options.databases == DEFAULT
+        is_slow = any(same[0].get_closest_marker(mark) for mark in SLOW)
+        is_one_of_several = len(parameters(same[0])) > 1 and options.databases == DEFAULT and not is_slow
         wanted = [item for item in same if is_wanted(item, options)]
         choice = same if is_one_of_several else wanted
         if choice and (chosen := choice[zlib.crc32(name.encode()) % len(choice)]) in wanted:

@@ -137,11 +137,9 @@ class RunRecorder(Recorder):
         if state.target is None:
             return
         needed = state.target.is_cursor and not state.target.is_marked
-        if needed and not store.is_kept():
+        if needed and (reason := store.unreadable()):
             raise NothingToRun(
-                f"{state.target.label} does each row once, and only its run knows which are done: {store.database()} "
-                "has no table for the runs. To have it: python manage.py migrate safemigrate --database "
-                f"{store.database()}"
+                f"{state.target.label} does each row once, and only its run knows which are done. {reason}"
             )
         if not store.is_kept():
             return

@@ -109,11 +109,8 @@ def _refuse(job: Job, executor: str, options: dict[str, Any]) -> None:
             f"{job.label} is filled by {source.title}, in one go: there are no parts that workers could share. Fill "
             "it with --executor inline, or write the populate as an expression or as a function of one row."
         )
-    if not store.is_kept():
-        raise NothingToRun(
-            f"Workers share a run through its record, and {store.database()} has no table for it: "
-            f"python manage.py migrate safemigrate --database {store.database()}"
-        )
+    if reason := store.unreadable():
+        raise NothingToRun(f"Workers share a run through its record. {reason}")
 
 
 def _workers(job: Job, wanted: int) -> int:

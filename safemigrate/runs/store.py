@@ -411,8 +411,8 @@ def unreadable() -> str:
         drop_lost_connection()
         said = " ".join(str(error).split())
         return (
-            f"{kept}, which cannot be read: {said}. Fills go on without it. See whether its server is up and DATABASES "
-            f"is right; if a column is missing: python manage.py migrate safemigrate --database {alias}"
+            f"{kept}, which cannot be read: {said}. A field is filled without it. See whether its server is up, and "
+            f"DATABASES is right; if a column is missing: python manage.py migrate safemigrate --database {alias}"
         )
     return ""
 

@@ -349,6 +349,7 @@ def polls(
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("alias", ["sqlite", "postgresql"], indirect=True)
 def test_a_fill_is_watched_paused_resumed_killed_and_started_again(polls: Polls, browser: Browser) -> None:
     with served() as url, ExitStack() as stack:

@@ -18,7 +18,7 @@ from benchmarks.runs import Run
 from tests.conftest import IN_CI, missing
 from tools.servers import MissingServer, PostgreSQL
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
 ROWS = {
     "postgresql": 1_000_000 if IN_CI else 100_000,

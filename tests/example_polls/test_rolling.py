@@ -15,7 +15,7 @@ from benchmarks.scenarios import three_files
 from benchmarks.sites import Site, database
 from tests.conftest import missing
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
 
 @pytest.fixture(scope="module")

@@ -388,7 +388,9 @@ def test_while_the_runs_database_is_away_it_says_so(
     )
     with pytest.raises(CommandError) as ended:
         backfill(*arguments)
-    assert "which cannot be read: unable to open database file. Fills go on without it." in str(ended.value)
+    assert "which cannot be read: unable to open database file. A field is filled without it." in str(
+        ended.value
+    )
     assert "\n" not in str(ended.value)
 
 

@@ -28,6 +28,8 @@ from safemigrate.populate.sources import resolve
 from tests.support.processes import Polls
 from tests.support.sandbox import MONTH, MigrationSandbox, Statements, month_later
 
+pytestmark = pytest.mark.matrix
+
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143}
 STOPPED = re.compile(
     r"Stopped: (?:polls|boxes)\.Question\.expires_date on \w+: ([\d,]+) of about [\d,]+ rows, [\d,]+ rows/s"

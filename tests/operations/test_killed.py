@@ -59,6 +59,7 @@ def rng() -> random.Random:
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("alias", ["sqlite", "postgresql", "mariadb"], indirect=True)
 def test_killed_at_random_moments_it_ends_the_same(place: dict[str, Any], rng: random.Random) -> None:
     ended_the_same(Polls(**place, rows=ROWS), rng, KILLS)
@@ -81,6 +82,7 @@ def ended_the_same(polls: Polls, rng: random.Random, kills: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("alias", ["sqlite", "postgresql", "mariadb"], indirect=True)
 def test_so_it_does_where_a_field_that_is_there_is_made_required(
     place: dict[str, Any], rng: random.Random, settings: Any
@@ -90,6 +92,7 @@ def test_so_it_does_where_a_field_that_is_there_is_made_required(
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("moment", MOMENTS if THOROUGH else ["during"])
 def test_killed_in_each_phase_it_ends_the_same(
     place: dict[str, Any], rng: random.Random, moment: str

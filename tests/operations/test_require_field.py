@@ -414,6 +414,7 @@ def test_stopped_at_some_statements_the_next_run_ends_the_same(alias: str, kind:
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("alias", ["sqlite", *SERVERS], indirect=True)
 @pytest.mark.parametrize("kind", STOPPED)
 def test_stopped_at_any_statement_the_next_run_ends_the_same(alias: str, kind: str) -> None:

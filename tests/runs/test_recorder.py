@@ -43,6 +43,8 @@ from tests.support.projects import Project
 from tests.support.sandbox import MONTH, MigrationSandbox, Statements, month_later
 from tools.servers import PostgreSQL
 
+pytestmark = pytest.mark.matrix
+
 LABEL = "polls.Question.expires_date"
 LATER = F("pub_date") + MONTH
 SQLITE = pytest.mark.parametrize("alias", ["sqlite"], indirect=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -23,7 +24,7 @@ from safemigrate import backfills
 from safemigrate.backfills import Backfill
 from safemigrate.engine.engine import Filling
 from safemigrate.engine.keys import key_to_json
-from safemigrate.exceptions import AlreadyRunning, IllegalMove
+from safemigrate.exceptions import AlreadyRunning, IllegalMove, NothingToRun
 from safemigrate.models import BackfillRange
 from safemigrate.runs import heartbeat, leases, scheduler, store
 from safemigrate.runs.lookup import BackfillJob
@@ -40,6 +41,10 @@ ROWS, RANGE, BATCH = 24, 8, 4
 SEED = int(os.environ.get("SIMULATION_SEED", "") or random.SystemRandom().randrange(10**9))
 #: For so many seconds schedules are tried.
 SECONDS = float(os.environ.get("SIMULATION_SECONDS", "60" if IN_CI and django.VERSION >= (6, 0) else "4"))
+
+
+#: What happens in a world, by its events.
+KINDS = ("is killed", "sleeps", "message is lost", "is away")
 
 
 class Audited(Backfill):
@@ -150,7 +155,7 @@ def play(world: World) -> None:
 
 def begin(world: World) -> None:
     while True:
-        with suppress(Error):  # The database is busy: a person types it again.
+        with suppress(Error, NothingToRun):  # The database is busy, or away: a person types it again.
             scheduler.begin(
                 BackfillJob(Audited(using=world.alias)), "celery", scheduler.options_of(workers=3)
             )
@@ -178,31 +183,47 @@ def meddling(world: World) -> None:
     for _ in range(world.rng.randrange(3)):
         world.sleep(world.rng.uniform(0.1, 20.0))
         for act in (store.pause, store.resume):
-            with suppress(Error, IllegalMove):
-                for run in store.records().exclude(status__in=OVER):
-                    act(run.pk, "a user")
+            while not asked(act):  # The database is busy, or away: a person clicks again.
+                world.sleep(1.0)
             world.sleep(world.rng.uniform(0.1, 10.0))
 
 
-def schedules(simulate: Simulate, seconds: float, **chances: float) -> int:
-    """Try one schedule after another for so many seconds; return how many. Raises with the line that repeats one."""
-    until, number = time.monotonic() + seconds, 0
+def asked(act: Callable[[int, str], object]) -> bool:
+    """Ask it of the run, if it is open; return whether there was an answer."""
+    try:
+        for run in store.records().exclude(status__in=OVER):
+            with suppress(IllegalMove):
+                act(run.pk, "a user")
+    except Error:
+        return False
+    return True
+
+
+def schedules(simulate: Simulate, seconds: float, **chances: float) -> Counter[str]:
+    """Try one schedule after another for so many seconds; return how many, and how often what happened in them.
+
+    Raises with the line that repeats one.
+    """
+    until, number, seen = time.monotonic() + seconds, 0, Counter[str]()
     while time.monotonic() < until:
         seed = SEED + number
         try:
-            simulate(seed, **chances)
+            world = simulate(seed, **chances)
         except BaseException as error:
             raise AssertionError(f"{error}\nTo repeat it: make simulate SEED={seed}") from error
         number += 1
-    return number
+        seen.update(kind for event in world.events for kind in KINDS if kind in event)
+    return seen + Counter(schedules=number)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sleep", [0.004, 0.03])
 def test_each_row_is_done_once_whatever_happens(simulate: Simulate, sleep: float) -> None:
-    number = schedules(simulate, SECONDS, sleep=sleep)
-    print(f"{number} schedules from SEED={SEED} on")  # shown by pytest -s
-    assert number
+    seen = schedules(simulate, SECONDS, sleep=sleep)
+    print(f"from SEED={SEED} on: {dict(seen)}")  # shown by pytest -s
+    assert seen["schedules"]
+    if SECONDS >= 4:
+        assert set(seen) == {"schedules", *KINDS}
 
 
 # Bugs that are made on purpose, to see that they would be found

@@ -23,6 +23,7 @@ START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 BUSY, LOOK = 5.0, 0.25
 #: The steps after which a world that has not ended is taken for one that never will.
 STEPS = 40_000
+AWAY = "the database is away"
 
 
 def held() -> Any:
@@ -93,7 +94,7 @@ class Chances:
     sleep: float = 0.004
     lose: float = 0.1
     double: float = 0.1
-    person: float = 0.002
+    away: float = 0.0005
 
 
 @dataclass
@@ -110,6 +111,7 @@ class World:
     step_ended: Any = field(default_factory=held)
     steps: int = 0
     events: list[str] = field(default_factory=list)
+    away_until: float = 0.0  # till then the database, which keeps the runs too, answers nothing
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -147,8 +149,10 @@ class World:
 
         def committing() -> None:
             me.pause()
+            self.refuse()
             self.patiently(commit)
             me.pause()
+            self.refuse()  # It is committed, and that is not known here.
 
         connection.execute_wrappers.append(self.execute)
         connection._commit = committing
@@ -157,7 +161,12 @@ class World:
         me = self.me
         assert me is not None
         me.pause()
+        self.refuse()
         return self.patiently(lambda: execute(sql, params, many, context))
+
+    def refuse(self) -> None:
+        if self.now < self.away_until:
+            raise OperationalError(AWAY)
 
     def patiently(self, do: Callable[[], Any]) -> Any:
         """Do it, and wait for another writer as long as SQLite does."""
@@ -233,7 +242,7 @@ class World:
     def step(self, most: int = 3) -> None:
         """Let one of them go on by a statement; what is likely at each step may happen before."""
         self.steps += 1
-        assert self.steps < STEPS, "it does not end"
+        assert self.steps < STEPS, "it does not end; the last of it:\n" + "\n".join(self.events[-40:])
         self.deliver(most)
         ready = [actor for actor in self.actors if actor.ready_at <= self.now]
         if not ready:
@@ -242,6 +251,9 @@ class World:
             ]
             self.now = min(waiting, default=self.now + 1.0)
             return
+        if self.rng.random() < self.chances.away:
+            self.away_until = self.now + self.rng.choice([0.01, 2.0, 20.0])
+            self.note(f"the database is away until {self.away_until:.2f}")
         actor = self.rng.choice(ready)
         chance, workers = self.rng.random(), actor.process.name.startswith("worker")
         if workers and chance < self.chances.kill:
