@@ -98,6 +98,20 @@ def whole(title: str, run: Way, **more: Any) -> Method:
     return Method(title=title, run=run, kind="text", prepare=ways.nothing, required=True, **more)
 
 
+def constant(title: str, run: Way, **more: Any) -> Method:
+    return Method(
+        title=f"one value for all rows: {title}",
+        run=run,
+        base="plain_constant",
+        kind="constant",
+        prepare=ways.nothing,
+        required=True,
+        vendors=FAST,
+        times=5,
+        **more,
+    )
+
+
 def backfill(title: str, every: int = 1, **attributes: Any) -> Method:
     return Method(
         title=f"Backfill: {title}",
@@ -173,6 +187,13 @@ METHODS = {
     # Backfill classes: of all rows, those that have another value.
     "backfill": backfill("`values`, all rows differ", values={"expires_date": EXPRESSION}),
     "backfill_10": backfill("`values`, 10 % differ", 10, values={"expires_date": EXPRESSION}),
+    "update_10": Method(
+        title="Backfill: one UPDATE of the 10 % that differ",
+        run=ways.one_update_of_null,
+        base="update",
+        prepare=ways.add_stale_column(10),
+        vendors=FAST,
+    ),
     "backfill_1": backfill("`values`, 1 % differ", 100, values={"expires_date": EXPRESSION}),
     "backfill_0": backfill("`values`, none differs", 0, values={"expires_date": EXPRESSION}),
     "backfill_row": backfill(
@@ -213,6 +234,8 @@ METHODS = {
     "operation": whole(
         "`AddRequiredField`", ways.operation(TEXT), base="plain_operation", ours=True, everywhere=True
     ),
+    "plain_constant": constant("`AddField` with a default", ways.plain_add_constant),
+    "constant": constant("`AddRequiredField`", ways.operation(ways.CONSTANT), ours=True),
     "plain_0": whole(
         "no rows: `AddField`", ways.plain_add_field, base="plain_0", everywhere=True, most_rows=0, times=9
     ),

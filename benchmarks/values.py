@@ -75,6 +75,7 @@ VALUES = {
     "text": Value(
         "title", TITLE, everywhere("question_text"), differs("title", **everywhere("question_text"))
     ),
+    "constant": Value("title", TITLE, everywhere("'open'"), differs("title", **everywhere("'open'"))),
     "uuid": Value(
         "token",
         models.UUIDField(),

@@ -25,6 +25,7 @@ from safemigrate.operations import AddNullableField, AddRequiredField, Populate,
 ALIAS = "default"
 MONTH = timedelta(days=30)
 BATCH = 1_000
+CONSTANT = "open"
 
 
 class Table:
@@ -76,6 +77,10 @@ def add_filled_column(table: Table) -> None:
 
 def one_update(table: Table) -> None:
     table.execute(table.value.statement(table.connection.vendor))
+
+
+def one_update_of_null(table: Table) -> None:
+    table.execute(f"{table.value.statement(table.connection.vendor)} WHERE {table.value.name} IS NULL")
 
 
 def one_update_of_the_orm(table: Table) -> None:
@@ -218,6 +223,12 @@ def plain_operation(table: Table) -> None:
         AlterField("question", name, field),
         atomic=True,
     )
+
+
+def plain_add_constant(table: Table) -> None:
+    field = table.value.field.clone()
+    field.default = CONSTANT
+    table.apply(AddField("question", table.value.name, field, preserve_default=False), atomic=True)
 
 
 def plain_add_field(table: Table) -> None:
