@@ -235,8 +235,10 @@ class Populate(FieldStep):
         return [Fill(target, resolve(self.populate, self.names))] if target.is_marked else []
 
     def forwards(self, change: Change) -> None:
-        proofs.refuse_many(self._target_of(change))
-        self.fill(change)
+        target = self._target_of(change)
+        if not self._is_passed(target):
+            proofs.refuse_many(target)
+            self.fill(change)
 
     def validate(self, app_label: str, alias: str, state: ProjectState) -> None:
         """Raise InvalidPopulate for what can be seen to fail before a statement is run."""
@@ -269,12 +271,10 @@ class Populate(FieldStep):
         target = self._target_of(change, once or ())
         proofs.refuse_condition(target)
         batches = target.batches
-        if not batches.any_left():
+        if not batches.any_left() or self._is_passed(target):
             return
         self.validate(change.app_label, target.alias, change.to_state)
         source = resolve(self.populate, self.names)
-        if self.nulls and self._is_passed(target, source):
-            return
         if isinstance(source, AsWritten):
             if once is None and change.editor is not None:
                 with change.database.filling():
@@ -288,11 +288,13 @@ class Populate(FieldStep):
             self._index_early(change, target.model)
         engine.fill(target, source, batch_size=self.batch_size, at_once=at_once)
 
-    def _is_passed(self, target: Target, source: Source) -> bool:
+    def _is_passed(self, target: Target) -> bool:
+        """Was the one pass made, of a fill that leaves rows NULL?"""
+        if self.nulls is None:
+            return False
+        found = fingerprint(resolve(self.populate, self.names))
         migration = context.migration_of(target.model, self.names)
-        return context.is_passed(
-            target.label, target.alias, fingerprint=fingerprint(source), migration=migration
-        )
+        return context.is_passed(target.label, target.alias, fingerprint=found, migration=migration)
 
     def _index_early(self, change: Change, model: type[Model]) -> None:
         change.run(change.database.index_early(model, field_of(model, self.names[0])))

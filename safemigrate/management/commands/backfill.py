@@ -237,7 +237,8 @@ class Command(BaseCommand):
     def _verify_on(self, alias: str, options: Mapping[str, Any]) -> bool:
         """Write how many rows are left, and how many have another value than one that is computed again."""
         job, label = self._job(options, alias), options["label"]
-        left = 0 if not job.target.is_marked else job.rows_left()
+        may_stay = job.target.leaves_null and job.is_finished()  # What is NULL was left so.
+        left = 0 if may_stay or not job.target.is_marked else job.rows_left()
         what = "without a value" if job.migration else "still to be done"
         found = None if options["left"] else verify(job, options["sample"])
         again = "" if found is None else f"; of {found.rows:,} computed again, {found.differ:,} differ"
