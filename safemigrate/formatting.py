@@ -1,9 +1,17 @@
-"""Text for people: the nearest known name, and rows of text under headings."""
+"""Text for people: the nearest known name, the address of a page, and rows of text under headings."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
+
+#: Where the documentation stands.
+DOCS = "https://github.com/safemigrate/safemigrate/blob/main/docs"
+
+
+def page(name: str) -> str:
+    """Return the address of a page of the documentation, as in "reference/checks"."""
+    return f"{DOCS}/{name}.md"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -12,10 +12,10 @@ from django.core.checks import Warning as Caution
 from safemigrate import backfills, conf
 from safemigrate.backfills.problems import problems
 from safemigrate.exceptions import InvalidBackfill, InvalidSetting
-from safemigrate.formatting import nearest
+from safemigrate.formatting import nearest, page
 from safemigrate.throttles import imported
 
-HINT, CLASSES = "See docs: reference/settings", "See docs: reference/backfill-classes"
+HINT, CLASSES = f"See {page('reference/settings')}", f"See {page('reference/backfill-classes')}"
 
 
 def check_settings(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:

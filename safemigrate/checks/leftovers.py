@@ -13,12 +13,13 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.state import ProjectState
 
 from safemigrate.backends import Database, for_connection, get_backend
+from safemigrate.formatting import page
 from safemigrate.runs import store
 from safemigrate.schema.change import FieldStep
 from safemigrate.schema.fields import model_in, notes
 from safemigrate.types import field_of
 
-DOCS = "docs: reference/checks"
+DOCS = page("reference/checks")
 
 
 def leftovers(alias: str) -> Iterator[Caution]:

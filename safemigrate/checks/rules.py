@@ -30,6 +30,7 @@ from safemigrate.checks import loops
 from safemigrate.checks.leftovers import leftovers
 from safemigrate.checks.unapplied import UnappliedOperation, UnappliedOperations
 from safemigrate.exceptions import InvalidField
+from safemigrate.formatting import page
 from safemigrate.operations import GuardWrites, Populate, UnguardWrites
 from safemigrate.schema import fields
 from safemigrate.schema.change import FieldStep
@@ -37,7 +38,7 @@ from safemigrate.types import AnyField
 
 logger = logging.getLogger("safemigrate")
 
-DOCS = "docs: reference/checks"
+DOCS = page("reference/checks")
 #: Folders of packages that were installed: the project does not edit the migrations in them.
 INSTALLED = {"site-packages", "dist-packages"}
 

@@ -205,7 +205,7 @@ def test_a_trap_is_seen(full: Traps, code: str) -> None:
     (warning,) = full.warnings()
     assert warning.id == f"safemigrate.{code}"
     assert warning.obj == "traps.0002_trap"
-    assert warning.hint.endswith("See docs: reference/checks")
+    assert warning.hint.endswith("/docs/reference/checks.md")
 
 
 def required(app: Traps) -> None:
@@ -320,7 +320,7 @@ def test_w001_in_full(full: Traps) -> None:
     assert warning.hint == (
         "If it is applied nowhere yet, delete this migration and type: "
         "python manage.py add_required_field traps.Question.votes. Where one value is right for old rows and for "
-        "those of old code, give the field a db_default instead.\n\tSee docs: reference/checks"
+        "those of old code, give the field a db_default instead.\n\tSee https://github.com/safemigrate/safemigrate/blob/main/docs/reference/checks.md"
     )
 
 
