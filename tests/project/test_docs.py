@@ -43,6 +43,16 @@ BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 
 
+def test_the_readme_in_portuguese_shows_what_the_other_one_shows() -> None:
+    english, portuguese = ROOT / "README.md", ROOT / "README.pt-BR.md"
+    assert blocks(portuguese) == blocks(english)
+
+    def rows(page: Path) -> int:
+        return len(re.findall(r"^\|", page.read_text(encoding="utf-8"), re.MULTILINE))
+
+    assert rows(portuguese) == rows(english)
+
+
 def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
@@ -301,7 +311,7 @@ def test_a_nullable_field_is_made_required_as_the_page_says(project: Project) ->
 
 def test_other_pages_show_no_session_that_is_not_run() -> None:
     showing = {page for page in PAGES if any(language == "console" for language, _ in blocks(page))}
-    assert showing == {DOCS / page for page in RUNNABLE} | {ROOT / "README.md"}
+    assert showing == {DOCS / page for page in RUNNABLE} | {ROOT / "README.md", ROOT / "README.pt-BR.md"}
 
 
 @pytest.mark.slow
