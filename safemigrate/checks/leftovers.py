@@ -45,29 +45,28 @@ def leftovers(alias: str) -> Iterator[Caution]:
 
 def _columns(database: Database, alias: str) -> Iterator[Caution]:
     """Look for the columns of fields that a run has filled, and that are no fields any more."""
-    labels = store.filled_on(alias)
-    state = MigrationExecutor(connections[alias]).loader.project_state() if labels else None
-    for app_label, model_name, names in labels:
-        known = state.models.get((app_label, model_name.lower())) if state else None
-        for name in names.split("+"):
-            if (
-                state is None
-                or known is None
-                or name in known.fields
-                or _is_in_models(app_label, model_name, name)
-            ):
-                continue
-            model = model_in(state, app_label, model_name, database)
-            for column in (name, f"{name}_id"):
-                if column not in _columns_of(model) and database.column(model, column) is not None:
-                    quote = database.quote
-                    yield _caution(
-                        alias,
-                        f"the column {column} of the table {model._meta.db_table}",
-                        "A fill of the field was recorded, and neither models.py nor a migration has it",
-                        f"{app_label}.{model_name}.{name}",
-                        f"ALTER TABLE {quote(model._meta.db_table)} DROP COLUMN {quote(column)};",
-                    )
+    gone = [
+        (app_label, model_name, name)
+        for app_label, model_name, names in store.filled_on(alias)
+        for name in names.split("+")
+        if not _is_in_models(app_label, model_name, name)
+    ]
+    state = MigrationExecutor(connections[alias]).loader.project_state() if gone else ProjectState()
+    for app_label, model_name, name in gone:
+        known = state.models.get((app_label, model_name.lower()))
+        if known is None or name in known.fields:
+            continue
+        model = model_in(state, app_label, model_name, database)
+        for column in (name, f"{name}_id"):
+            if column not in _columns_of(model) and database.column(model, column) is not None:
+                quote = database.quote
+                yield _caution(
+                    alias,
+                    f"the column {column} of the table {model._meta.db_table}",
+                    "A fill of the field was recorded, and neither models.py nor a migration has it",
+                    f"{app_label}.{model_name}.{name}",
+                    f"ALTER TABLE {quote(model._meta.db_table)} DROP COLUMN {quote(column)};",
+                )
 
 
 def _columns_of(model: Any) -> set[str]:

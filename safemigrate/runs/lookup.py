@@ -229,6 +229,10 @@ class FieldJob(Job):
         same = {"fingerprint": fingerprint(self.source), "migration": self.migration}
         return target.is_cursor and store.is_passed(target.label, self.alias, **same)
 
+    def rows_left(self) -> int:
+        was_left_so = self.target.leaves_null and self.is_finished()
+        return 0 if was_left_so else super().rows_left()
+
     def check_column(self) -> None:
         if self.column_is_there:
             return

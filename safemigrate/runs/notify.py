@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 from django.core.mail import send_mail
@@ -62,7 +63,7 @@ def _post(request: urllib.request.Request, run: int, label: str) -> None:
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT):  # noqa: S310
                 return
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             if attempt == TRIES - 1:
                 text = "No word about run %s of %s could be posted to SAFEMIGRATE_WEBHOOK: %s"
                 logger.error(text, run, label, error, extra={"run": run})
@@ -100,7 +101,8 @@ def _rate(run: BackfillRun) -> float:
 
 def _next(run: BackfillRun) -> list[str]:
     if run.status == Status.SUCCEEDED:
-        return ["Every row had a value when it ended. To see it all:", f"    {_show(run)}"]
+        done = "was done" if run.is_cursor or run.backfill else "had a value"
+        return [f"Every row {done} when it ended. To see it all:", f"    {_show(run)}"]
     return [
         "What is filled stays filled. To see it all, and to go on when the cause is gone:",
         f"    {_show(run)}",

@@ -164,6 +164,11 @@ def test_it_does_not_make_a_field_required(sandbox: MigrationSandbox) -> None:
         )
 
 
+def test_what_a_path_leads_to_is_not_imported_for_a_table_without_rows(sandbox: MigrationSandbox) -> None:
+    sandbox.rows().delete()
+    sandbox.run(Populate("question", "phone", "gone.module.phone", nulls="leave", reverse="gone.module.back"))
+
+
 def test_what_makes_no_sense_is_refused_in_words(sandbox: MigrationSandbox) -> None:
     with pytest.raises(InvalidPopulate, match="nulls can be 'leave'"):
         Populate("question", "phone", third, nulls="skip")

@@ -60,7 +60,8 @@ def test_migrate_goes_on_once_it_was_done_by_backfill_run(polls: Polls) -> None:
     assert not safemigrate.is_finished(LABEL, using=polls.alias)
     with pytest.raises(CommandError, match="Not every row is right"):
         backfill("verify", LABEL, "--database", polls.alias, "--left")
-    backfill("run", LABEL, "--database", polls.alias)
+    said = backfill("run", LABEL, "--database", polls.alias, "--chain")
+    assert f"{LABEL} on {polls.alias}: every row is done." in said
     assert_done(polls)
     assert safemigrate.is_finished(LABEL, using=polls.alias)
     migrate(polls)

@@ -237,8 +237,7 @@ class Command(BaseCommand):
     def _verify_on(self, alias: str, options: Mapping[str, Any]) -> bool:
         """Write how many rows are left, and how many have another value than one that is computed again."""
         job, label = self._job(options, alias), options["label"]
-        may_stay = job.target.leaves_null and job.is_finished()  # What is NULL was left so.
-        left = 0 if may_stay or not job.target.is_marked else job.rows_left()
+        left = 0 if not job.target.is_marked else job.rows_left()
         what = "without a value" if job.migration else "still to be done"
         found = None if options["left"] else verify(job, options["sample"])
         again = "" if found is None else f"; of {found.rows:,} computed again, {found.differ:,} differ"
@@ -442,7 +441,7 @@ def _parameters(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _done(job: lookup.Job) -> str:
-    return "every row has a value" if job.migration else "every row is done"
+    return "every row has a value" if job.migration and not job.target.leaves_null else "every row is done"
 
 
 def _limits(options: Mapping[str, Any]) -> Limits:
