@@ -319,10 +319,13 @@ class Populate(FieldStep):
     def backwards(self, change: Change) -> None:
         """Do what `reverse` says to every row, each once; of an expression, only to those that have another value."""
         back = replace(change, from_state=change.to_state, to_state=change.from_state)
-        if self.reverse is None:
-            if self.nulls and not change.collects_sql:
-                context.note_reversed(self._target_of(back))
-            return
+        if self.reverse is not None:
+            self._go_back(change, back)
+        if (self.nulls or self.reverse is not None) and not change.collects_sql:
+            # The newest run says no more that the pass was made: it was the way back itself, or was undone by it.
+            context.note_reversed(self._target_of(back))
+
+    def _go_back(self, change: Change, back: Change) -> None:
         self.refuse_transaction(change)
         if change.editor is None or not Batches(back.after(self.model_name), change.alias).rows.exists():
             return

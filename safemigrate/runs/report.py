@@ -29,8 +29,10 @@ DEFAULTS = {
     "CONN_HEALTH_CHECKS": False,
     "DISABLE_SERVER_SIDE_CURSORS": False,
 }
-#: What a message of a database or a populate shows of rows: texts in quotes, and values in brackets.
-VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|=\([^)]*\)|Failing row contains .*|[^\\s@]+@[^\\s@]+")
+#: What a message shows of rows and people: texts in quotes, values in brackets, addresses, who holds a lock.
+VALUES = re.compile(
+    r"'[^']*'|\"[^\"]*\"|=\([^)]*\)|Failing row contains .*|[^\s@]+@[^\s@]+|(?<=blocked by: ).*|(?<= paused by )[^;]*"
+)
 
 
 def report(run: BackfillRun | None = None) -> str:
@@ -65,10 +67,9 @@ def _server(alias: str) -> str:
         ours = sorted(
             name for app, name in MigrationRecorder(connection).applied_migrations() if app == "safemigrate"
         )
-    except Error as error:
-        return f"{connection.display_name} by {by}, which cannot be reached: {type(error).__name__}"
-    name = "MariaDB" if getattr(connection, "mysql_is_mariadb", False) else connection.display_name
-    return f"{name} {version} by {by}; safemigrate {ours[-1] if ours else 'has no table there'}"
+    except Error as error:  # Its name would be asked of the server.
+        return f"{connection.vendor} by {by}, which cannot be reached: {type(error).__name__}"
+    return f"{connection.display_name} {version} by {by}; safemigrate {ours[-1] if ours else 'has no table there'}"
 
 
 def _settings() -> Iterator[str]:

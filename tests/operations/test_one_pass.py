@@ -12,7 +12,14 @@ from django.db.migrations.writer import OperationWriter
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Concat, NullIf, Substr
 
-from safemigrate.exceptions import BadRows, InTransaction, InvalidPopulate, NothingToRun, NullsRemain
+from safemigrate.exceptions import (
+    BadRows,
+    InTransaction,
+    InvalidPopulate,
+    NotFinished,
+    NothingToRun,
+    NullsRemain,
+)
 from safemigrate.operations import Populate, RequireBackfill, SetNotNull
 from safemigrate.populate import PerRow, Suffix
 from safemigrate.runs import store
@@ -153,7 +160,11 @@ def test_several_fields_of_which_one_has_no_value(sandbox: MigrationSandbox) -> 
 
 
 def test_a_gate_behind_it_goes_on_once_the_pass_was_made(sandbox: MigrationSandbox, runs: Any) -> None:
-    sandbox.run(Populate("question", "phone", third, nulls="leave"), RequireBackfill("boxes.Question.phone"))
+    gate = RequireBackfill("boxes.Question.phone")
+    with pytest.raises(NotFinished):
+        sandbox.run(gate)
+    sandbox.run(Populate("question", "phone", third, nulls="leave"), gate)
+    assert sandbox.values("phone") == expected("a function of a row")
 
 
 def test_it_does_not_make_a_field_required(sandbox: MigrationSandbox) -> None:
@@ -167,6 +178,7 @@ def test_it_does_not_make_a_field_required(sandbox: MigrationSandbox) -> None:
 def test_what_a_path_leads_to_is_not_imported_for_a_table_without_rows(sandbox: MigrationSandbox) -> None:
     sandbox.rows().delete()
     sandbox.run(Populate("question", "phone", "gone.module.phone", nulls="leave", reverse="gone.module.back"))
+    assert not store.records().exists()
 
 
 def test_what_makes_no_sense_is_refused_in_words(sandbox: MigrationSandbox) -> None:
@@ -288,6 +300,37 @@ def test_without_a_table_of_runs_only_what_the_rows_show_can_go_back(
     hidden = Populate("question", "state", Value("x"), where=Q(pk=1), reverse=lambda row: row.state * 2)
     with pytest.raises(NothingToRun, match="only its run knows which are done"):
         sandbox.undo(hidden, before=before)
+
+
+def undone(apps: Any, schema_editor: Any) -> None:
+    apps.get_model(APP, "Question")._base_manager.using(schema_editor.connection.alias).update(phone=None)
+
+
+@pytest.mark.parametrize(
+    "reverse",
+    [Value(None), lambda row: None, undone, None],
+    ids=["an expression", "a function of a row", "apps", "none"],
+)
+def test_after_any_way_back_the_pass_is_made_anew(sandbox: MigrationSandbox, reverse: Any) -> None:
+    operation = Populate("question", "phone", third, nulls="leave", reverse=reverse)
+    before = sandbox.after()
+    for _ in range(2):
+        sandbox.run(operation)
+        assert sandbox.values("phone")[5:] == expected("a function of a row")[5:]
+        sandbox.undo(operation, before=before)
+        with pytest.raises(NotFinished):
+            sandbox.rows().update(phone=None)
+            sandbox.run(RequireBackfill("boxes.Question.phone"))
+
+
+def test_after_a_way_back_that_finds_nothing_to_write_too(sandbox: MigrationSandbox) -> None:
+    operation = Populate("question", "phone", lambda row: None, nulls="leave", reverse=Value(None))
+    before = sandbox.after()
+    sandbox.rows().update(phone=None)
+    sandbox.run(operation)
+    sandbox.undo(operation, before=before)
+    with pytest.raises(NotFinished):
+        sandbox.run(RequireBackfill("boxes.Question.phone"))
 
 
 def test_on_an_empty_table_nothing_is_recorded(sandbox: MigrationSandbox) -> None:

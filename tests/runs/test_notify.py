@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 
 import django
 import pytest
+from django.conf import settings
 from django.core import mail
 from django.core.management import call_command
-from django.db import models
+from django.db import connections, models
 from django.db.models import F
 from django.utils import timezone
 
@@ -25,7 +26,7 @@ from safemigrate import signals
 from safemigrate.exceptions import BadRows, Interrupted
 from safemigrate.models import BackfillRun
 from safemigrate.operations import AddNullableField, Populate
-from safemigrate.runs import notify, scheduler, status, store
+from safemigrate.runs import notify, report, scheduler, status, store
 from tests.conftest import ROOT
 from tests.support.sandbox import MONTH, MigrationSandbox
 
@@ -228,6 +229,39 @@ def test_a_report_for_others_names_what_they_need_and_no_secret(
     assert "raised by: engine.py line " in text
     for secret in ("between us", "@example.com", store.records()[0].host, store.person()):
         assert secret not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "secrets"),
+    [
+        ("Key (email)=(boss@sales.example) already exists.", ["boss", "sales"]),
+        ("ValueError: no account of sales@site.example here", ["sales", "site.example"]),
+        ("Duplicate entry 'Ada' for key 'name'", ["Ada"]),
+        ('connection to server at "10.0.0.5", port 5432 failed', ["10.0.0.5"]),
+        ("2 rows are locked by other sessions; blocked by: 77 (ada, UPDATE t SET a = 1)", ["ada", "UPDATE"]),
+        ("run 9 was paused by ada; to go on: python manage.py backfill resume 9", ["ada;"]),
+    ],
+)
+def test_a_report_shows_nothing_of_rows_and_people(text: str, secrets: list[str]) -> None:
+    shown = report.masked(text)
+    assert "(...)" in shown
+    assert [secret for secret in secrets if secret in shown] == []
+
+
+@pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
+def test_a_report_is_given_where_a_server_is_away(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the name of the server would be asked of it too."""
+    away = {**connections["default"].settings_dict, "ENGINE": "django.db.backends.mysql"}
+    away |= {"HOST": "127.0.0.1", "PORT": "1", "USER": "ada", "PASSWORD": "x", "OPTIONS": {}}
+    monkeypatch.setitem(connections.settings, "away", away)
+    monkeypatch.setitem(settings.DATABASES, "away", away)
+    try:
+        text = report.report()
+    finally:
+        del connections["away"]
+    assert "away: mysql by " in text
+    assert "which cannot be reached: OperationalError" in text
+    assert "127.0.0.1" not in text
 
 
 def test_the_signals_of_a_run_that_ends_well(sandbox: MigrationSandbox, heard: Heard) -> None:
