@@ -68,7 +68,8 @@ def _server(alias: str) -> str:
             name for app, name in MigrationRecorder(connection).applied_migrations() if app == "safemigrate"
         )
     except Error as error:  # Its name would be asked of the server.
-        return f"{connection.vendor} by {by}, which cannot be reached: {type(error).__name__}"
+        engine = settings.DATABASES[alias]["ENGINE"]
+        return f"{engine} by {by}, which cannot be reached: {type(error).__name__}"
     return f"{connection.display_name} {version} by {by}; safemigrate {ours[-1] if ours else 'has no table there'}"
 
 

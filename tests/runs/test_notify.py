@@ -259,7 +259,7 @@ def test_a_report_is_given_where_a_server_is_away(alias: str, monkeypatch: pytes
         text = report.report()
     finally:
         del connections["away"]
-    assert "away: mysql by " in text
+    assert "away: django.db.backends.mysql by " in text
     assert "which cannot be reached: OperationalError" in text
     assert "127.0.0.1" not in text
 
