@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import django
+import pymysql
 import pytest
 from django.conf import settings
 from django.core import mail
@@ -251,6 +252,7 @@ def test_a_report_shows_nothing_of_rows_and_people(text: str, secrets: list[str]
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 def test_a_report_is_given_where_a_server_is_away(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the name of the server would be asked of it too."""
+    pymysql.install_as_MySQLdb()
     away = {**connections["default"].settings_dict, "ENGINE": "django.db.backends.mysql"}
     away |= {"HOST": "127.0.0.1", "PORT": "1", "USER": "ada", "PASSWORD": "x", "OPTIONS": {}}
     monkeypatch.setitem(connections.settings, "away", away)
