@@ -79,9 +79,9 @@ def select(key: int) -> None:
 
 
 def update(key: int) -> None:
-    # Who knows the field saves an instance that was loaded when it was NULL.
-    known = hasattr(questions().model, "expires_date")
-    questions().filter(pk=key).update(question_text=TEXT, **({"expires_date": None} if known else {}))
+    # Who knows a nullable field saves an instance that was loaded when it was NULL.
+    nullable = {field.name: None for field in questions().model._meta.concrete_fields if field.null}
+    questions().filter(pk=key).update(question_text=TEXT, **nullable)
 
 
 def insert(key: int) -> None:

@@ -15,7 +15,7 @@ from benchmarks import ways
 from benchmarks.tables import Shape
 from benchmarks.values import VALUES, Value
 from benchmarks.ways import BATCH, MONTH, Table, Way
-from safemigrate.populate import FromRelated, PerBatch
+from safemigrate.populate import FromApps, FromRelated, PerBatch
 
 FAST = ("postgresql", "mysql")
 EXPRESSION, TEXT = F("pub_date") + MONTH, F("question_text")
@@ -108,6 +108,19 @@ def constant(title: str, run: Way, **more: Any) -> Method:
         required=True,
         vendors=FAST,
         times=5,
+        **more,
+    )
+
+
+def common(title: str, run: Way, **more: Any) -> Method:
+    return Method(
+        title=f"one value for 99 % of the rows: {title}",
+        run=run,
+        base="plain_common",
+        kind="common",
+        prepare=ways.nothing,
+        required=True,
+        vendors=FAST,
         **more,
     )
 
@@ -236,6 +249,13 @@ METHODS = {
     ),
     "plain_constant": constant("`AddField` with a default", ways.plain_add_constant),
     "constant": constant("`AddRequiredField`", ways.operation(ways.CONSTANT), ours=True),
+    "plain_common": common("`AddField` with a default, one UPDATE of the others", ways.plain_add_common),
+    "common": common("`AddRequiredField`", ways.operation(ways.COMMON), ours=True),
+    "common_rows": common(
+        "`AddRequiredField` that writes each row",
+        ways.operation(FromApps(lambda apps: ways.COMMON)),
+        ours=True,
+    ),
     "plain_0": whole(
         "no rows: `AddField`", ways.plain_add_field, base="plain_0", everywhere=True, most_rows=0, times=9
     ),

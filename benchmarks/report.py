@@ -102,9 +102,7 @@ def _with_version(module: str) -> str:
 
 def section(runs: Sequence[Sequence[Run]], rows: int, facts: dict[str, Any], command: str) -> str:
     times = len(runs[0])
-    lines = (
-        f"{facts['database']} (durable), {rows:,} rows, {times} runs of each; {on_what(facts)}; `{command}`."
-    )
+    lines = f"{facts['database']}, {rows:,} rows, {times} runs of each; {on_what(facts)}; `{command}`."
     return f"{lines}\n\n{table(runs, rows)}\n\n{failures(runs)}"
 
 

@@ -62,8 +62,8 @@ def run(server: str, name: str, rows: int) -> Run:
         tempfile.TemporaryDirectory(prefix="safemigrate-") as folder,
         database(server, f"traffic_{name}") as url,
     ):
-        site = Site(Path(folder), url)
-        site.fill(rows, known=scenario.known)
+        site = Site(Path(folder), url, scenario.column)
+        site.fill(rows)
         return _run(site, name, scenario, rows)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.obstacles import Autovacuum, Obstacle, Reader, RowLock
-from benchmarks.sites import BEFORE, NULLABLE, Site
+from benchmarks.sites import BEFORE, EXPIRES, KNOWN_EXPIRES, NULLABLE, PHONE, Column, Site
 
 NAME = "0003_question_expires_date"
 
@@ -72,6 +72,17 @@ def required(site: Site) -> str:
     return name
 
 
+def phone(site: Site) -> str:
+    """Have the command write the migration, as a stranger would."""
+    site.must(
+        site.new,
+        *("add_required_field", "polls.Question.phone", "--populate", "Value('')"),
+        "--keep-guard",
+    )
+    (written,) = (site.new / "polls/migrations").glob("0004_*.py")
+    return written.stem
+
+
 def three_files(site: Site) -> str:
     """Write the three files as a person would, and give the name of the second."""
     populate = "F('pub_date') + timedelta(days=30)"
@@ -86,14 +97,15 @@ def three_files(site: Site) -> str:
 class Scenario:
     """A migration to be run under traffic: `write` makes it and gives its name.
 
-    Where the field is `known`, it is there as null=True, half of the rows are NULL, and old code writes NULL into it.
+    Where old code knows the `column`, it is there as null=True, half of the rows are NULL, and old code writes NULL
+    into it.
     """
 
     title: str
     write: Callable[[Site], str]
     obstacle: type[Obstacle] = Obstacle
     fills: bool = True
-    known: bool = False
+    column: Column = EXPIRES
     most_rows: int | None = None
     vendors: tuple[str, ...] = ("postgresql", "mysql")
 
@@ -125,12 +137,19 @@ SCENARIOS = {
     "row_lock": Scenario(
         "`AddRequiredField(keep_guard=True)` beside a row that is locked for 6 s", KEPT, RowLock
     ),
-    "require": Scenario("`RequireField(keep_guard=True)`, old code writes NULL", required, known=True),
+    "require": Scenario(
+        "`RequireField(keep_guard=True)`, old code writes NULL", required, column=KNOWN_EXPIRES
+    ),
     "require_row_lock": Scenario(
         "`RequireField(keep_guard=True)`, old code writes NULL, beside a row that is locked for 6 s",
         required,
         RowLock,
-        known=True,
+        column=KNOWN_EXPIRES,
+    ),
+    "phone": Scenario(
+        "`add_required_field polls.Question.phone --populate \"Value('')\" --keep-guard`, old code writes NULL",
+        phone,
+        column=PHONE,
     ),
     "autovacuum": Scenario(
         "`AddRequiredField(keep_guard=True)` behind a slow autovacuum",

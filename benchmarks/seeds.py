@@ -29,7 +29,8 @@ SPELLINGS = {
         "number": "n",
         "part": "n % 100",
         "poll": "1 + n % $polls",
-        "numbers": "(SELECT seq AS n FROM seq_1_to_$rows WHERE $rows) AS numbers",  # else none are 1 and 0
+        # MySQL has no sequence, and MariaDB no recursion as deep as the other.
+        "numbers": "(SELECT 1 + $digits AS n FROM $tens) AS numbers WHERE n <= $rows",
     },
     "sqlite": {
         "text": "substr('Question ' || n || '?' || replace(hex(zeroblob(38)), '0', '.'), 1, 76)",
@@ -68,5 +69,9 @@ def insert(vendor: str, table: str, rows: int, columns: Mapping[str, str], polls
     """Return the INSERT of so many rows."""
     spelling = SPELLINGS[vendor]
     values = ", ".join(spelling[name] for name in columns.values())
+    places = range(len(str(rows)))
+    ten = " UNION ALL ".join(f"SELECT {digit} AS n" for digit in range(10))
+    digits = " + ".join(f"{10**place} * d{place}.n" for place in places)
+    tens = ", ".join(f"({ten}) AS d{place}" for place in places)
     made = f"INSERT INTO {table} ({', '.join(columns)}) SELECT {values} FROM {spelling['numbers']}"
-    return Template(made).substitute(rows=rows, polls=polls)
+    return Template(made).substitute(rows=rows, polls=polls, digits=digits, tens=tens)

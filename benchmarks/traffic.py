@@ -28,6 +28,9 @@ def main() -> int:
     options = parse_arguments()
     settings.configure(USE_TZ=True, TIME_ZONE="UTC")
     django.setup()
+    if options.url:
+        bench("postgresql" if options.url.startswith("postgres") else "mysql", options.url, options)
+        return 0
     for vendor in options.databases:
         try:
             with SERVERS[vendor](durable=True) as server:
@@ -43,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="of each migration (default: 3)")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--databases", nargs="+", choices=SERVERS, default=list(SERVERS))
+    parser.add_argument("--url", default="", help="a server of your own, in place of those that are started")
     parser.add_argument(
         "--block",
         default="",
@@ -65,6 +69,8 @@ def bench(vendor: str, server: str, options: argparse.Namespace) -> None:
             runs[name].append(run(server, name, rows))
             print(*row(runs[name][-1:], rows), sep=" | ", flush=True)
     save(RAW / f"traffic-{vendor}.json", machine, list(runs.values()))
+    if not options.url:
+        machine["database"] += " (durable)"
     text = section(list(runs.values()), rows, machine, command(options))
     print(f"\n{text}\n")
     if options.page:
@@ -82,7 +88,8 @@ def save(path: Path, machine: dict[str, Any], runs: Sequence[Sequence[Run]]) -> 
 
 def command(options: argparse.Namespace) -> str:
     if options.only != list(SCENARIOS):
-        return f"python -m benchmarks.traffic --only {' '.join(options.only)} --runs {options.runs}"
+        rows = f" --rows {options.rows}" if options.rows else ""
+        return f"python -m benchmarks.traffic --only {' '.join(options.only)} --runs {options.runs}{rows}"
     rows = f" ROWS={options.rows}" if options.rows else ""
     return f"make bench-traffic{rows}" + (f" RUNS={options.runs}" if options.runs != 3 else "")
 

@@ -61,6 +61,12 @@ PICKED = {
     "sqlite": "'Question ' || id",
 }
 
+COMMON = {  # The others are 1 % of the rows.
+    "postgresql": "CASE WHEN pub_date < '2024-01-08 10:40+00' THEN 'closed' ELSE 'open' END",
+    "mysql": "CASE WHEN pub_date < '2024-01-08 10:40' THEN 'closed' ELSE 'open' END",
+    "sqlite": "CASE WHEN pub_date < '2024-01-08 10:40' THEN 'closed' ELSE 'open' END",
+}
+
 VALUES = {
     "datetime": Value(
         "expires_date",
@@ -76,6 +82,7 @@ VALUES = {
         "title", TITLE, everywhere("question_text"), differs("title", **everywhere("question_text"))
     ),
     "constant": Value("title", TITLE, everywhere("'open'"), differs("title", **everywhere("'open'"))),
+    "common": Value("title", TITLE, COMMON, differs("title", **COMMON)),
     "uuid": Value(
         "token",
         models.UUIDField(),

@@ -6,13 +6,13 @@ import json
 import random
 import uuid
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from importlib import import_module
 from typing import Any
 
 from django.db import connections, models, transaction
 from django.db.migrations import AddField, AlterField, RemoveField, RunPython
-from django.db.models import F
+from django.db.models import Case, F, Q, When
 from django.utils.text import slugify
 
 from benchmarks.applying import applied
@@ -229,6 +229,15 @@ def plain_add_constant(table: Table) -> None:
     field = table.value.field.clone()
     field.default = CONSTANT
     table.apply(AddField("question", table.value.name, field, preserve_default=False), atomic=True)
+
+
+EARLY = Q(pub_date__lt=datetime(2024, 1, 8, 10, 40, tzinfo=timezone.utc))
+COMMON = Case(When(EARLY, then=models.Value("closed")), default=models.Value(CONSTANT))
+
+
+def plain_add_common(table: Table) -> None:
+    plain_add_constant(table)
+    table.model._base_manager.filter(EARLY).update(title="closed")
 
 
 def plain_add_field(table: Table) -> None:

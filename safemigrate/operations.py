@@ -35,8 +35,9 @@ from safemigrate.populate.sources import (
     is_dotted_path,
     resolve,
 )
-from safemigrate.schema import fields, guards, preflight, proofs
+from safemigrate.schema import common_value, fields, guards, preflight, proofs
 from safemigrate.schema.change import Change, FieldStep
+from safemigrate.schema.common_value import CommonValue
 from safemigrate.schema.fast_path import Shortcut
 from safemigrate.schema.not_null import Requiring
 from safemigrate.schema.plan import Fill, Plan, write_down
@@ -185,7 +186,7 @@ class Populate(FieldStep):
 
     def with_batch_size(self, batch_size: int) -> Populate:
         """Return the same operation with another size of its batches."""
-        return Populate(
+        return type(self)(
             self.model_name,
             self.name,
             self.populate,
@@ -467,7 +468,9 @@ class SetNotNull(FieldStep, AlterField):
             return noted
         populate, null_fields = noted
         # The field, or its model, may have got another name since.
-        renamed = Populate(self.model_name, self.name, populate.populate, batch_size=populate.batch_size)
+        renamed = type(populate)(
+            self.model_name, self.name, populate.populate, batch_size=populate.batch_size
+        )
         return renamed, [self.name] * len(null_fields)
 
     def backwards(self, change: Change) -> None:
@@ -640,6 +643,9 @@ class Whole(FieldStep):
     def filling(self, app_label: str, state: ProjectState) -> Populate:
         """Return the operation that fills in a state, which is moved on to where it does so."""
         self.begin(app_label, state)
+        return self._fill()
+
+    def _fill(self) -> Populate:
         return Populate(self.model_name, self.name, self.populate, batch_size=self.batch_size)
 
     def begin(self, app_label: str, state: ProjectState) -> None:
@@ -653,7 +659,7 @@ class Whole(FieldStep):
         if guarded:
             # What a path leads to is not imported for a table without rows.
             guarded = is_dotted_path(self.populate) or guards.why_not(resolve(self.populate)) is None
-            fill = [Populate(self.model_name, self.name, self.populate, batch_size=self.batch_size)]
+            fill = [self._fill()]
         return [
             *([GuardWrites(self.model_name, self.name, self.populate)] if guarded else []),
             *fill,
@@ -717,6 +723,48 @@ class Whole(FieldStep):
                 step.refuse_missing(stage)
 
 
+class _AddColumn(AddNullableField):
+    """Add the column of an AddRequiredField: where most rows get one value, with that value."""
+
+    def __init__(self, model_name: str, name: str, field: Field[Any, Any], populate: Any) -> None:
+        super().__init__(model_name, name, field)
+        self.populate = populate
+
+    def plan(self, change: Change) -> Plan:
+        return self._with_common(change) or super().plan(change)
+
+    def _with_common(self, change: Change) -> list[Step]:
+        model = change.after(self.model_name)
+        asks = not change.collects_sql and not self._is_there(change)
+        common = CommonValue.of(change.database, model, self.name, self.populate)
+        return common.steps(change.database, ask=asks) if common else []
+
+    def _is_there(self, change: Change) -> bool:
+        model = change.after(self.model_name)
+        return change.database.column(model, field_of(model, self.name).column) is not None
+
+    def forwards(self, change: Change) -> None:
+        try:
+            super().forwards(change)
+        except DatabaseError as error:
+            if self._is_there(change):
+                raise
+            logger.info(
+                "%s: each row is written, because it was refused to add the column with the value of most: %s",
+                self.label(change.app_label),
+                str(error).strip(),
+            )
+            change.run(super().plan(change))  # type: ignore[arg-type]
+
+
+class _FillColumn(Populate):
+    """Fill it: also the rows that hold the value of most, and are to get another one."""
+
+    def target(self, model: type[Model], alias: str, apps: StateApps, once: Sequence[str] = ()) -> Target:
+        mistaken = common_value.rows_left(model, self.name, alias, self.populate)
+        return replace(super().target(model, alias, apps, once), mistaken=mistaken)
+
+
 class AddRequiredField(Whole, AddField):
     """Add a required field to a table that may be full: AddNullableField, Populate, SetNotNull in one.
 
@@ -753,7 +801,10 @@ class AddRequiredField(Whole, AddField):
         self._add().state_forwards(app_label, state)
 
     def _add(self) -> AddNullableField:
-        return AddNullableField(self.model_name, self.name, self.field)
+        return _AddColumn(self.model_name, self.name, self.field, self.populate)
+
+    def _fill(self) -> Populate:
+        return _FillColumn(self.model_name, self.name, self.populate, batch_size=self.batch_size)
 
     def state_forwards(self, app_label: str, state: ProjectState) -> None:
         super().state_forwards(app_label, state)
@@ -768,10 +819,27 @@ class AddRequiredField(Whole, AddField):
 
     def plan(self, change: Change) -> Plan:
         step = self._shortcut(change).constant_step(ask=not change.collects_sql)
-        return [step, *self._after_constant(change)] if step else super().plan(change)
+        if step:
+            return [step, *self._after_constant(change)]
+        plan = super().plan(change)
+        begun = any(isinstance(part, Fill) and part.target.mistaken for part in plan)
+        return [*plan, *(self._drop_comment(change) if begun else [])]
+
+    def forwards(self, change: Change) -> None:
+        super().forwards(change)
+        if common_value.is_begun(change.database, change.after(self.model_name), self.name):
+            change.run(self._drop_comment(change))
+
+    def _drop_comment(self, change: Change) -> Sequence[Step]:
+        model = change.after(self.model_name)
+        return change.database.drop_comment(model, field_of(model, self.name))
 
     def take_shortcut(self, change: Change, *, full: bool) -> bool:
         shortcut = self._shortcut(change)
+        if full:
+            common_value.refuse_other(
+                change.database, change.after(self.model_name), self.name, self.populate
+            )
         if not self.keep_guard and shortcut.take(full=full):
             return True
         if not (full and shortcut.add_constant()):

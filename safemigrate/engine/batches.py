@@ -53,7 +53,8 @@ class Target:
     all fields are rewritten. Cursor: nothing in a row says it; each row is done once, in the order of the keys, and
     only the position that is saved with the run says how far it is.
 
-    `leaves_null`: a row whose value is None stays as it is, and is no bad row.
+    `leaves_null`: a row whose value is None stays as it is, and is no bad row. `mistaken`: beside those that are NULL,
+    the rows that fulfil this hold a value which is not theirs, and are to be filled.
 
     `backfill` is the label of the Backfill whose rows they are, "" in a migration; `parameters` what it was given;
     `chosen` its rows, where it chose them by a query of its own.
@@ -71,11 +72,14 @@ class Target:
     chosen: QuerySet[Any] | None = None
     is_cursor: bool = False
     leaves_null: bool = False
+    mistaken: Q = field(default_factory=Q)
 
     @property
     def mark(self) -> Q:
         """Return the condition that a row fulfils as long as it is to be filled."""
-        return null_in(self.null_fields) if self.where is None else self.where
+        if self.where is not None:
+            return self.where
+        return null_in(self.null_fields) | self.mistaken if self.mistaken else null_in(self.null_fields)
 
     @property
     def write_mark(self) -> Q:
@@ -97,7 +101,7 @@ class Target:
 
     @property
     def kept(self) -> list[str]:
-        if self.where is not None or self.backfill:
+        if self.where is not None or self.backfill or self.mistaken:
             return []
         return [name for name in self.names if name in self.null_fields or name in self.once]
 

@@ -54,6 +54,7 @@ def take(target: Target, source: Source, *, largest: int | None = None) -> Sampl
     scratch = _renamed(target.model, database.scratch_name(target.model))
     # Columns that are filled where they are NULL are made anew in the copy; with a condition they are what it reads.
     names = target.null_fields if target.where is None else []
+    target = replace(target, mistaken=Q())
     fields = [field_of(target.model, name) for name in names]
     with ExitStack() as stack:
         try:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from django.db import connections, migrations, models
-from django.db.models import F, Value
+from django.db.models import Case, F, Value, When
 from django.db.models.functions import Cast
 from django.test import override_settings
 
@@ -74,6 +74,23 @@ def sandbox(alias: str) -> MigrationSandbox:
     sandbox = MigrationSandbox(alias)
     sandbox.fill(100)
     return sandbox
+
+
+@SERVERS
+def test_of_one_value_for_most_rows_the_values_are_tried_and_the_others_counted(
+    sandbox: MigrationSandbox,
+) -> None:
+    populate = Case(When(question_text="Question 7?", then=Value("x" * 12)), default=Value("open"))
+    seen = look(sandbox, added(models.CharField(max_length=12), populate))
+    assert "with the value that most rows get: none is written" in seen.actions[0].title
+    assert fill_of(seen).sample.rows == 100  # type: ignore[union-attr]
+    assert not [risk for risk in seen.risks if risk.hurts]
+    seen = look(sandbox, added(models.CharField(max_length=9), populate))
+    assert said(seen, "there is no value for the row")
+    sandbox.connection.cursor().execute(
+        "ALTER TABLE boxes_question ADD COLUMN fresh varchar(12) DEFAULT 'open'"
+    )
+    assert look(sandbox, added(models.CharField(max_length=12), populate)).nulls == 1
 
 
 def everything(sandbox: MigrationSandbox) -> tuple[Any, ...]:

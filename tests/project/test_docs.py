@@ -24,7 +24,7 @@ from django.core.management.base import BaseCommand
 from django.db import connections, migrations, models
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
-from django.db.models import F
+from django.db.models import Case, F, Value, When
 
 import safemigrate
 from safemigrate import conf, exceptions, operations, populate
@@ -353,6 +353,12 @@ ADDED: dict[str, AddRequiredField] = {
     ),
     "db-default": AddRequiredField("question", "votes", models.PositiveIntegerField(db_default=0), F("pk")),
     "constant": AddRequiredField("question", "votes", models.PositiveIntegerField(), 0),
+    "common": AddRequiredField(
+        "question",
+        "state",
+        models.CharField(max_length=9),
+        Case(When(question_text="", then=Value("empty")), default=Value("open")),
+    ),
 }
 COLUMNS = {"plain": "expires_date", "unique": "slug", "foreign-key": "site_id", "db-default": "votes"}
 

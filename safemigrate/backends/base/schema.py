@@ -160,6 +160,9 @@ class Database:
     #: Does the server know which expressions have the same value for all rows of a statement?
     knows_constants = False
 
+    #: Can a column be added with one value for all rows, of which none is written?
+    adds_constants = False
+
     #: Can `add_required` compute the value of the rows that are there?
     fills_at_once = False
 
@@ -283,6 +286,24 @@ class Database:
         unless `ask` is False; None where it would have to write the rows.
         """
         return None
+
+    def add_common(
+        self, model: type[Model], field: AnyField, defaults: Sequence[str], comment: str, *, ask: bool = True
+    ) -> list[Step]:
+        """Return the steps that add the column, nullable, with one value for the rows that are there, and a comment.
+
+        None of them is written. Rows that come in from then on are NULL. `defaults` and `ask` as in `add_constant`;
+        no step where the server would have to write the rows.
+        """
+        return []
+
+    def comment(self, model: type[Model], field: AnyField) -> str:
+        """Return the comment of the field's column, "" where it has none."""
+        return ""
+
+    def drop_comment(self, model: type[Model], field: AnyField) -> list[Step]:
+        """Return the steps that take that comment away, where `require` does not."""
+        return []
 
     def helpers(self) -> list[Helper]:
         """Return the triggers, constraints and indexes that are ours by their names, in all tables that are visible."""
@@ -442,10 +463,12 @@ class Database:
 
     # For the subclasses
 
-    def constant_column(self, model: type[Model], field: AnyField, default: str) -> tuple[str, ...]:
-        """Return the statements that add the column, NOT NULL, with this default."""
+    def constant_column(
+        self, model: type[Model], field: AnyField, default: str, *, null: bool = False
+    ) -> tuple[str, ...]:
+        """Return the statements that add the column, NOT NULL unless `null`, with this default."""
         column = self.bare(field)
-        column.null = False
+        column.null = null
         definition, _ = self.editor().column_sql(model, column)
         add, *more = self._adding(model, column)
         return add.replace(definition, f"{definition} DEFAULT {default}", 1), *more

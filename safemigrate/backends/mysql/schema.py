@@ -54,6 +54,7 @@ class MySQL(Database):
     locks_what_it_reads = True
     gives_defaults_early = True
     writes_at_once = True
+    adds_constants = True
 
     def column(self, model: type[Model], column: str) -> Column | None:
         table = self.quote(model._meta.db_table)
@@ -193,6 +194,45 @@ class MySQL(Database):
             tables=(table,),
             needed=lambda: self.column(model, field.column) is None,
         )
+
+    def add_common(
+        self, model: type[Model], field: AnyField, defaults: Sequence[str], comment: str, *, ask: bool = True
+    ) -> list[Step]:
+        table, column = self.quote(model._meta.db_table), self.quote(field.column)
+        forms = [
+            tuple(
+                f"{text} COMMENT '{comment}', {INSTANT}"
+                for text in self.constant_column(model, field, default, null=True)
+            )
+            for default in defaults
+        ]
+        statements = self._first_taken(model, forms) if ask else forms[0]
+        if statements is None:
+            return []
+        add = Step(
+            f"add the column {field.column} with the value that most rows get: none is written",
+            statements,
+            METADATA,
+            tables=(table,),
+            needed=lambda: self.column(model, field.column) is None,
+        )
+        # Without any default, an INSERT that does not name the column would fail.
+        late = Step(
+            f"let {field.column} be NULL in rows that come in from now on",
+            (f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT NULL, {INSTANT}",),
+            METADATA,
+            tables=(table,),
+            needed=lambda: self._has_default(model, field),
+        )
+        return [add, late]
+
+    def comment(self, model: type[Model], field: AnyField) -> str:
+        rows = self.fetch(
+            "SELECT column_comment FROM information_schema.columns "
+            "WHERE table_schema = DATABASE() AND table_name = %s AND column_name = %s",
+            [model._meta.db_table, field.column],
+        )
+        return rows[0][0] if rows else ""
 
     def _first_taken(self, model: type[Model], forms: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
         table = self.quote(model._meta.db_table)

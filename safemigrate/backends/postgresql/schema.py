@@ -48,13 +48,14 @@ EXCLUSIVE = Lock("ACCESS EXCLUSIVE on the table", "everyone")
 EXCLUSIVE_BOTH = Lock("ACCESS EXCLUSIVE on both tables", "everyone")
 REFERRING = Lock("SHARE ROW EXCLUSIVE on both tables", "writers")
 ONLINE = Lock("SHARE UPDATE EXCLUSIVE on the table", "nobody", "while it is read")
+COMMENT = Lock("SHARE UPDATE EXCLUSIVE on the table", "nobody")
 
 
 class PostgreSQL(Database):
     alter = EXCLUSIVE
     gives_defaults_early = True
     writes_at_once = True
-    knows_constants = True
+    knows_constants = adds_constants = True
 
     def has_table(self, model: type[Model]) -> bool:
         # Also one in another schema than the first.
@@ -236,6 +237,44 @@ class PostgreSQL(Database):
             *statements,
             needed=lambda: self.column(model, field.column) is None,
         )
+
+    def add_common(
+        self, model: type[Model], field: AnyField, defaults: Sequence[str], comment: str, *, ask: bool = True
+    ) -> list[Step]:
+        statements = self.constant_column(model, field, defaults[0], null=True)
+        if ask and self._rewrites(model, statements[0]):
+            return []
+        table, column = self._table(model), self.quote(field.column)
+        return [
+            self._short(
+                model,
+                f"add the column {field.column} with the value that most rows get: none is written",
+                *statements,
+                f"ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT",
+                f"COMMENT ON COLUMN {table}.{column} IS '{comment}'",
+                needed=lambda: self.column(model, field.column) is None,
+            )
+        ]
+
+    def comment(self, model: type[Model], field: AnyField) -> str:
+        rows = self.fetch(
+            "SELECT col_description(attrelid, attnum) FROM pg_attribute "
+            "WHERE attrelid = to_regclass(%s) AND attname = %s AND NOT attisdropped",
+            [self._table(model), field.column],
+        )
+        return (rows and rows[0][0]) or ""
+
+    def drop_comment(self, model: type[Model], field: AnyField) -> list[Step]:
+        table, column = self._table(model), self.quote(field.column)
+        return [
+            Step(
+                f"take the comment of {field.column} away",
+                (f"COMMENT ON COLUMN {table}.{column} IS NULL",),
+                COMMENT,
+                tables=(table,),
+                needed=lambda: self.comment(model, field) != "",
+            )
+        ]
 
     def _rewrites(self, model: type[Model], statement: str) -> bool:
         """Would the server write the table anew, or refuse? It is asked on an empty table of this session's own."""

@@ -1,0 +1,150 @@
+"""A column added with the value that most rows get: only the other rows are written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.exceptions import FieldError
+from django.db import connections
+from django.db.models import Case, F, IntegerField, Model, Q, Value, When
+from django.db.models.lookups import Exact
+
+from safemigrate.backends import Database, for_connection, get_backend
+from safemigrate.engine.batches import Batches
+from safemigrate.engine.differs import Differs
+from safemigrate.exceptions import InvalidPopulate, NoGuard
+from safemigrate.populate.sources import InDatabase, is_dotted_path, resolve
+from safemigrate.schema.steps import Step
+from safemigrate.types import AnyField, field_of
+
+#: The types of columns whose values the database compares as it stores them.
+COMPARED = {"BooleanField", "CharField", "SlugField", "TextField", "DateField", "DateTimeField", "UUIDField"}
+COMPARED |= {"IntegerField", "BigIntegerField", "SmallIntegerField", "DecimalField", "FloatField"}
+COMPARED |= {"PositiveIntegerField", "PositiveBigIntegerField", "PositiveSmallIntegerField"}
+
+#: How the comment of such a column begins, as long as rows may hold the common value for which it is not right.
+BEGUN = "safemigrate: added with one value for all rows"
+
+
+@dataclass(frozen=True)
+class CommonValue:
+    """The default of a `Case(When(condition, then=value), ..., default=value)` over the columns of one row.
+
+    The column is added with it, which writes no row. It stays nullable until the rows of the other branches are
+    written: those that still hold the common value are what is left to do. No code knows the column in that time.
+    """
+
+    model: type[Model]
+    field: AnyField
+    case: Case
+
+    @classmethod
+    def of(cls, database: Database, model: type[Model], name: str, populate: Any) -> CommonValue | None:
+        """Return that of a populate on a database, None where each row has to be written."""
+        # What a path leads to is not imported for a table without rows.
+        if is_dotted_path(populate) and not Batches(model, database.connection.alias).rows.exists():
+            return None
+        source = resolve(populate, [name])
+        given = source.values.get(name) if isinstance(source, InDatabase) else None
+        found = cls(model, field_of(model, name), given) if type(given) is Case else None
+        return found if found and found._is_simple() and found._is_comparable(database) else None
+
+    def _is_simple(self) -> bool:
+        """Is each value a constant, each condition about columns and constants, and the common value not NULL?"""
+        branches: list[When] = self.case.cases
+        values = [self.case.default, *(branch.result for branch in branches)]
+        plain = all(type(value) is Value for value in values) and self.case.default.value is not None
+        return plain and all(_reads_columns_only(branch.condition) for branch in branches)
+
+    def _is_comparable(self, database: Database) -> bool:
+        field: Any = self.field
+        if field.get_internal_type() not in COMPARED or field.remote_field or field.unique:
+            return False
+        # Both stand where the mark of this would be.
+        if field.has_db_default() or field.db_comment:
+            return False
+        try:
+            get_backend(database.connection).guards.sql(self.model, field, self.case)
+            return database.adds_constants and self._prepared(self.case.default, database) is not None
+        except (FieldError, NoGuard, ValueError, TypeError, ArithmeticError):
+            return False
+
+    def _prepared(self, value: Any, database: Database) -> Any:
+        return self.field.get_db_prep_save(value.value, database.connection)
+
+    def rows_left(self, database: Database) -> Q:
+        """Return the condition of the rows that hold the common value and are to hold another one."""
+        common = self._prepared(self.case.default, database)
+        numbers = [
+            When(branch.condition, then=Value(int(self._prepared(branch.result, database) != common)))
+            for branch in self.case.cases
+        ]
+        another = Case(*numbers, default=Value(0), output_field=IntegerField())
+        # Asked first, as it is the cheaper one.
+        return ~Q(Differs(self.field, self.case.default.value)) & Q(Exact(another, Value(1)))
+
+    def steps(self, database: Database, *, ask: bool) -> list[Step]:
+        """Return the steps that add the column, nullable, and marked by a comment; none where rows would be written."""
+        guards = get_backend(database.connection).guards
+        value = guards.sql(self.model, self.field, Value(self.case.default.value))
+        return database.add_common(
+            self.model, self.field, guards.defaults(self.field, value), self.comment, ask=ask
+        )
+
+    @property
+    def comment(self) -> str:
+        return f"{BEGUN} [{hashlib.sha256(repr(self.case).encode()).hexdigest()[:12]}]"
+
+
+def _reads_columns_only(condition: Any) -> bool:
+    if not isinstance(condition, Q):
+        return False
+    return all(_is_plain(child) for child in _leaves(condition))
+
+
+def _leaves(condition: Q) -> Iterator[Any]:
+    for child in condition.children:
+        yield from _leaves(child) if isinstance(child, Q) else [child]
+
+
+def _is_plain(child: Any) -> bool:
+    if not isinstance(child, tuple):
+        return False  # An expression: it may read another table, or give another answer at each look.
+    given = child[1]
+    each = given if isinstance(given, list | tuple | set) else [given]
+    return not any(
+        hasattr(value, "resolve_expression") and not isinstance(value, F | Value) for value in each
+    )
+
+
+def rows_left(model: type[Model], name: str, alias: str, populate: Any) -> Q:
+    """Return the condition of the rows that hold the common value and are to get another one; empty without one."""
+    database = for_connection(connections[alias])
+    common = CommonValue.of(database, model, name, populate)
+    return common.rows_left(database) if common else Q()
+
+
+def is_begun(database: Database, model: type[Model], name: str) -> bool:
+    return database.comment(model, field_of(model, name)).startswith(BEGUN)
+
+
+def refuse_other(database: Database, model: type[Model], name: str, populate: Any) -> None:
+    """Raise InvalidPopulate where the column was begun with the common value of another populate.
+
+    Rows may hold that value which should have got another one, and nothing would show which.
+    """
+    if not is_begun(database, model, name):
+        return
+    common = CommonValue.of(database, model, name, populate)
+    if common and common.comment == database.comment(model, common.field):
+        return
+    label = f"{model._meta.label}.{name}"
+    raise InvalidPopulate(
+        f"{label} on {database.connection.alias}: a run that was stopped added the column with the value that most "
+        "rows get, and did not come to all of the others. The populate has been changed since, so it cannot be seen "
+        "any more which rows these are. Put the populate back as it was, and run migrate again; or begin anew: "
+        f"python manage.py add_required_field {label} --abandon"
+    )

@@ -1,0 +1,281 @@
+"""Of a Case, most rows get one value: the column is added with it, and only the others are written."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from contextlib import suppress
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, IntegrityError, models
+from django.db.models import Case, F, Q, Value, When
+from django.db.models.functions import Now, Random
+from django.db.models.lookups import Exact
+
+from safemigrate.backends import for_connection
+from safemigrate.exceptions import BadRows, InvalidPopulate
+from safemigrate.operations import AddRequiredField, UnguardWrites
+from safemigrate.schema.common_value import BEGUN
+from safemigrate.types import field_of
+from tests.operations.test_guards import SERVERS, AtEach, insert
+from tests.support.sandbox import START, MigrationSandbox, Statements, question
+from tests.support.sessions import run
+
+servers = pytest.mark.parametrize("alias", SERVERS, indirect=True)
+both = pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
+EARLY = START + timedelta(hours=10, minutes=1)
+OLD = Q(pub_date__lt=EARLY)
+STATE = Case(When(OLD, then=Value("old")), default=Value("new"))
+
+
+def add(populate: Any = STATE, field: Any = None, **options: Any) -> AddRequiredField:
+    return AddRequiredField("question", "state", field or models.CharField(max_length=9), populate, **options)
+
+
+def full(alias: str, rows: int = 50) -> MigrationSandbox:
+    sandbox = MigrationSandbox(alias, question(fields=[("votes", models.IntegerField(null=True))]))
+    sandbox.fill(rows)
+    return sandbox
+
+
+def updates_of(sandbox: MigrationSandbox, operation: AddRequiredField) -> list[str]:
+    statements = Statements()
+    with sandbox.connection.execute_wrapper(statements):
+        sandbox.run(operation)
+    return [sql for sql in statements.like("UPDATE") if "boxes_question" in sql]
+
+
+def comment(sandbox: MigrationSandbox, name: str = "state") -> str:
+    model = sandbox.model()
+    return for_connection(sandbox.connection).comment(model, field_of(model, name))
+
+
+def is_right(sandbox: MigrationSandbox) -> bool:
+    return all(row.state == ("old" if row.pub_date < EARLY else "new") for row in sandbox.rows())
+
+
+@both
+def test_only_the_others_are_written(alias: str) -> None:
+    sandbox = full(alias, 500)
+    others = sandbox.rows().filter(OLD).count()
+    before = run(sandbox.connection, "SELECT pg_relation_filenode('boxes_question'::regclass)")
+    sandbox.run(add())
+    run(sandbox.connection, "SELECT pg_stat_force_next_flush()")
+    counted = "SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'boxes_question'"
+    assert 0 < others < 250
+    assert run(sandbox.connection, counted) == [(others,)]
+    assert run(sandbox.connection, "SELECT pg_relation_filenode('boxes_question'::regclass)") == before
+    assert is_right(sandbox)
+
+
+@servers
+def test_the_end_is_that_of_the_whole_fill(alias: str) -> None:
+    sandbox = full(alias)
+    before, operation = sandbox.state, add(field=models.CharField(max_length=9, db_index=True))
+    sandbox.run(operation)
+    schema, state, values = sandbox.schema(), sandbox.state, sandbox.values("state")
+    assert comment(sandbox) == ""
+    assert set(values) == {"old", "new"}
+    sandbox.undo(operation, before=before)
+    sandbox.run(
+        add(
+            lambda row: "old" if row.pub_date < EARLY else "new",
+            models.CharField(max_length=9, db_index=True),
+        )
+    )
+    assert sandbox.schema() == schema
+    assert sandbox.state == state
+    assert sandbox.values("state") == values
+
+
+KINDS: dict[str, tuple[Any, Any, Any]] = {
+    "a text": (models.CharField(max_length=20), "it's 100 % \\ ☃", "it's 100 % \\ ☂"),
+    "only the case differs": (models.CharField(max_length=20), "open", "Open"),
+    "blanks": (models.TextField(), "open", "open "),
+    "an empty text": (models.CharField(max_length=20), "", "x"),
+    "a number": (models.IntegerField(), 0, -7),
+    "a large number": (models.BigIntegerField(), 2**60, 2**60 + 1),
+    "a number that is not negative": (models.PositiveIntegerField(), 0, 3),
+    "a decimal": (models.DecimalField(max_digits=8, decimal_places=3), Decimal("1.1"), Decimal("1.101")),
+    "a float": (models.FloatField(), 0.1, 0.2),
+    "a truth": (models.BooleanField(), False, True),
+    "a day": (models.DateField(), date(2026, 1, 2), date(2026, 1, 3)),
+    "a moment": (models.DateTimeField(), START, START + timedelta(microseconds=1)),
+    "a uuid": (models.UUIDField(), uuid.UUID(int=5), uuid.UUID(int=6)),
+    "the same": (models.IntegerField(), 4, 4),
+}
+
+
+@servers
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_type_of_value_is_told_from_the_common_one(alias: str, kind: str) -> None:
+    field, common, other = KINDS[kind]
+    sandbox = full(alias)
+    populate = Case(When(OLD, then=Value(other)), default=Value(common), output_field=field.clone())
+    updates = updates_of(sandbox, add(populate, field))
+    assert not any("boxes_question" in sql for sql in updates) if common == other else updates
+    expected = [other if row.pub_date < EARLY else common for row in sandbox.rows().order_by("pk")]
+    assert list(sandbox.rows().order_by("pk").values_list("state", flat=True)) == expected
+
+
+@servers
+def test_random_rows_end_as_by_the_whole_fill(alias: str) -> None:
+    sandbox, source = full(alias, 200), random.Random(5)
+    for row in sandbox.rows():
+        sandbox.rows().filter(pk=row.pk).update(votes=source.choice([None, 0, 1, 2, 3, 4]))
+    populate = Case(
+        When(votes__isnull=True, then=Value(7)),
+        When(Q(votes__lt=2) & ~Q(pub_date__lt=EARLY), then=Value(0)),
+        When(votes__in=[2, 3], then=Value(1)),
+        When(votes=F("pk"), then=Value(9)),
+        default=Value(0),
+    )
+    sandbox.run(add(populate, models.IntegerField()))
+    expected = dict(
+        sandbox.rows().annotate(safemigrate_expected=populate).values_list("pk", "safemigrate_expected")
+    )
+    assert dict(sandbox.rows().values_list("pk", "state")) == expected
+    assert set(expected.values()) >= {0, 1, 7}
+
+
+NOT_SIMPLE: dict[str, Any] = {
+    "a column as the value": Case(When(OLD, then=F("question_text")), default=Value("new")),
+    "a column as the common value": Case(When(OLD, then=Value("old")), default=F("question_text")),
+    "the time of day": Case(When(pub_date__gt=Now(), then=Value("old")), default=Value("new")),
+    "chance": Case(When(votes__gt=Random(), then=Value("old")), default=Value("new")),
+    "a lookup of its own": Case(When(Exact(F("votes"), 1), then=Value("old")), default=Value("new")),
+}
+
+
+@both
+@pytest.mark.parametrize("kind", NOT_SIMPLE)
+def test_what_is_not_so_simple_is_filled_as_ever(alias: str, kind: str) -> None:
+    sandbox = full(alias)
+    sandbox.rows().update(question_text="text")
+    statements = Statements()
+    with sandbox.connection.execute_wrapper(statements):
+        sandbox.run(add(NOT_SIMPLE[kind]))
+    assert not [sql for sql in statements.texts if BEGUN in sql]
+    assert not sandbox.column("state").nullable
+
+
+@servers
+def test_old_code_inserts_until_the_end_and_with_keep_guard_afterwards(alias: str) -> None:
+    sandbox = full(alias)
+    with sandbox.connection.execute_wrapper(AtEach(lambda: insert(sandbox))):
+        sandbox.run(add(keep_guard=True))
+    insert(sandbox)
+    assert sandbox.rows().count() > 52
+    assert is_right(sandbox)
+    sandbox.run(UnguardWrites("question", "state"))
+    with pytest.raises((IntegrityError, DatabaseError)):
+        insert(sandbox)
+
+
+class Stopped(Exception):
+    pass
+
+
+class StopAt:
+    """Stops before the nth statement that changes something."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        self.number -= AtEach.is_ours(sql) or sql.startswith("COMMENT")
+        if self.number <= 0:
+            raise Stopped
+        return execute(sql, params, many, context)
+
+
+@servers
+def test_stopped_at_every_statement_and_run_again_it_ends_the_same(alias: str) -> None:
+    sandbox, schema, ended = full(alias), None, False
+    before, number = sandbox.state, 0
+    while not ended:
+        number += 1
+        operation = add(batch_size=20)
+        try:
+            with sandbox.connection.execute_wrapper(StopAt(number)):
+                sandbox.run(operation)
+            ended = True
+        except Stopped:
+            with suppress(DatabaseError):  # Where the column is required already.
+                insert(sandbox)
+            sandbox.run(operation)
+        assert is_right(sandbox)
+        assert comment(sandbox) == ""
+        schema = schema or sandbox.schema()
+        assert sandbox.schema() == schema
+        sandbox.undo(operation, before=before)
+    assert number > 8
+
+
+def stopped(alias: str) -> MigrationSandbox:
+    """Return a sandbox whose column holds the common value everywhere."""
+    sandbox = full(alias)
+
+    def stop(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith("UPDATE"):
+            raise Stopped
+        return execute(sql, params, many, context)
+
+    with pytest.raises(Stopped), sandbox.connection.execute_wrapper(stop):
+        sandbox.run(add())
+    return sandbox
+
+
+@servers
+def test_a_populate_that_was_changed_meanwhile_is_refused(alias: str) -> None:
+    sandbox = stopped(alias)
+    for populate in (
+        Value("x"),
+        F("question_text"),
+        lambda: "x",
+        Case(When(OLD, then=Value("x")), default=Value("y")),
+    ):
+        with pytest.raises(InvalidPopulate, match=r"(?s)populate has been changed since.*--abandon"):
+            sandbox.run(add(populate))
+    sandbox.run(add())
+    assert is_right(sandbox)
+    assert comment(sandbox) == ""
+
+
+@servers
+def test_a_branch_without_a_value_is_a_bad_row(alias: str) -> None:
+    sandbox = full(alias)
+    with pytest.raises(BadRows, match="NULL"):
+        sandbox.run(add(Case(When(OLD, then=Value(None)), default=Value("new"))))
+    assert sandbox.column("state").nullable
+    sandbox.rows().filter(OLD).delete()
+    sandbox.run(add(Case(When(OLD, then=Value(None)), default=Value("new"))))
+    assert set(sandbox.values("state")) == {"new"}
+
+
+@servers
+def test_where_the_server_refuses_it_after_all_each_row_is_written(alias: str) -> None:
+    sandbox = full(alias)
+
+    def refuse(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if "ADD COLUMN" in sql and "DEFAULT" in sql and "safemigrate_try" not in sql:
+            raise DatabaseError("refused")
+        return execute(sql, params, many, context)
+
+    with sandbox.connection.execute_wrapper(refuse):
+        sandbox.run(add())
+    assert is_right(sandbox)
+    assert not sandbox.column("state").nullable
+
+
+@servers
+def test_sqlmigrate_shows_what_is_run(alias: str) -> None:
+    sandbox = full(alias)
+    schema = sandbox.schema()
+    shown = sandbox.sql(add())
+    assert sandbox.schema() == schema
+    assert "with the value that most rows get: none is written" in shown
+    assert "UPDATE" in shown
