@@ -21,7 +21,6 @@ from django.utils import timezone
 from safemigrate.models import BackfillRun
 from safemigrate.runs import store
 from safemigrate.runs.status import Status
-from tests.conftest import IN_CI
 from tests.example_polls.test_browser import PHONE, WEAK_CONTRASTS, ask, browser, log_in, page
 from tests.support.processes import TABLE, Polls
 from tools.screenshots import served
@@ -35,7 +34,7 @@ __all__ = ["browser", "page"]  # the fixtures
 pytestmark = pytest.mark.browser
 
 LIST = "/admin/safemigrate/backfillrun/"
-ROWS = int(os.environ.get("CONTROLLED_ROWS", "1000000" if IN_CI else "300000"))
+ROWS = int(os.environ.get("CONTROLLED_ROWS", "300000"))
 SECONDS = 30  # that a test waits for something before it fails
 STRICT = "default-src 'self'; img-src 'self' data:"
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
-from django.db import connections, migrations, models
+from django.db import OperationalError, connections, migrations, models
 from django.db.models import F
 from pytest_django import DjangoDbBlocker
 
@@ -76,7 +77,20 @@ def pooled(
         # The sessions that the pooler has are those of before.
         direct.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
         connections["pooled"].close()
+        _find_out()
         yield "pooled"
+
+
+def _find_out() -> None:
+    """Have the pooler notice that its sessions are gone, which it may have given to a client just then."""
+    others = (
+        "SELECT 1 FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    )
+    while for_connection(connections["direct"]).fetch(others):
+        time.sleep(0.01)
+    for _ in range(SESSIONS):
+        with suppress(OperationalError), connections["pooled"].copy().temporary_connection() as cursor:
+            cursor.execute("SELECT 1")
 
 
 def known() -> dict[str, str]:

@@ -512,7 +512,7 @@ def test_stopped_at_any_statement_the_next_run_ends_the_same(alias: str, kind: s
 def stop_at_each(
     alias: str, operation: Any, first: int = 0, step: int = 1, fields: Sequence[tuple[str, Any]] = ()
 ) -> None:
-    """Stop the operation at its statements, of which only each so many-th is taken, and run it again.
+    """Stop the operation after each change, of which only each so many-th is taken, and run it again.
 
     `fields` are those that the table has before it; each time they are NULL again.
     """
@@ -523,7 +523,7 @@ def stop_at_each(
     with connections[alias].execute_wrapper(statements):
         sandbox.run(operation)
     clean, state = sandbox.schema(), sandbox.state
-    stops = range(first, len(statements.texts), step)
+    stops = statements.stops[first::step]
     assert len(stops) * step > 5
     for at in stops:
         sandbox.undo(operation, before=before)

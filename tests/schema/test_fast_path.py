@@ -205,9 +205,11 @@ def test_without_rows_it_takes_a_few_statements_and_no_guard(alias: str) -> None
 def test_without_rows_stopped_at_any_statement_the_next_run_ends_the_same(alias: str, kind: str) -> None:
     sandbox, (make, populate) = made(alias), FIELDS[kind]
     add, before = AddRequiredField("question", "new", make(), populate), sandbox.state
-    number = len(statements(sandbox, add))
+    made_by = Statements()
+    with sandbox.connection.execute_wrapper(made_by):
+        sandbox.run(add)
     clean = dump(sandbox)
-    for at in range(number):
+    for at in made_by.stops:
         sandbox.undo(add, before=before)
         with pytest.raises(Statements.Crash), sandbox.connection.execute_wrapper(Statements(stop_at=at)):
             sandbox.run(add)

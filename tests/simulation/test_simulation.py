@@ -40,7 +40,7 @@ pytestmark = pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 ROWS, RANGE, BATCH = 24, 8, 4
 SEED = int(os.environ.get("SIMULATION_SEED", "") or random.SystemRandom().randrange(10**9))
 #: For so many seconds schedules are tried.
-SECONDS = float(os.environ.get("SIMULATION_SECONDS", "60" if IN_CI and django.VERSION >= (6, 0) else "4"))
+SECONDS = float(os.environ.get("SIMULATION_SECONDS", "30" if IN_CI and django.VERSION >= (6, 0) else "4"))
 
 
 #: What happens in a world, by its events.

@@ -118,6 +118,10 @@ class MigrationSandbox:
         )
 
 
+#: Statements that change nothing that outlives the session.
+READS = ("SELECT", "SHOW", "SET ", "EXPLAIN", "PRAGMA", "(SELECT")
+
+
 class Statements:
     """Counts a connection's statements, writes them down, and may fail at one of them as a crash would."""
 
@@ -133,6 +137,12 @@ class Statements:
         if self.stop_at is not None and len(self.texts) > self.stop_at:
             raise self.Crash(sql)
         return execute(sql, params, many, context)
+
+    @property
+    def stops(self) -> list[int]:
+        """Return where a crash leaves the database otherwise than one before it: at first, and after each change."""
+        changes = [at for at, text in enumerate(self.texts, 1) if not text.startswith(READS)]
+        return [0, *(at for at in changes if at < len(self.texts))]
 
     def like(self, *beginnings: str) -> list[str]:
         return [text for text in self.texts if text.startswith(beginnings)]
