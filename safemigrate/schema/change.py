@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from django.db import Error
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
@@ -75,6 +75,8 @@ class Change:
             runner.run(self.database, steps)
 
 
+AnOperation = TypeVar("AnOperation", bound=Operation)
+
 #: What Django says of a model that is not there.
 MISSING = re.compile(
     r"No installed app with label '(?P<label>\w+)'|App '(?P<app>\w+)' doesn't have a '\w+' model"
@@ -82,6 +84,12 @@ MISSING = re.compile(
 
 #: The seconds between two looks whether another process is done, and between two lines that show how far it is.
 LOOK, FOLLOW = 0.5, 5.0
+
+
+def public(operation: type[AnOperation]) -> type[AnOperation]:
+    """Have migration files that Django writes import the operation from where users do."""
+    operation.__module__ = "safemigrate.operations"
+    return operation
 
 
 class FieldStep(Operation):
