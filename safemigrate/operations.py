@@ -1,7 +1,8 @@
-"""The migration operations: the steps from a full table to one more required column.
+"""The migration operations: what makes a column of a full table required, at once or in its steps.
 
-All of them look at the database before they act, so that a migration that was stopped at any statement
-carries on when it is run again. They need `atomic = False` on the migration.
+The steps, and the gate, are written in `schema/`: columns, filling, guards, gate. All look at the database before
+they act, so that a migration that was stopped at any statement carries on when it is run again. They need
+`atomic = False` on the migration.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from safemigrate.executors import background
-from safemigrate.runs import scheduler, start, worker
+from safemigrate.runs import scheduler, worker
 
 
 @background
@@ -24,7 +24,7 @@ def run_backfill(label: str, parameters: dict[str, Any] | None = None) -> None:
     By the workers of its executor, or of SAFEMIGRATE_EXECUTOR; inline it is done when this returns. Where a run of it
     is at work already, or paused, nothing is started. Raises what else keeps it from being started.
     """
-    start.start(label, parameters or {})
+    scheduler.start(label, parameters or {})
 
 
 @background

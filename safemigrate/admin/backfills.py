@@ -21,8 +21,8 @@ from safemigrate.backfills import Backfill
 from safemigrate.backfills.problems import problems
 from safemigrate.exceptions import NotEnqueued, SafemigrateError
 from safemigrate.models import BackfillRun
-from safemigrate.runs import lookup, start, store
-from safemigrate.runs.trial import Trial, trial
+from safemigrate.runs import lookup, scheduler, store
+from safemigrate.runs.verify import Trial, trial
 
 START = "safemigrate.start_backfillrun"
 #: The parameters of a form are sent under this prefix, beside the page's own.
@@ -136,9 +136,9 @@ class BackfillPages:
 
     def _start(self, request: HttpRequest, asked: Asked) -> HttpResponse:
         label, person = asked.kind.label(), request.user.get_username()[:150]
-        if start.executor_of(label) == "inline":
+        if scheduler.executor_of(label) == "inline":
             raise NotEnqueued(_("No queue is configured: type the command."))
-        run = start.start_on(label, asked.parameters, asked.alias, person)
+        run = scheduler.start_on(label, asked.parameters, asked.alias, person)
         if run is None:
             self.model_admin.message_user(
                 request, _("Nothing is to be done: every row is done."), messages.INFO
@@ -163,7 +163,7 @@ class BackfillPages:
             trial=found,
             cells=found.cells() if found else [],
             calls_function=kind.has("batch") or kind.has("row"),
-            command=asked.command if tried and start.executor_of(kind.label()) == "inline" else "",
+            command=asked.command if tried and scheduler.executor_of(kind.label()) == "inline" else "",
             back=self._url("safemigrate_backfills"),
         )
 

@@ -24,7 +24,6 @@ from safemigrate.engine.batches import Batches, Range, Target, keys_of, locked
 from safemigrate.engine.uniqueness import Deduplicator
 from safemigrate.exceptions import BadRow, InvalidPopulate, SafemigrateError
 from safemigrate.populate.sources import ByFunction, InBatches, InDatabase, InPython, LeftAsItIs, read_first
-from safemigrate.schema import guards
 from safemigrate.types import AnyField, field_of
 
 Result = tuple[int, list[BadRow]]
@@ -65,7 +64,8 @@ def _by_the_server(source: InPython, target: Target, database: Database) -> InDa
     """Return the UPDATE that makes what uuid.uuid4 would make, where the server can: no row has to come here."""
     field = field_of(target.model, target.names[0])
     kind: type = type(field)
-    sql = guards.random_uuid(database, field) if source.function is uuid4 and kind is UUIDField else None
+    makes = get_backend(database.connection).guards.random_uuid
+    sql = makes(field) if source.function is uuid4 and kind is UUIDField else None
     if sql is None:
         return None
     made = RawSQL(sql, [], output_field=field)  # noqa: S611  the SQL is the database module's own

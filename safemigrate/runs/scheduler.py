@@ -7,7 +7,7 @@ so a message that is lost costs time, and one that comes twice costs nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -16,14 +16,14 @@ from django.db import connections, transaction
 from django.db.models import F
 from django.utils import timezone
 
-from safemigrate import signals
+from safemigrate import backfills, signals
 from safemigrate.backends import for_connection
 from safemigrate.conf import get
 from safemigrate.engine import context
 from safemigrate.engine.batch_runner import may_share
 from safemigrate.engine.batches import Batches
 from safemigrate.engine.keys import key_to_json
-from safemigrate.exceptions import AlreadyRunning, NotEnqueued, NothingToRun
+from safemigrate.exceptions import AlreadyRunning, NotEnqueued, NothingToRun, RunPaused
 from safemigrate.executors import named
 from safemigrate.models import BackfillRun
 from safemigrate.populate.sources import AsWritten, fingerprint
@@ -283,3 +283,38 @@ def _reenqueued(run: BackfillRun) -> str:
     except NotEnqueued as error:
         return str(error)
     return f"Run {run.pk} ({run}): no worker holds it; enqueued in {run.options['queue']} again."
+
+
+# Started by a clock, or by a person in the admin
+
+
+def executor_of(label: str) -> str:
+    """Return by whose workers a backfill is done."""
+    return backfills.find(label).executor or str(get("SAFEMIGRATE_EXECUTOR"))
+
+
+def start(label: str, parameters: Mapping[str, Any], aliases: Sequence[str] = ()) -> None:
+    """Start a backfill on these aliases, by default on all of its own; where one is at work, that one goes on.
+
+    Inline it is done when this returns. Raises what keeps it from being started.
+    """
+    for alias in aliases or backfills.find(label).databases:
+        try:
+            start_on(label, parameters, alias)
+        except (AlreadyRunning, RunPaused) as reason:
+            logger.info("%s", reason)
+
+
+def start_on(label: str, parameters: Mapping[str, Any], alias: str, person: str = "") -> BackfillRun | None:
+    """Start it on one alias, in the name of a person; return its run, None where nothing is to be done, or inline.
+
+    Raises AlreadyRunning, RunPaused, NotEnqueued, and what is wrong with the class or its parameters.
+    """
+    job, executor = find(label, alias, parameters), executor_of(label)
+    job.check_column()
+    with context.changed(person=person):
+        if executor == "inline":
+            job.run()
+            return None
+        job.validate()
+        return begin(job, executor, options_of())

@@ -18,7 +18,7 @@ from safemigrate.engine import engine
 from safemigrate.engine.batches import Target
 from safemigrate.exceptions import NoGuard
 from safemigrate.populate.sources import InDatabase, InPython, Source, fingerprint, resolve
-from safemigrate.schema import guards, runner
+from safemigrate.schema import runner
 from safemigrate.schema.steps import Step
 from safemigrate.types import field_of
 
@@ -145,7 +145,7 @@ class Shortcut:
         """Return the SQL of the field's value, None where the database does not compute it."""
         kind: type = type(self.field)
         if isinstance(source, InPython) and source.function is uuid4 and kind is UUIDField:
-            return guards.random_uuid(self.database, self.field)
+            return get_backend(self.database.connection).guards.random_uuid(self.field)
         if not isinstance(source, InDatabase):
             return None
         (value,) = source.assignments(self.target.model, self.target.apps).values()

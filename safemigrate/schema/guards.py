@@ -236,10 +236,5 @@ def drop_default(database: Database, model: type[Model], field: AnyField) -> lis
     return get_backend(database.connection).guards.drop_default(model, field)
 
 
-def random_uuid(database: Database, field: AnyField) -> str | None:
-    """Return the SQL of a uuid as uuid.uuid4 makes it, in the form of the field's column; None without any."""
-    return get_backend(database.connection).guards.random_uuid(field)
-
-
 def _is_random_uuid(source: Source) -> bool:
     return getattr(source, "function", None) is uuid.uuid4

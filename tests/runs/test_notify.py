@@ -25,9 +25,10 @@ from django.utils import timezone
 
 from safemigrate import signals
 from safemigrate.exceptions import BadRows, Interrupted
+from safemigrate.management import report
 from safemigrate.models import BackfillRun
 from safemigrate.operations import AddNullableField, Populate
-from safemigrate.runs import notify, report, scheduler, status, store
+from safemigrate.runs import notify, scheduler, status, store
 from tests.conftest import ROOT
 from tests.support.sandbox import MONTH, MigrationSandbox
 

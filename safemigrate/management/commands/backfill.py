@@ -24,10 +24,11 @@ from safemigrate.exceptions import AlreadyRunning, InvalidAlias, LimitReached, S
 from safemigrate.formatting import table
 from safemigrate.generator.applying import chosen_aliases, refuse_unknown
 from safemigrate.generator.targets import find_all
+from safemigrate.management import report
 from safemigrate.models import BackfillRun
-from safemigrate.runs import chain, lookup, report, scheduler, store, summary, trial
+from safemigrate.runs import chain, lookup, scheduler, store, summary
 from safemigrate.runs.status import Status
-from safemigrate.runs.verify import verify
+from safemigrate.runs.verify import shown, tried, verify
 
 DESCRIPTION = """\
 Fill required fields outside `migrate`, and see and control the runs.
@@ -250,7 +251,7 @@ class Command(BaseCommand):
         if found is None:
             return not left
         if found.first:
-            rows = [[str(key), *map(trial.shown, [*old, *new])] for key, old, new in found.first]
+            rows = [[str(key), *map(shown, [*old, *new])] for key, old, new in found.first]
             names = list(job.target.names)
             self.stdout.write(table(["key", *names, *(f"{name}, computed" for name in names)], rows))
         return found.is_right and not left
@@ -392,8 +393,8 @@ class Command(BaseCommand):
             f"Would {'do' if not migration else 'fill'} {rows} by {job.title}"
             + (f" ({migration})." if migration else ".")
         )
-        if not migration and (shown := trial.tried(job)):
-            self.stdout.write(shown)
+        if not migration and (first := tried(job)):
+            self.stdout.write(first)
 
     @staticmethod
     def _job(options: Mapping[str, Any], alias: str) -> lookup.Job:
