@@ -292,7 +292,7 @@ class _Look:
             return action
         pace = configured(batch_size)
         sample = self._sample(fill, pace)
-        rows = self.rows if self.nulls is None else self.nulls
+        rows = round(self.rows * sample.share) if self.nulls is None else self.nulls
         if isinstance(fill.source, AsWritten):
             return replace(action, lock="as the function takes", lasts="as it takes", sample=sample)
         batches = None if sample.per_row is None else _batches(pace, rows, sample.per_row)

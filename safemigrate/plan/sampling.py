@@ -17,8 +17,9 @@ from django.db.transaction import atomic
 from safemigrate.backends import Database, for_connection
 from safemigrate.engine.batch_runner import BatchFailed, Work, reason, work_for
 from safemigrate.engine.batches import Batches, Range, Target
+from safemigrate.engine.differs import Differs
 from safemigrate.exceptions import BadRow
-from safemigrate.populate.sources import AsWritten, Source
+from safemigrate.populate.sources import AsWritten, InDatabase, Source
 from safemigrate.types import AnyField, field_of
 
 ROWS = 2_000
@@ -31,8 +32,9 @@ FIRST_BATCH = 50
 class Sample:
     """What filling some rows has shown.
 
-    `per_row` are the seconds for one row in the larger batches. `problem` says why the whole fill would
-    fail, as far as these rows show it; `skipped` why no row was tried.
+    `per_row` are the seconds for one row in the larger batches; `share` is the part of the rows that have to be
+    written, where the column comes with a value that most of them get. `problem` says why the whole fill would fail,
+    as far as these rows show it; `skipped` why no row was tried.
     """
 
     rows: int = 0
@@ -40,6 +42,7 @@ class Sample:
     per_row: float | None = None
     problem: str | None = None
     skipped: str | None = None
+    share: float = 1.0
 
 
 def take(target: Target, source: Source, *, largest: int | None = None) -> Sample:
@@ -54,6 +57,9 @@ def take(target: Target, source: Source, *, largest: int | None = None) -> Sampl
     scratch = _renamed(target.model, database.scratch_name(target.model))
     # Columns that are filled where they are NULL are made anew in the copy; with a condition they are what it reads.
     names = target.null_fields if target.where is None else []
+    common = None
+    if target.mistaken and isinstance(source, InDatabase):
+        common = source.values[target.names[0]].default.value
     target = replace(target, mistaken=Q())
     fields = [field_of(target.model, name) for name in names]
     with ExitStack() as stack:
@@ -64,7 +70,9 @@ def take(target: Target, source: Source, *, largest: int | None = None) -> Sampl
             stack.enter_context(database.scratch(target.model, scratch, fields, slices))
         except Error as error:
             return Sample(skipped=f"no copy of some rows could be made: {reason(error)}")
-        return _Trial(replace(target, model=scratch), source, database, largest or ROWS).run()
+        tried = _Trial(replace(target, model=scratch), source, database, largest or ROWS)
+        sample = tried.run()
+        return sample if common is None else replace(sample, share=tried.share_without(common))
 
 
 def _renamed(model: type[Model], table: str) -> Any:
@@ -146,6 +154,12 @@ class _Trial:
             except (DataError, IntegrityError, BatchFailed) as deeper:
                 return self._culprit(work, half, deeper)
         return BadRow(batch.last, reason(error))
+
+    def share_without(self, common: Any) -> float:
+        """Return the part of the rows that have got another value than this one."""
+        field = field_of(self.target.model, self.target.names[0])
+        filled = self.batches.rows.filter(Q(**{f"{field.attname}__isnull": False}))
+        return filled.filter(Q(Differs(field, common))).count() / max(filled.count(), 1)
 
     def _per_row(self) -> float | None:
         """Return the seconds for a row in the larger batches, in which the work by the batch weighs little."""

@@ -10,6 +10,7 @@ from typing import Any
 from django.core.exceptions import FieldError
 from django.db import connections
 from django.db.models import Case, F, IntegerField, Model, Q, Value, When
+from django.db.models.expressions import CombinedExpression
 from django.db.models.lookups import Exact
 
 from safemigrate.backends import Database, for_connection, get_backend
@@ -115,9 +116,13 @@ def _is_plain(child: Any) -> bool:
         return False  # An expression: it may read another table, or give another answer at each look.
     given = child[1]
     each = given if isinstance(given, list | tuple | set) else [given]
-    return not any(
-        hasattr(value, "resolve_expression") and not isinstance(value, F | Value) for value in each
-    )
+    return all(map(_is_of_columns, each))
+
+
+def _is_of_columns(value: Any) -> bool:
+    if isinstance(value, CombinedExpression):
+        return _is_of_columns(value.lhs) and _is_of_columns(value.rhs)
+    return isinstance(value, F | Value) or not hasattr(value, "resolve_expression")
 
 
 def rows_left(model: type[Model], name: str, alias: str, populate: Any) -> Q:

@@ -36,7 +36,9 @@ def add(populate: Any = STATE, field: Any = None, **options: Any) -> AddRequired
 
 
 def full(alias: str, rows: int = 50) -> MigrationSandbox:
-    sandbox = MigrationSandbox(alias, question(fields=[("votes", models.IntegerField(null=True))]))
+    sandbox = MigrationSandbox(
+        alias, question(fields=[(name, models.IntegerField(null=True)) for name in ("votes", "score")])
+    )
     sandbox.fill(rows)
     return sandbox
 
@@ -121,24 +123,39 @@ def test_each_type_of_value_is_told_from_the_common_one(alias: str, kind: str) -
     assert list(sandbox.rows().order_by("pk").values_list("state", flat=True)) == expected
 
 
+def any_condition(source: random.Random) -> Q:
+    """Return a condition over columns that may be NULL."""
+    number = source.randrange(5)
+    one = source.choice([
+        Q(votes__isnull=True), Q(votes__lt=number), Q(votes__in=[number, number + 1]), Q(votes=F("score")),
+        Q(pub_date__gt=START + timedelta(hours=10 * number)), Q(question_text__contains=str(number)),
+        Q(votes__gte=F("score") - number),
+    ])  # fmt: skip
+    made = ~one if source.random() < 0.3 else one
+    if source.random() < 0.5:
+        return made
+    return made | any_condition(source) if source.random() < 0.5 else made & any_condition(source)
+
+
 @servers
-def test_random_rows_end_as_by_the_whole_fill(alias: str) -> None:
-    sandbox, source = full(alias, 200), random.Random(5)
+@pytest.mark.parametrize("seed", range(6))
+def test_random_rows_end_as_by_the_whole_fill(alias: str, seed: int) -> None:
+    sandbox, source = full(alias, 120), random.Random(seed)
     for row in sandbox.rows():
-        sandbox.rows().filter(pk=row.pk).update(votes=source.choice([None, 0, 1, 2, 3, 4]))
-    populate = Case(
-        When(votes__isnull=True, then=Value(7)),
-        When(Q(votes__lt=2) & ~Q(pub_date__lt=EARLY), then=Value(0)),
-        When(votes__in=[2, 3], then=Value(1)),
-        When(votes=F("pk"), then=Value(9)),
-        default=Value(0),
-    )
-    sandbox.run(add(populate, models.IntegerField()))
+        votes = source.choice([None, 0, 1, 2, 3, 4])
+        sandbox.rows().filter(pk=row.pk).update(votes=votes, score=source.choice([None, 1, 2, votes]))
+    branches = [
+        When(any_condition(source), then=Value(source.randrange(4))) for _ in range(source.randint(1, 4))
+    ]
+    populate = Case(*branches, default=Value(source.randrange(4)))
     expected = dict(
         sandbox.rows().annotate(safemigrate_expected=populate).values_list("pk", "safemigrate_expected")
     )
+    statements = Statements()
+    with sandbox.connection.execute_wrapper(statements):
+        sandbox.run(add(populate, models.IntegerField(), batch_size=source.choice([7, 1000])))
     assert dict(sandbox.rows().values_list("pk", "state")) == expected
-    assert set(expected.values()) >= {0, 1, 7}
+    assert [sql for sql in statements.texts if BEGUN in sql]
 
 
 NOT_SIMPLE: dict[str, Any] = {
