@@ -141,7 +141,7 @@ def refuse_other(database: Database, model: type[Model], name: str, populate: An
 
     Rows may hold that value which should have got another one, and nothing would show which.
     """
-    if not is_begun(database, model, name):
+    if not is_begun(database, model, name) or database.is_required(model, field_of(model, name)):
         return
     common = CommonValue.of(database, model, name, populate)
     if common and common.comment == database.comment(model, common.field):
