@@ -142,6 +142,7 @@ class DoneByFunction:
 
     def __init__(self, source: ByFunction, target: Target, database: Database) -> None:
         self.source, self.target = source, target
+        self.may_be_shared = may_share(source, target, database)
         # A query that joins other tables may have a row more than once; and some databases refuse to write to a
         # table that the condition reads too.
         self.by_key = target.chosen is not None or not database.reads_what_it_updates
@@ -196,9 +197,14 @@ class ComputedInPython:
         return rewrites(self.target)
 
     @property
+    def may_be_shared(self) -> bool:
+        """May several connections do batches at once?"""
+        return may_share(self.source, self.target, self.database)
+
+    @property
     def may_be_apart(self) -> bool:
         """May a batch be read before the one before it is written, and written on another connection?"""
-        return not self.rewrites and may_share(self.source, self.target, self.database)
+        return not self.rewrites and self.may_be_shared
 
     def __call__(self, batches: Batches, batch: Range) -> Result:
         if not self.rewrites:

@@ -90,15 +90,16 @@ def changed(**values: Any) -> Iterator[None]:
 
 def migration_of(model: type[Model], names: Sequence[str]) -> str:
     """Return the migration in which the fields are filled, as far as it was noted."""
-    return current.migrations.get(_fill(model, names), "")
+    return current.migrations.get(key_of(model, names), "")
 
 
 def work_factory_of(target: Any) -> Sequence[str]:
     """Return what leads another process to the work of a `batches.Target`, nothing where it cannot be found."""
-    return current.work_factories.get((_fill(target.model, target.names), target.alias), ())
+    return current.work_factories.get((key_of(target.model, target.names), target.alias), ())
 
 
-def _fill(model: type[Model], names: Sequence[str]) -> Fill:
+def key_of(model: type[Model], names: Sequence[str]) -> Fill:
+    """Return what a fill of these fields goes by here."""
     return model._meta.app_label, str(model._meta.model_name), "+".join(names)
 
 

@@ -33,6 +33,7 @@ from safemigrate.engine.batch_runner import (
     BatchFailed,
     ComputedInDatabase,
     ComputedInPython,
+    DoneByFunction,
     Made,
     Work,
     written,
@@ -176,11 +177,13 @@ def chosen(work: Work, batches: Batches, number: int, work_factory: Sequence[str
 def _started_for(work: Work, batches: Batches, number: int, work_factory: Sequence[str]) -> Pool | None:
     if isinstance(work, ComputedInDatabase):
         return _threads(work, batches, number) if number > 1 else None
-    if not (isinstance(work, ComputedInPython) and work.may_be_apart):
+    if not isinstance(work, ComputedInPython | DoneByFunction):
         return None
-    if number > 1 and work_factory:
+    if number > 1 and work_factory and work.may_be_shared:
         return _processes(work_factory, number)
-    return _writer(work, batches) if conf.get("SAFEMIGRATE_WRITER_THREAD") else None
+    if isinstance(work, DoneByFunction) or not (work.may_be_apart and conf.get("SAFEMIGRATE_WRITER_THREAD")):
+        return None
+    return _writer(work, batches)
 
 
 def _writer(work: ComputedInPython, batches: Batches) -> Pool:

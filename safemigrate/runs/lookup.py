@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from django.apps import apps
+from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections
 from django.db.migrations.loader import MigrationLoader
 
@@ -162,14 +164,16 @@ class BackfillJob(Job):
             return
         self.validate()
         self.before()
-        size = batch_size or self.batch_size
-        engine.fill(
-            self.target,
-            source,
-            batch_size=size,
-            throttles=throttles if throttles is not None else self.throttles,
-            max_bad_rows=self.max_bad_rows,
-        )
+        given = json.dumps(self.backfill.parameters, cls=DjangoJSONEncoder)
+        key = context.key_of(self.model, self.target.names), self.alias
+        with context.changed(work_factories={key: (f"{__name__}.work", self.label, self.alias, given)}):
+            engine.fill(
+                self.target,
+                source,
+                batch_size=batch_size or self.batch_size,
+                throttles=throttles if throttles is not None else self.throttles,
+                max_bad_rows=self.max_bad_rows,
+            )
         self.after()
 
     def before(self) -> None:
@@ -201,11 +205,6 @@ class FieldJob(Job):
     @property
     def batch_size(self) -> int | None:
         return self.operation.batch_size
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """The fill as `context` knows it."""
-        return self.app_label, self.operation.model_name.lower(), "+".join(self.operation.names)
 
     @property
     def column_is_there(self) -> bool:
@@ -250,8 +249,9 @@ class FieldJob(Job):
         if batch_size:
             populate = populate.with_batch_size(batch_size)
         field = f"{self.app_label}.{populate.model_name}.{populate.names[0]}"
-        work_factories = {(self.key, self.alias): (f"{__name__}.work", field, self.alias)}
-        known = context.changed(migrations={self.key: self.migration}, work_factories=work_factories)
+        key = context.key_of(self.model, populate.names)
+        work_factories = {(key, self.alias): (f"{__name__}.work", field, self.alias)}
+        known = context.changed(migrations={key: self.migration}, work_factories=work_factories)
         settings = {} if throttles is None else {"SAFEMIGRATE_THROTTLES": throttles}
         with conf.changed(**settings), known, connection.schema_editor(atomic=False) as editor:
             populate.fill(Change(self.app_label, for_connection(connection), self.state, self.state, editor))
@@ -320,14 +320,13 @@ def requiring(label: str, alias: str) -> tuple[str, str]:
     )
 
 
-def work(label: str, alias: str) -> tuple[Work, Batches]:
-    """Return what is to be called with each batch of the newest fill of the field, and the batches."""
-    target, populate = (job := _find_fill(label, alias)).target, job.operation
-    source = resolve(populate.populate, populate.names)
-    if isinstance(source, AsWritten):
-        raise NothingToRun(f"{label} is filled by {source.title}, in one go.")
-    database = for_connection(connections[alias])
-    return work_for(target, source, database), target.batches
+def work(label: str, alias: str, parameters: str = "{}") -> tuple[Work, Batches]:
+    """Return what another process is to call with each batch of what the label names, and the batches."""
+    job = find(label, alias, json.loads(parameters))
+    if isinstance(job.source, AsWritten):
+        raise NothingToRun(f"{label} is filled by {job.source.title}, in one go.")
+    job.before()
+    return work_for(job.target, job.source, for_connection(connections[alias])), job.target.batches
 
 
 def _parts(label: str) -> tuple[str, str, str]:

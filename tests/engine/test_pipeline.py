@@ -477,6 +477,76 @@ def test_processes_share_a_function(polls: Polls, tmp_path: Path) -> None:
     assert len(list((tmp_path / "pids").iterdir())) == 3  # The first batches are the caller's own.
 
 
+OWN = """
+import os
+import pathlib
+import time
+
+from django import forms
+from django.db import connections
+from django.db.models import F, Q, Value
+from django.db.models.functions import Concat
+
+from polls.models import Question
+from safemigrate.backfills import Backfill
+
+
+class Given(forms.Form):
+    word = forms.CharField()
+
+
+class Marked:
+    model, form, databases = Question, Given, list(connections)
+    where = Q(question_text__startswith="Question")
+
+    def before(self):
+        self.word = self.cleaned_data["word"]
+
+    def note(self):
+        (pathlib.Path(os.environ["PIDS"]) / str(os.getpid())).touch()
+        time.sleep(0.001)
+
+
+class ByRow(Marked, Backfill):
+    fields = ["question_text"]
+
+    def row(self, question):
+        self.note()
+        return f"{self.word} {question.question_text}"
+
+
+class ByBatch(Marked, Backfill):
+    def batch(self, rows):
+        self.note()
+        time.sleep(0.2)
+        rows.update(question_text=Concat(Value(f"{self.word} "), F("question_text")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alias", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("label", ["own.ByRow", "own.ByBatch"])
+def test_processes_share_a_backfill_and_know_its_parameters(polls: Polls, tmp_path: Path, label: str) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/__init__.py").touch()
+    (tmp_path / "own/backfills.py").write_text(OWN)
+    with (tmp_path / "own_settings.py").open("a") as settings:
+        settings.write("INSTALLED_APPS = [*INSTALLED_APPS, 'own']\n")
+    line = ["run", label, "--database", polls.alias, "--workers", "2", "--set", "word=Hey"]
+    done = subprocess.run(
+        [sys.executable, "-m", "django", "backfill", *line],
+        env=polls.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    with polls.connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM polls_question WHERE question_text LIKE 'Hey Question%'")
+        assert cursor.fetchone() == (polls.rows,)
+    assert len(list((tmp_path / "pids").iterdir())) == 3  # The first batches are the caller's own.
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
 def test_a_process_that_is_killed_leaves_its_batches_to_the_caller(polls: Polls, tmp_path: Path) -> None:
