@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 480, 220
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 24, 44
 UNITS = ((3 * 3600, 3600), (3 * 60, 60), (0, 1))  # from so many seconds on, in units of so many
 
-Sample = Sequence[float]
+Point = Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Span:
     rate: float
 
 
-def spans(samples: Sequence[Sample]) -> list[Span]:
+def spans(samples: Sequence[Point]) -> list[Span]:
     """Return the rate between each two samples (seconds at work, rows done)."""
     return [
         Span(before[0], after[0], max(after[1] - before[1], 0) / (after[0] - before[0]))
@@ -46,7 +46,7 @@ def ticks(highest: float) -> list[float]:
     return [step * number for number in range(ceil(highest / step - 1e-9) + 1)]
 
 
-def rate_chart(samples: Sequence[Sample]) -> SafeString:
+def rate_chart(samples: Sequence[Point]) -> SafeString:
     """Return the drawing; empty for fewer than two samples, which make no rate."""
     found = spans(samples)
     return _Chart(found).svg() if found else SafeString("")

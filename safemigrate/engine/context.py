@@ -10,7 +10,7 @@ from typing import Any
 from django.db.models import Model
 
 #: The app, the model in small letters, and the fields of a fill.
-Fill = tuple[str, str, str]
+FillKey = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Context:
 
     person: str = ""
     executor: str = "inline"
-    migrations: dict[Fill, str] = field(default_factory=dict)
+    migrations: dict[FillKey, str] = field(default_factory=dict)
     observers: Sequence[Callable[[], Any]] = ()
-    work_factories: dict[tuple[Fill, str], Sequence[str]] = field(default_factory=dict)
+    work_factories: dict[tuple[FillKey, str], Sequence[str]] = field(default_factory=dict)
     in_migrate: bool = False
 
 
@@ -98,7 +98,7 @@ def work_factory_of(target: Any) -> Sequence[str]:
     return current.work_factories.get((key_of(target.model, target.names), target.alias), ())
 
 
-def key_of(model: type[Model], names: Sequence[str]) -> Fill:
+def key_of(model: type[Model], names: Sequence[str]) -> FillKey:
     """Return what a fill of these fields goes by here."""
     return model._meta.app_label, str(model._meta.model_name), "+".join(names)
 

@@ -15,7 +15,7 @@ from django.db.models import QuerySet
 from safemigrate.backends import for_connection
 from safemigrate.exceptions import InvalidAlias
 from safemigrate.formatting import nearest, table
-from safemigrate.generator.targets import Target
+from safemigrate.generator.targets import RequiredField
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Outcome:
         return "done" if self.filled else "nothing to fill"
 
 
-def chosen_aliases(names: Sequence[str], *, every: bool, targets: Sequence[Target]) -> list[str]:
+def chosen_aliases(names: Sequence[str], *, every: bool, targets: Sequence[RequiredField]) -> list[str]:
     """Return the aliases named, or every one that is a database of its own, or the default one.
 
     Raises InvalidAlias for a name that is unknown, or where the router lets none of the models be.
@@ -66,7 +66,9 @@ def refuse_unknown(names: Iterable[str]) -> None:
             raise InvalidAlias(f"DATABASES has no alias {alias}.{nearest(alias, connections)}")
 
 
-def apply(targets: Sequence[Target], aliases: Iterable[str], migrate: Callable[[str], Any]) -> list[Outcome]:
+def apply(
+    targets: Sequence[RequiredField], aliases: Iterable[str], migrate: Callable[[str], Any]
+) -> list[Outcome]:
     """Call `migrate` with each alias, whatever happened on the one before."""
     # The migration may have been written a moment ago.
     importlib.invalidate_caches()
@@ -81,7 +83,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def _apply(targets: Sequence[Target], alias: str, migrate: Callable[[str], Any]) -> Outcome:
+def _apply(targets: Sequence[RequiredField], alias: str, migrate: Callable[[str], Any]) -> Outcome:
     error: Exception | None = None
     before = _count(targets, alias)
     start = time.monotonic()
@@ -96,7 +98,7 @@ def _apply(targets: Sequence[Target], alias: str, migrate: Callable[[str], Any])
     return Outcome(alias, after.rows, after.filled - (before.filled if before else 0), seconds, error)
 
 
-def _count(targets: Sequence[Target], alias: str) -> Count | None:
+def _count(targets: Sequence[RequiredField], alias: str) -> Count | None:
     """Count over all targets that are on the alias, or return None where there is no table to count."""
     try:
         counts = [_count_one(target, alias) for target in targets if _allowed(alias, [target])]
@@ -105,7 +107,7 @@ def _count(targets: Sequence[Target], alias: str) -> Count | None:
     return Count(sum(count.rows for count in counts), sum(count.filled for count in counts))
 
 
-def _count_one(target: Target, alias: str) -> Count:
+def _count_one(target: RequiredField, alias: str) -> Count:
     column: Any = target.field.column
     # Only this column is named, so that it does not matter what else models.py and the table differ in.
     rows: QuerySet[Any] = QuerySet(target.model, using=alias)
@@ -115,7 +117,7 @@ def _count_one(target: Target, alias: str) -> Count:
     return Count(counted["rows"], counted["filled"])
 
 
-def _allowed(alias: str, targets: Iterable[Target]) -> bool:
+def _allowed(alias: str, targets: Iterable[RequiredField]) -> bool:
     return any(router.allow_migrate_model(alias, target.model) for target in targets)
 
 

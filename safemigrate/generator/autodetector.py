@@ -19,7 +19,7 @@ from django.db.migrations.questioner import MigrationQuestioner
 from django.db.migrations.state import ProjectState
 
 from safemigrate.exceptions import OtherChanges, PlanningError
-from safemigrate.generator.targets import Target
+from safemigrate.generator.targets import RequiredField
 from safemigrate.operations import AddNullableField, SetNotNull, Whole
 from safemigrate.schema import fields
 
@@ -40,7 +40,7 @@ class Addition:
 
     name: str
     dependencies: tuple[tuple[str, str], ...]
-    nullable: tuple[Target, ...] = ()
+    nullable: tuple[RequiredField, ...] = ()
 
 
 class Migrations:
@@ -50,7 +50,7 @@ class Migrations:
         self.loader = MigrationLoader(None, ignore_no_migrations=True)
         self.state: ProjectState = self.loader.project_state()
 
-    def written(self, target: Target) -> str | None:
+    def written(self, target: RequiredField) -> str | None:
         """Return the first migration of ours that adds the target, or makes it required, if there is one.
 
         One that a later AlterField has made nullable again is to be made required anew.
@@ -63,25 +63,25 @@ class Migrations:
                 found = None
         return found
 
-    def _operations_on(self, target: Target) -> Iterator[tuple[str, Any]]:
+    def _operations_on(self, target: RequiredField) -> Iterator[tuple[str, Any]]:
         """Return the operations of the target's app, each with its migration's name, in order."""
         for (app_label, name), migration in sorted(self.loader.disk_migrations.items()):
             if app_label == target.app_label:
                 yield from ((str(name), operation) for operation in migration.operations)
 
-    def has(self, target: Target) -> bool:
+    def has(self, target: RequiredField) -> bool:
         return self._field(target) is not None
 
-    def is_nullable(self, target: Target) -> bool:
+    def is_nullable(self, target: RequiredField) -> bool:
         """Is it a field that is there already, as null=True, and not a new one?"""
         field = self._field(target)
         return field is not None and bool(field.null)
 
-    def _field(self, target: Target) -> models.Field[Any, Any] | None:
+    def _field(self, target: RequiredField) -> models.Field[Any, Any] | None:
         model = self.state.models.get((target.app_label, target.model_name))
         return model.fields.get(target.name) if model else None
 
-    def check_unchanged(self, target: Target) -> None:
+    def check_unchanged(self, target: RequiredField) -> None:
         """Raise PlanningError when models.py has changed the field since its migration was written."""
         changes = [op.describe() for op in self._operations(target.app_label) if _alters(op, target)]
         if changes:
@@ -91,7 +91,7 @@ class Migrations:
                 f"or run: python manage.py makemigrations {target.app_label}"
             )
 
-    def check(self, targets: Sequence[Target]) -> None:
+    def check(self, targets: Sequence[RequiredField]) -> None:
         """Raise PlanningError unless each target is a new or a nullable field of a model that the migrations know."""
         for app_label in dict.fromkeys(target.app_label for target in targets):
             self._check_leaves(app_label)
@@ -99,7 +99,7 @@ class Migrations:
             self._check_model(target)
             self._check_new(target)
 
-    def check_alone(self, targets: Sequence[Target]) -> None:
+    def check_alone(self, targets: Sequence[RequiredField]) -> None:
         """Raise OtherChanges, which lists them, when the apps of the targets have further changes."""
         labels = dict.fromkeys(target.app_label for target in targets)
         others = [
@@ -122,7 +122,7 @@ class Migrations:
                 "for that, or add --only-this-field to write this field now and leave them for later."
             )
 
-    def _refuse_others_of_it(self, targets: Sequence[Target]) -> None:
+    def _refuse_others_of_it(self, targets: Sequence[RequiredField]) -> None:
         """Raise PlanningError where the new field brings others along, as that of a history does."""
         names = {target.name for target in targets}
         brought = [
@@ -141,7 +141,7 @@ class Migrations:
                 f"both in one migration:\n    python manage.py add_required_field {labels}"
             )
 
-    def addition(self, targets: Sequence[Target]) -> Addition:
+    def addition(self, targets: Sequence[RequiredField]) -> Addition:
         """Return the name and dependencies of a migration that adds the targets, all of one app."""
         state = self.state.clone()
         for target in targets:
@@ -206,7 +206,7 @@ class Migrations:
                 f"Run: python manage.py makemigrations {app_label}"
             )
 
-    def _check_model(self, target: Target) -> None:
+    def _check_model(self, target: RequiredField) -> None:
         if (target.app_label, target.model_name) not in self.state.models:
             raise PlanningError(
                 f"{target.model._meta.label} is not in the migrations of {target.app_label} yet, so its "
@@ -219,7 +219,7 @@ class Migrations:
             return "It is the first of three, one for each deployment: the first line of each file says when."
         return f"Run: python manage.py migrate {app_label}"
 
-    def _check_new(self, target: Target) -> None:
+    def _check_new(self, target: RequiredField) -> None:
         if not self.has(target):
             return
         ours = self.written(target)
@@ -242,7 +242,7 @@ class Migrations:
             + (again if name else "")
         )
 
-    def _check_same(self, target: Target) -> None:
+    def _check_same(self, target: RequiredField) -> None:
         """Raise PlanningError where models.py has changed more of a nullable field than may change here."""
         before: Any = self._field(target)
         after = self._models.models[target.app_label, target.model_name].fields[target.name]
@@ -254,7 +254,7 @@ class Migrations:
                 "then take null=True out, and type this again."
             )
 
-    def _required_by(self, target: Target) -> str | None:
+    def _required_by(self, target: RequiredField) -> str | None:
         """Return the last migration that adds or alters the target."""
         names = [
             name
@@ -263,7 +263,7 @@ class Migrations:
         ]
         return names[-1] if names else None
 
-    def _check_related(self, target: Target) -> None:
+    def _check_related(self, target: RequiredField) -> None:
         related: Any = target.field.related_model
         if related and (related._meta.app_label, related._meta.model_name) not in self.state.models:
             if related._meta.app_label in self.loader.unmigrated_apps:
@@ -275,7 +275,7 @@ class Migrations:
             )
 
 
-def _adds(operation: Operation, target: Target) -> bool:
+def _adds(operation: Operation, target: RequiredField) -> bool:
     return (
         isinstance(operation, AddField)
         and operation.model_name_lower == target.model_name
@@ -283,7 +283,7 @@ def _adds(operation: Operation, target: Target) -> bool:
     )
 
 
-def _alters(operation: Operation, target: Target) -> bool:
+def _alters(operation: Operation, target: RequiredField) -> bool:
     return (
         isinstance(operation, AlterField)
         and operation.model_name_lower == target.model_name
@@ -291,7 +291,7 @@ def _alters(operation: Operation, target: Target) -> bool:
     )
 
 
-def _is_ours(operation: Operation, target: Target) -> bool:
+def _is_ours(operation: Operation, target: RequiredField) -> bool:
     return (
         isinstance(operation, Whole | AddNullableField | SetNotNull)
         and operation.model_name.lower() == target.model_name

@@ -7,7 +7,7 @@ from enum import Enum
 
 from django.apps import apps
 
-from safemigrate.populate.expressions import Source
+from safemigrate.populate.expressions import Snippet
 
 
 class When(Enum):
@@ -18,12 +18,12 @@ class When(Enum):
     AFTER = "after"
 
 
-def _attributes(import_line: str, codes: Mapping[When, str]) -> dict[When, Source]:
-    return {when: Source(code, frozenset({import_line})) for when, code in codes.items()}
+def _attributes(import_line: str, codes: Mapping[When, str]) -> dict[When, Snippet]:
+    return {when: Snippet(code, frozenset({import_line})) for when, code in codes.items()}
 
 
 # By the app that is installed: the class attribute that says to it when a migration is to be run.
-ATTRIBUTES: dict[str, dict[When, Source]] = {
+ATTRIBUTES: dict[str, dict[When, Snippet]] = {
     "django_safemigrate": _attributes(
         "from django_safemigrate import Safe",
         {
@@ -49,7 +49,7 @@ EXEMPTIONS: dict[str, tuple[str, str]] = {
 }
 
 
-def attributes(when: When) -> tuple[Source, ...]:
+def attributes(when: When) -> tuple[Snippet, ...]:
     """Return the lines that a Migration class to be run at this time has for the packages installed."""
     return tuple(sources[when] for app, sources in ATTRIBUTES.items() if apps.is_installed(app))
 

@@ -15,9 +15,9 @@ from safemigrate.exceptions import InvalidPopulate
 from safemigrate.generator import integrations
 from safemigrate.generator.autodetector import Addition
 from safemigrate.generator.integrations import When
-from safemigrate.generator.targets import Target
+from safemigrate.generator.targets import RequiredField
 from safemigrate.populate import sources as kinds
-from safemigrate.populate.expressions import Source, check_constant, double_quoted
+from safemigrate.populate.expressions import Snippet, check_constant, double_quoted
 
 Dependency = tuple[str, str]
 
@@ -27,7 +27,7 @@ class Call:
     """One operation as it is written: its name, the source of each argument, and where it is imported from."""
 
     name: str
-    arguments: Mapping[str, Source]
+    arguments: Mapping[str, Snippet]
     module: str = "safemigrate.operations"
 
 
@@ -45,7 +45,7 @@ class Phase:
     operations: tuple[Call, ...]
     note: str = ""
     effect: str = ""
-    attributes: tuple[Source, ...] = ()
+    attributes: tuple[Snippet, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class _Part:
 
 
 def phases_for(
-    populates: Mapping[Target, Source],
+    populates: Mapping[RequiredField, Snippet],
     addition: Addition,
     leaf: str,
     *,
     phases: int = 1,
     name: str | None = None,
     batch_size: int | None = None,
-    guarded: Collection[Target] = (),
+    guarded: Collection[RequiredField] = (),
     keep_guard: bool = False,
 ) -> list[Phase]:
     """Return the one or more migrations that make the targets required, all of one app, after the migration `leaf`.
@@ -106,7 +106,7 @@ def has_db_default(field: models.Field[Any, Any]) -> bool:
     return getattr(field, "db_default", NOT_PROVIDED) is not NOT_PROVIDED
 
 
-def from_default(field: models.Field[Any, Any]) -> tuple[Source, str] | None:
+def from_default(field: models.Field[Any, Any]) -> tuple[Snippet, str] | None:
     """Return what the field's own default makes for old rows and how to say so, or None without a default.
 
     Raises InvalidPopulate for a default that cannot serve.
@@ -119,16 +119,16 @@ def from_default(field: models.Field[Any, Any]) -> tuple[Source, str] | None:
     return None
 
 
-def serialize(value: Any) -> Source:
+def serialize(value: Any) -> Snippet:
     """Return the source of a value as makemigrations would write it.
 
     Raises ValueError for what cannot be written, such as a lambda.
     """
     code, imports = MigrationWriter.serialize(value)
-    return Source(double_quoted(code), frozenset(imports))
+    return Snippet(double_quoted(code), frozenset(imports))
 
 
-def _from_python(field: models.Field[Any, Any]) -> tuple[Source, str]:
+def _from_python(field: models.Field[Any, Any]) -> tuple[Snippet, str]:
     if not callable(field.default):
         source = _value(field.default, field)
         return source, f"its default, {source.code}, in every old row"
@@ -144,24 +144,24 @@ def _from_python(field: models.Field[Any, Any]) -> tuple[Source, str]:
     return source, f"its default, {source.code}, called once for each old row"
 
 
-def _value(value: Any, field: models.Field[Any, Any]) -> Source:
+def _value(value: Any, field: models.Field[Any, Any]) -> Snippet:
     if hasattr(value, "resolve_expression"):
         return serialize(value)
     check_constant(value, field)
     source = serialize(value)
     if kinds.is_dotted_path(value):
         # A bare text of this form would be imported.
-        return Source(f"models.Value({source.code})", source.imports | {"from django.db import models"})
+        return Snippet(f"models.Value({source.code})", source.imports | {"from django.db import models"})
     return source
 
 
-def _call(name: str, target: Target, **arguments: Source | None) -> Call:
+def _call(name: str, target: RequiredField, **arguments: Snippet | None) -> Call:
     always = {"model_name": serialize(target.model_name), "name": serialize(target.name)}
     given = {key: source for key, source in arguments.items() if source is not None}
     return Call(name, {**always, **given})
 
 
-def _field(target: Target) -> Source:
+def _field(target: RequiredField) -> Snippet:
     try:
         return serialize(target.field)
     except ValueError as error:
@@ -170,12 +170,12 @@ def _field(target: Target) -> Source:
         ) from error
 
 
-def _batch_size(batch_size: int | None) -> Source | None:
+def _batch_size(batch_size: int | None) -> Snippet | None:
     return serialize(batch_size) if batch_size else None
 
 
 def _whole(
-    target: Target, populate: Source, batch_size: int | None, keep_guard: bool, *, is_new: bool
+    target: RequiredField, populate: Snippet, batch_size: int | None, keep_guard: bool, *, is_new: bool
 ) -> Call:
     return _call(
         "AddRequiredField" if is_new else "RequireField",
@@ -192,10 +192,10 @@ def _exemptions() -> list[Call]:
 
 
 def _three(
-    populates: Mapping[Target, Source],
+    populates: Mapping[RequiredField, Snippet],
     batch_size: int | None,
-    nullable: Collection[Target],
-    guarded: Collection[Target],
+    nullable: Collection[RequiredField],
+    guarded: Collection[RequiredField],
 ) -> list[_Part]:
     guards = [target for target in populates if target in guarded]
     new = [target for target in populates if target not in nullable]
@@ -237,7 +237,7 @@ def _three(
 
 
 def _effects(
-    targets: Iterable[Target], nullable: Collection[Target], guarded: Collection[Target]
+    targets: Iterable[RequiredField], nullable: Collection[RequiredField], guarded: Collection[RequiredField]
 ) -> tuple[str, str]:
     """Return what the first and the last mean for what is written by code that does not know that it is required."""
     bare = [target for target in targets if target in nullable or not has_db_default(target.field)]

@@ -11,16 +11,18 @@ from django.db.migrations import Migration
 from django.db.migrations.state import ProjectState
 
 from safemigrate.exceptions import PlanningError
-from safemigrate.generator.targets import Target
+from safemigrate.generator.targets import RequiredField
 from safemigrate.operations import RequireField, Whole
 from safemigrate.populate.sources import resolve
 from safemigrate.schema import guards
 
 #: By field, why no write guard is possible; None where one is.
-Reasons = Mapping[Target, str | None]
+Reasons = Mapping[RequiredField, str | None]
 
 
-def reasons(targets: Iterable[Target], migrations: Iterable[Migration]) -> dict[Target, str | None]:
+def reasons(
+    targets: Iterable[RequiredField], migrations: Iterable[Migration]
+) -> dict[RequiredField, str | None]:
     """Return by target why the populate in these one-file migrations cannot guard it, None where it can.
 
     New fields with a db_default are left out: it fills new rows without a guard.
@@ -55,7 +57,7 @@ def validate(migration: Migration, state: ProjectState) -> None:
                     populate.validate(migration.app_label, alias, state)
 
 
-def check_keep_guard(targets: Iterable[Target], why_not: Reasons) -> None:
+def check_keep_guard(targets: Iterable[RequiredField], why_not: Reasons) -> None:
     """Raise PlanningError unless there is a guard to keep for each target."""
     for target in targets:
         if target not in why_not:
@@ -80,7 +82,7 @@ class Words:
     kept: str
 
 
-def notice(why_not: Reasons, nullable: Collection[Target], *, phases: int, keep_guard: bool) -> str:
+def notice(why_not: Reasons, nullable: Collection[RequiredField], *, phases: int, keep_guard: bool) -> str:
     """Return in a few lines what becomes of what old code writes, or nothing where nothing does."""
     known = {target: reason for target, reason in why_not.items() if target in nullable}
     new = {target: reason for target, reason in why_not.items() if target not in nullable}

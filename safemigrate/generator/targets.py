@@ -16,7 +16,7 @@ from safemigrate.schema import fields
 
 
 @dataclass(frozen=True)
-class Target:
+class RequiredField:
     """A field that is to be added and filled."""
 
     model: type[models.Model]
@@ -39,18 +39,18 @@ class Target:
         return f"{self.model._meta.label}.{self.name}"
 
 
-def find_all(labels: Sequence[str]) -> list[Target]:
+def find_all(labels: Sequence[str]) -> list[RequiredField]:
     """Return the targets of the labels, each once, in their order."""
     return list(dict.fromkeys(find(label) for label in labels))
 
 
-def find(label: str) -> Target:
+def find(label: str) -> RequiredField:
     """Return the target that `label` names.
 
     Raises InvalidField when it names nothing, or something that cannot be added and made required.
     """
     model, name = model_and_name(label)
-    target = Target(model, _field(model, name))
+    target = RequiredField(model, _field(model, name))
     _check_model(target)
     _check_field(target)
     return target
@@ -108,7 +108,7 @@ def _field(model: type[models.Model], name: str) -> Any:
         raise InvalidField(f"{model._meta.label} has no field {name}.{hint}") from None
 
 
-def _check_model(target: Target) -> None:
+def _check_model(target: RequiredField) -> None:
     options = target.model._meta
     if options.proxy:
         concrete = options.concrete_model._meta.label  # type: ignore[union-attr]
@@ -127,7 +127,7 @@ def _check_model(target: Target) -> None:
         )
 
 
-def _check_field(target: Target) -> None:
+def _check_field(target: RequiredField) -> None:
     field = target.field
     options = target.model._meta
     own: Any = field

@@ -20,7 +20,7 @@ from safemigrate.engine import engine
 from safemigrate.engine.batch_size import Pace, configured
 from safemigrate.exceptions import InvalidPopulate
 from safemigrate.generator.autodetector import Migrations
-from safemigrate.generator.targets import Target
+from safemigrate.generator.targets import RequiredField
 from safemigrate.operations import AddRequiredField
 from safemigrate.plan import sampling
 from safemigrate.plan.risks import SMALL, Risk, Situation, found
@@ -100,12 +100,12 @@ def planned(migrations: Sequence[Migration], state: ProjectState) -> list[Planne
     return entries
 
 
-def concerning(target: Target, entries: Sequence[PlannedMigration]) -> list[PlannedMigration]:
+def concerning(target: RequiredField, entries: Sequence[PlannedMigration]) -> list[PlannedMigration]:
     """Return those of the entries that do something to the target's field."""
     return [entry for entry in entries if _holds(entry.migration, target)]
 
 
-def written(target: Target, migrations: Migrations) -> list[PlannedMigration]:
+def written(target: RequiredField, migrations: Migrations) -> list[PlannedMigration]:
     """Return the entries of the migrations on disk that add the target."""
     loader = migrations.loader
     keys = loader.graph.forwards_plan(loader.graph.leaf_nodes(target.app_label)[0])
@@ -113,7 +113,7 @@ def written(target: Target, migrations: Migrations) -> list[PlannedMigration]:
     return [PlannedMigration(loader.graph.nodes[key], loader.project_state(key, at_end=False)) for key in own]
 
 
-def make(target: Target, entries: Sequence[PlannedMigration], alias: str) -> DatabasePlan:
+def make(target: RequiredField, entries: Sequence[PlannedMigration], alias: str) -> DatabasePlan:
     """Return the plan of the target on one alias. Nothing is changed, and only a reader's lock is held.
 
     On MySQL and MariaDB the steps are tried on an empty table made like it, which is dropped again.
@@ -146,13 +146,13 @@ def _locked(look: _Look) -> Risk:
     )
 
 
-def _holds(migration: Migration, target: Target) -> bool:
+def _holds(migration: Migration, target: RequiredField) -> bool:
     return migration.app_label == target.app_label and any(
         _concerns(operation, target) for operation in migration.operations
     )
 
 
-def _concerns(operation: Any, target: Target) -> bool:
+def _concerns(operation: Any, target: RequiredField) -> bool:
     if not hasattr(operation, "plan"):
         return False
     names = operation.name if isinstance(operation.name, list) else [operation.name]
@@ -162,7 +162,7 @@ def _concerns(operation: Any, target: Target) -> bool:
 class _Look:
     """One look at one alias."""
 
-    def __init__(self, target: Target, entries: Sequence[PlannedMigration], alias: str) -> None:
+    def __init__(self, target: RequiredField, entries: Sequence[PlannedMigration], alias: str) -> None:
         self.target, self.entries, self.alias = target, entries, alias
         self.connection = connections[alias]
         self.database: Database = for_connection(self.connection)
@@ -341,7 +341,7 @@ class _Look:
         )
 
 
-def allowed(targets: Sequence[Target], aliases: Sequence[str]) -> Iterator[tuple[Target, str]]:
+def allowed(targets: Sequence[RequiredField], aliases: Sequence[str]) -> Iterator[tuple[RequiredField, str]]:
     """Return each target with each alias that the routers let it be on."""
     for target in targets:
         for alias in aliases:

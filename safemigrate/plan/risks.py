@@ -12,7 +12,7 @@ from django.db.models import Model
 from safemigrate.backends import Database, Monitoring
 from safemigrate.conf import get
 from safemigrate.exceptions import NoGuard, NotVisible
-from safemigrate.generator.targets import Target
+from safemigrate.generator.targets import RequiredField
 from safemigrate.operations import AddNullableField, AddRequiredField, Whole
 from safemigrate.schema import guards
 from safemigrate.schema.plan import Fill
@@ -39,7 +39,7 @@ class Risk:
 class Situation:
     """What is about to be done, and to which table. `done` when nothing is left to do."""
 
-    target: Target
+    target: RequiredField
     model: type[Model]
     database: Database
     monitoring: Monitoring

@@ -23,14 +23,14 @@ from safemigrate.populate.names import CLOCKS, FUNCTION_KINDS, KNOWN, MODULES, O
 
 
 @dataclass(frozen=True)
-class Source:
+class Snippet:
     """A piece of Python as it stands in a migration, and the import lines that it needs."""
 
     code: str
     imports: frozenset[str] = frozenset()
 
 
-def read(text: str, model: type[models.Model], field: models.Field[Any, Any]) -> Source:
+def read(text: str, model: type[models.Model], field: models.Field[Any, Any]) -> Snippet:
     """Return the source that `text` stands for, with its names checked against `model`.
 
     Nothing in the text is called. Modules that it names by a dotted path are imported.
@@ -49,7 +49,7 @@ def read(text: str, model: type[models.Model], field: models.Field[Any, Any]) ->
     if _chain(tree):
         reader.check_alone(tree)
     code = ast.unparse(reader.visit(tree))
-    return Source(double_quoted(code), frozenset(reader.imports))
+    return Snippet(double_quoted(code), frozenset(reader.imports))
 
 
 def double_quoted(code: str) -> str:
@@ -156,14 +156,14 @@ def _dotted_path(tree: ast.expr) -> str | None:
     return ".".join(names) if len(names) > 1 and names[0] not in KNOWN else None
 
 
-def _read_path(path: str) -> Source:
+def _read_path(path: str) -> Snippet:
     try:
         sources.resolve(import_path(path))
     except SafemigrateError as error:
         raise InvalidExpression(
             f'{error}\nIf the text itself is the value for every row, write Value("{path}").'
         ) from error
-    return Source(f'"{path}"')
+    return Snippet(f'"{path}"')
 
 
 def import_path(path: str) -> Any:

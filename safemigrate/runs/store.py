@@ -62,7 +62,7 @@ def find(key: int) -> BackfillRun:
 
 
 @dataclass(frozen=True)
-class Action:
+class Control:
     """Where it leads: a run that a process holds (None: it is refused), and one that none holds."""
 
     held: str | None
@@ -77,10 +77,10 @@ class Action:
 
 
 ACTIONS = {
-    "pause": Action(Status.PAUSING, Status.PAUSED, frozenset(Status) - {Status.PAUSED}),
-    "resume": Action(Status.RUNNING, Status.QUEUED, frozenset({Status.PAUSING, Status.PAUSED})),
-    "cancel": Action(Status.CANCELLING, Status.CANCELLED),
-    "retry": Action(None, Status.QUEUED, frozenset({Status.FAILED, Status.STOPPED, Status.RUNNING})),
+    "pause": Control(Status.PAUSING, Status.PAUSED, frozenset(Status) - {Status.PAUSED}),
+    "resume": Control(Status.RUNNING, Status.QUEUED, frozenset({Status.PAUSING, Status.PAUSED})),
+    "cancel": Control(Status.CANCELLING, Status.CANCELLED),
+    "retry": Control(None, Status.QUEUED, frozenset({Status.FAILED, Status.STOPPED, Status.RUNNING})),
 }
 
 
@@ -104,7 +104,7 @@ def retry(key: int, who: str) -> BackfillRun:
     return _control(key, who, ACTIONS["retry"])
 
 
-def _control(key: int, who: str, action: Action) -> BackfillRun:
+def _control(key: int, who: str, action: Control) -> BackfillRun:
     for _ in range(10):
         record = find(key)
         to = action.target(record)
@@ -153,7 +153,7 @@ def _taken_away(to: str) -> dict[str, Any]:
     return {"token": F("token") + 1} if to in (Status.QUEUED, Status.CANCELLED) else {}
 
 
-def _illegal(record: BackfillRun, action: Action) -> str:
+def _illegal(record: BackfillRun, action: Control) -> str:
     to = action.held if record.is_held() else action.free
     if to is None:
         return f"Run {record.pk} ({record}) is at work: {_holder(record)}. Pause or cancel it instead."

@@ -13,8 +13,8 @@ from polls.models import Choice, Question
 from safemigrate.exceptions import InvalidField, InvalidPopulate
 from safemigrate.generator.autodetector import Addition
 from safemigrate.generator.planner import Phase, from_default, phases_for
-from safemigrate.generator.targets import Target, find, find_all
-from safemigrate.populate.expressions import Source
+from safemigrate.generator.targets import RequiredField, find, find_all
+from safemigrate.populate.expressions import Snippet
 
 ADDITION = Addition("question_expires_date", (("polls", "0002_alter_question_pub_date"),))
 EXPIRES = find("polls.Question.expires_date")
@@ -27,7 +27,7 @@ def new(field: models.Field[Any, Any]) -> models.Field[Any, Any]:
 
 def test_one_phase_is_one_operation_for_each_field() -> None:
     text = find("polls.Question.question_text")
-    populates = {EXPIRES: Source("Now()"), text: Source('"a"')}
+    populates = {EXPIRES: Snippet("Now()"), text: Snippet('"a"')}
 
     (phase,) = phases_for(populates, ADDITION, "0002_alter_question_pub_date", batch_size=500)
 
@@ -45,7 +45,7 @@ def test_one_phase_is_one_operation_for_each_field() -> None:
 
 def test_three_phases_follow_one_another() -> None:
     phases = phases_for(
-        {EXPIRES: Source("Now()")}, ADDITION, "0002_alter_question_pub_date", phases=3, name="grow"
+        {EXPIRES: Snippet("Now()")}, ADDITION, "0002_alter_question_pub_date", phases=3, name="grow"
     )
 
     assert [(phase.name, phase.dependencies[0][1]) for phase in phases] == [
@@ -71,7 +71,7 @@ def effects(phases: list[Phase]) -> list[str]:
 
 def test_what_can_be_guarded_is_until_all_columns_are_required() -> None:
     text = find("polls.Question.question_text")
-    populates = {EXPIRES: Source("Now()"), text: Source("polls.populate.text")}
+    populates = {EXPIRES: Snippet("Now()"), text: Snippet("polls.populate.text")}
 
     phases = phases_for(populates, ADDITION, "0002_x", phases=3, guarded=[EXPIRES])
 
@@ -93,7 +93,7 @@ def test_what_can_be_guarded_is_until_all_columns_are_required() -> None:
 
 
 def test_each_file_says_what_it_means_for_old_code() -> None:
-    populates = {EXPIRES: Source("Now()")}
+    populates = {EXPIRES: Snippet("Now()")}
     fill = "Rows that were there before the first get their value, in committed batches."
     state = new(models.CharField(max_length=9, db_default="new"))
 
@@ -107,7 +107,9 @@ def test_each_file_says_what_it_means_for_old_code() -> None:
         fill,
         "It fills what is still NULL. From then on an insert without the field fails.",
     ]
-    assert effects(phases_for({Target(Question, state): Source('"new"')}, ADDITION, "0002_x", phases=3)) == [
+    assert effects(
+        phases_for({RequiredField(Question, state): Snippet('"new"')}, ADDITION, "0002_x", phases=3)
+    ) == [
         "Old and new code both work: rows that old code inserts get the db_default.",
         fill,
         "",
@@ -115,7 +117,7 @@ def test_each_file_says_what_it_means_for_old_code() -> None:
 
 
 def test_one_phase_keeps_its_guard_where_that_is_wanted() -> None:
-    (phase,) = phases_for({EXPIRES: Source("Now()")}, ADDITION, "0002_x", keep_guard=True)
+    (phase,) = phases_for({EXPIRES: Snippet("Now()")}, ADDITION, "0002_x", keep_guard=True)
 
     assert phase.operations[0].arguments["keep_guard"].code == "True"
 
@@ -164,7 +166,7 @@ def test_a_default_that_looks_like_a_dotted_path_stays_a_value() -> None:
     found = from_default(new(models.CharField(max_length=20, default="example.com")))
 
     assert found is not None
-    assert found[0] == Source('models.Value("example.com")', frozenset({"from django.db import models"}))
+    assert found[0] == Snippet('models.Value("example.com")', frozenset({"from django.db import models"}))
 
 
 def test_without_a_default_there_is_nothing() -> None:
@@ -188,7 +190,7 @@ def test_a_constant_default_of_a_unique_field_is_refused() -> None:
 
 def test_each_label_counts_once_and_in_any_case() -> None:
     assert find_all(["polls.question.expires_date", "polls.Question.expires_date"]) == [EXPIRES]
-    assert find("polls.Choice.question_id") == Target(Choice, Choice._meta.get_field("question"))
+    assert find("polls.Choice.question_id") == RequiredField(Choice, Choice._meta.get_field("question"))
     assert (EXPIRES.model, EXPIRES.label) == (Question, "polls.Question.expires_date")
 
 

@@ -11,14 +11,14 @@ from safemigrate.exceptions import InvalidPopulate, NotWritable
 from safemigrate.generator.planner import Call, Phase
 from safemigrate.generator.writer import File, formatted, load, render, sorted_imports, write
 from safemigrate.operations import AddRequiredField
-from safemigrate.populate.expressions import Source
+from safemigrate.populate.expressions import Snippet
 
 
 def phase(**changes: Any) -> Phase:
-    populate = Source(
+    populate = Snippet(
         "F('pub_date')", frozenset({"from django.db.models import F", "from datetime import timedelta"})
     )
-    call = Call("AddRequiredField", {"model_name": Source('"question"'), "populate": populate})
+    call = Call("AddRequiredField", {"model_name": Snippet('"question"'), "populate": populate})
     given = {
         "app_label": "polls",
         "name": "0004_more",
@@ -64,7 +64,7 @@ def test_a_note_and_its_effect_come_first() -> None:
 
 
 def test_attributes_and_operations_of_other_packages_bring_their_imports() -> None:
-    attribute = Source("stage = Stage.PRE_DEPLOY", frozenset({"from syzygy import Stage"}))
+    attribute = Snippet("stage = Stage.PRE_DEPLOY", frozenset({"from syzygy import Stage"}))
     exempt = Call("IgnoreMigration", {}, "django_migration_linter")
 
     text = render(phase(attributes=(attribute,), operations=(*phase().operations, exempt)))
@@ -76,9 +76,9 @@ def test_attributes_and_operations_of_other_packages_bring_their_imports() -> No
 
 
 def adding(populate: str, *imports: str) -> Phase:
-    field = Source("models.DateTimeField()", frozenset({"from django.db import models"}))
-    arguments = {"model_name": Source('"question"'), "name": Source('"closes"'), "field": field}
-    source = Source(populate, frozenset(imports))
+    field = Snippet("models.DateTimeField()", frozenset({"from django.db import models"}))
+    arguments = {"model_name": Snippet('"question"'), "name": Snippet('"closes"'), "field": field}
+    source = Snippet(populate, frozenset(imports))
     return phase(operations=(Call("AddRequiredField", arguments | {"populate": source}),))
 
 

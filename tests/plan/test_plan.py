@@ -19,7 +19,7 @@ from django.db.models.functions import Cast
 from django.test import override_settings
 
 from safemigrate.engine.batch_size import Pace
-from safemigrate.generator.targets import Target
+from safemigrate.generator.targets import RequiredField
 from safemigrate.operations import AddNullableField, AddRequiredField, GuardWrites, Populate, SetNotNull
 from safemigrate.plan import plan, risks, sampling
 from safemigrate.plan.plan import Action, DatabasePlan
@@ -51,7 +51,7 @@ def look(sandbox: MigrationSandbox, *operations: Any, model_name: str = "questio
     model = state.apps.get_model(APP, model_name)
     field = model._meta.get_field(operations[0].name)
     entries = plan.planned([sandbox._migration(operations, False)], sandbox.state)
-    return plan.make(Target(model, field), entries, sandbox.alias)
+    return plan.make(RequiredField(model, field), entries, sandbox.alias)
 
 
 def fill_of(seen: DatabasePlan) -> Action:

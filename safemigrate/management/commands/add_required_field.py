@@ -17,9 +17,9 @@ from safemigrate.exceptions import InvalidExpression, OtherChanges, SafemigrateE
 from safemigrate.generator import abandoning, applying, dependencies, rollout, writer
 from safemigrate.generator.autodetector import Migrations
 from safemigrate.generator.planner import Phase, from_default, phases_for
-from safemigrate.generator.targets import Target, find_all
+from safemigrate.generator.targets import RequiredField, find_all
 from safemigrate.plan import plan, render
-from safemigrate.populate.expressions import Source, read
+from safemigrate.populate.expressions import Snippet, read
 from safemigrate.schema.steps import Step
 
 DESCRIPTION = """\
@@ -161,7 +161,7 @@ class Command(BaseCommand):
         except SafemigrateError as error:
             raise CommandError(str(error)) from error
 
-    def _handle(self, targets: Sequence[Target], options: Mapping[str, Any]) -> None:
+    def _handle(self, targets: Sequence[RequiredField], options: Mapping[str, Any]) -> None:
         if options["plan"]:
             self._show_plan(targets, options)
             return
@@ -213,7 +213,9 @@ class Command(BaseCommand):
             "yes",
         )
 
-    def _write(self, targets: Sequence[Target], migrations: Migrations, options: Mapping[str, Any]) -> None:
+    def _write(
+        self, targets: Sequence[RequiredField], migrations: Migrations, options: Mapping[str, Any]
+    ) -> None:
         for target in targets:
             writer.migrations_folder(target.app_label)
         phases, remark = self._phases(targets, migrations, options)
@@ -230,7 +232,7 @@ class Command(BaseCommand):
             self._log(_next_step(phases))
         self._log(remark)
 
-    def _show_plan(self, targets: Sequence[Target], options: Mapping[str, Any]) -> None:
+    def _show_plan(self, targets: Sequence[RequiredField], options: Mapping[str, Any]) -> None:
         if options["format"] != "text":
             self.verbosity = 0
         aliases = applying.chosen_aliases(options["database"], every=not options["database"], targets=targets)
@@ -251,8 +253,8 @@ class Command(BaseCommand):
             )
 
     def _courses(
-        self, targets: Sequence[Target], options: Mapping[str, Any]
-    ) -> dict[Target, list[plan.PlannedMigration]]:
+        self, targets: Sequence[RequiredField], options: Mapping[str, Any]
+    ) -> dict[RequiredField, list[plan.PlannedMigration]]:
         migrations = Migrations()
         new = [target for target in targets if not migrations.written(target)]
         entries = {target: plan.written(target, migrations) for target in targets if target not in new}
@@ -263,7 +265,7 @@ class Command(BaseCommand):
         return entries | {target: plan.concerning(target, planned) for target in new}
 
     def _phases(
-        self, targets: Sequence[Target], migrations: Migrations, options: Mapping[str, Any]
+        self, targets: Sequence[RequiredField], migrations: Migrations, options: Mapping[str, Any]
     ) -> tuple[list[Phase], str]:
         """Return the migrations to write, and what they mean for code that is running."""
         migrations.check(targets)
@@ -271,7 +273,7 @@ class Command(BaseCommand):
         return self._plan(self._populates(targets, options), migrations, options)
 
     def _check_alone(
-        self, targets: Sequence[Target], migrations: Migrations, options: Mapping[str, Any]
+        self, targets: Sequence[RequiredField], migrations: Migrations, options: Mapping[str, Any]
     ) -> None:
         if options["only_this_field"]:
             return
@@ -284,7 +286,9 @@ class Command(BaseCommand):
             if self._ask("Write only this field now? [y/N] ").lower() not in ("y", "yes"):
                 raise CommandError("Nothing was written.") from None
 
-    def _populates(self, targets: Sequence[Target], options: Mapping[str, Any]) -> dict[Target, Source]:
+    def _populates(
+        self, targets: Sequence[RequiredField], options: Mapping[str, Any]
+    ) -> dict[RequiredField, Snippet]:
         texts = options["populate"] or []
         if len(texts) not in (0, 1, len(targets)):
             raise CommandError(
@@ -298,7 +302,7 @@ class Command(BaseCommand):
             target: read(text, target.model, target.field) for target, text in zip(targets, each, strict=True)
         }
 
-    def _without_text(self, target: Target, options: Mapping[str, Any]) -> Source:
+    def _without_text(self, target: RequiredField, options: Mapping[str, Any]) -> Snippet:
         found = from_default(target.field)
         if found:
             source, meaning = found
@@ -311,7 +315,7 @@ class Command(BaseCommand):
             )
         return self._asked(target)
 
-    def _asked(self, target: Target) -> Source:
+    def _asked(self, target: RequiredField) -> Snippet:
         example, meaning = _example(target)
         kind = type(target.field).__name__
         self.stdout.write(
@@ -322,7 +326,7 @@ class Command(BaseCommand):
             source = self._answer(target)
         return source
 
-    def _answer(self, target: Target) -> Source | None:
+    def _answer(self, target: RequiredField) -> Snippet | None:
         try:
             return read(self._ask("populate = "), target.model, target.field)
         except InvalidExpression as error:
@@ -339,7 +343,7 @@ class Command(BaseCommand):
         return answer
 
     def _plan(
-        self, populates: Mapping[Target, Source], migrations: Migrations, options: Mapping[str, Any]
+        self, populates: Mapping[RequiredField, Snippet], migrations: Migrations, options: Mapping[str, Any]
     ) -> tuple[list[Phase], str]:
         """Return the migrations to write, and what they mean for code that is running."""
         planners = _planners(populates, migrations, options)
@@ -356,7 +360,9 @@ class Command(BaseCommand):
         nullable = [target for target in populates if migrations.is_nullable(target)]
         return phases, rollout.notice(why_not, nullable, **shape)
 
-    def _migrate(self, targets: Sequence[Target], aliases: Sequence[str], options: Mapping[str, Any]) -> None:
+    def _migrate(
+        self, targets: Sequence[RequiredField], aliases: Sequence[str], options: Mapping[str, Any]
+    ) -> None:
         migrate = partial(self._migrate_alias, list(dict.fromkeys(t.app_label for t in targets)), options)
         outcomes = applying.apply(targets, aliases, migrate)
         self._log("\n" + applying.summary(outcomes))
@@ -422,10 +428,10 @@ def _check_plan(options: Mapping[str, Any]) -> None:
 
 
 def _planners(
-    populates: Mapping[Target, Source], migrations: Migrations, options: Mapping[str, Any]
+    populates: Mapping[RequiredField, Snippet], migrations: Migrations, options: Mapping[str, Any]
 ) -> list[Callable[..., list[Phase]]]:
     """Return for each app the function that plans its migrations, in the shape that it is given."""
-    by_app: defaultdict[str, dict[Target, Source]] = defaultdict(dict)
+    by_app: defaultdict[str, dict[RequiredField, Snippet]] = defaultdict(dict)
     for target, source in populates.items():
         by_app[target.app_label][target] = source
     return [
@@ -462,7 +468,7 @@ def _next_step(phases: Sequence[Phase]) -> str:
     return "\n".join(["Next, on each database:", *lines])
 
 
-def _example(target: Target) -> tuple[str, str]:
+def _example(target: RequiredField) -> tuple[str, str]:
     """Return a populate that this field could have, and what it means."""
     field = target.field
     if isinstance(field, models.UUIDField):
@@ -476,7 +482,7 @@ def _example(target: Target) -> tuple[str, str]:
     return f"{target.app_label}.populate.{target.name}", "a function of yours, by its dotted path"
 
 
-def _date_example(target: Target) -> tuple[str, str]:
+def _date_example(target: RequiredField) -> tuple[str, str]:
     dates = [
         field.name
         for field in target.model._meta.local_concrete_fields
