@@ -24,7 +24,7 @@ from safemigrate import backfills
 from safemigrate.backfills import Backfill
 from safemigrate.engine.engine import Filling
 from safemigrate.engine.keys import key_to_json
-from safemigrate.exceptions import AlreadyRunning, IllegalMove, NothingToRun
+from safemigrate.exceptions import AlreadyRunning, IllegalMove, NothingToRun, RunPaused
 from safemigrate.models import BackfillRange
 from safemigrate.runs import heartbeat, leases, scheduler, store
 from safemigrate.runs.lookup import BackfillJob
@@ -156,9 +156,10 @@ def play(world: World) -> None:
 def begin(world: World) -> None:
     while True:
         with suppress(Error, NothingToRun):  # The database is busy, or away: a person types it again.
-            scheduler.begin(
-                BackfillJob(Audited(using=world.alias)), "celery", scheduler.options_of(workers=3)
-            )
+            with suppress(RunPaused, AlreadyRunning):  # It had begun when the database went away.
+                scheduler.begin(
+                    BackfillJob(Audited(using=world.alias)), "celery", scheduler.options_of(workers=3)
+                )
             return
         world.sleep(1.0)
 
