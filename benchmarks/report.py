@@ -53,6 +53,8 @@ def row(runs: Sequence[Run], rows: int) -> list[str]:
     end = (
         f"in {found['seconds']:.1f} s" if not errors else f"{len(errors)} of {len(runs)}: {_kind(errors[0])}"
     )
+    if wrong := max(run.wrong_rows or 0 for run in runs):
+        end += f", with {wrong:,} rows wrong"
     waits = [_milliseconds(found[name]) for name in ("worst", "p99", "median")]
     counts = [f"{found[name]:,.0f}" for name in ("statements", "failed", "over a second")]
     return [title + fewer, end, *counts, *waits]

@@ -88,8 +88,9 @@ def save(path: Path, machine: dict[str, Any], runs: Sequence[Sequence[Run]]) -> 
 
 def command(options: argparse.Namespace) -> str:
     if options.only != list(SCENARIOS):
-        rows = f" --rows {options.rows}" if options.rows else ""
-        return f"python -m benchmarks.traffic --only {' '.join(options.only)} --runs {options.runs}{rows}"
+        more = f" --rows {options.rows}" if options.rows else ""
+        more += " --url URL" if options.url else ""
+        return f"python -m benchmarks.traffic --only {' '.join(options.only)} --runs {options.runs}{more}"
     rows = f" ROWS={options.rows}" if options.rows else ""
     return f"make bench-traffic{rows}" + (f" RUNS={options.runs}" if options.runs != 3 else "")
 
