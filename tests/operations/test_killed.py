@@ -13,7 +13,7 @@ import django
 import pytest
 
 from tests.conftest import IN_CI
-from tests.support.processes import NullablePolls, Polls
+from tests.support.processes import CommonPolls, NullablePolls, Polls
 
 # What is killed is ours: the oldest Django need not go through all of it again.
 THOROUGH = (IN_CI and django.VERSION >= (6,)) or "KILLS" in os.environ
@@ -91,6 +91,16 @@ def test_so_it_does_where_a_field_that_is_there_is_made_required(
 ) -> None:
     settings.MIGRATION_MODULES = NullablePolls.MODULES
     ended_the_same(NullablePolls(**place, rows=ROWS // 5), rng, max(KILLS // 2, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+@pytest.mark.parametrize("alias", ["postgresql", "mariadb"], indirect=True)
+def test_so_it_does_where_most_rows_get_one_value(
+    place: dict[str, Any], rng: random.Random, settings: Any
+) -> None:
+    settings.MIGRATION_MODULES = CommonPolls.MODULES
+    ended_the_same(CommonPolls(**place, rows=ROWS // 2), rng, max(KILLS // 2, 4))
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from tests.support.processes import Polls
 pytestmark = pytest.mark.matrix
 
 LABEL = "polls.Question.expires_date"
-ROWS, OTHERS = 900, 299
+ROWS, OTHERS = 900, 300
 
 
 @pytest.fixture(name="polls")

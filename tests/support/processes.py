@@ -19,6 +19,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import F
 
 from safemigrate.backends import for_connection
+from tests.support import common_value_migrations
 
 TABLE = "polls_question"
 COLUMNS = ["id", "question_text", "pub_date", "vote_count", "url_name"]
@@ -71,6 +72,8 @@ class Polls:
     """The polls as they were before the field, on one database, with a number of questions."""
 
     before, last = "0002", "0003_question_expires_date"
+    #: What each row has in the end.
+    populate: Any = F("pub_date") + MONTH
 
     def __init__(self, alias: str, environment: dict[str, str], rows: int) -> None:
         self.alias, self.environment, self.rows = alias, environment, rows
@@ -145,7 +148,7 @@ class Polls:
         """All is as the migration promises, and nothing else in the table has changed."""
         questions = self.questions()
         assert self.columns() == dict.fromkeys([*COLUMNS, "expires_date"], False)
-        assert questions.filter(expires_date=F("pub_date") + MONTH).count() == questions.count() == self.rows
+        assert questions.filter(expires_date=self.populate).count() == questions.count() == self.rows
         with self.connection.cursor() as cursor:
             cursor.execute(
                 f"SELECT COUNT(*) FROM polls_before b JOIN {TABLE} q ON q.id = b.id "
@@ -181,6 +184,17 @@ class NullablePolls(Polls):
     def _half(self) -> None:
         with self.connection.cursor() as cursor:
             cursor.execute(f"UPDATE {TABLE} SET expires_date = NULL WHERE id % 2 = 0")
+
+
+class CommonPolls(Polls):
+    """The polls of whose new field most rows get one value; MODULES as above."""
+
+    last = "0003_common"
+    MODULES: ClassVar = {"polls": "tests.support.common_value_migrations"}
+    populate = common_value_migrations.POPULATE
+
+    def __init__(self, alias: str, environment: dict[str, str], rows: int) -> None:
+        super().__init__(alias, environment | {MIGRATIONS: self.MODULES["polls"]}, rows)
 
 
 class Dying:
