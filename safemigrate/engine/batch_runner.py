@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import partial
 from operator import attrgetter
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,7 +18,7 @@ from django.core.exceptions import FieldError
 from django.db import DatabaseError, Error, ProgrammingError, connections
 from django.db.models import F, Model, QuerySet, UUIDField, Value
 from django.db.models.expressions import RawSQL
-from django.db.models.functions import Coalesce
+from django.db.models.functions import Cast, Coalesce
 from django.db.models.sql import UpdateQuery
 
 from safemigrate.backends import Database, Write, for_connection, get_backend
@@ -41,8 +43,15 @@ def work_for(target: Target, source: InBatches, database: Database) -> Work:
         # Of a query that joins other tables such a database would have all keys, to make an UPDATE of it.
         if database.reads_what_it_updates or not (target.chosen is not None or computed.reads_its_table()):
             return computed
-        source = read_first(source)
+        source = read_first(source, partial(_typed, target.model))
     return ComputedInPython(source, target, database)
+
+
+def _typed(model: type[Model], name: str, value: Any) -> Any:
+    """Return an expression that is read as a date or time: MySQL has the values of a CASE as texts."""
+    field = field_of(model, name)
+    is_one = field.get_internal_type() in {"DateField", "DateTimeField", "TimeField"}
+    return Cast(value, field) if is_one and hasattr(value, "resolve_expression") else value
 
 
 def rewrites(target: Target) -> bool:
@@ -120,7 +129,8 @@ class ComputedInDatabase:
         """Does a subquery read other rows of the table?"""
         batches = self.target.batches
         table = connections[batches.alias].ops.quote_name(self.model._meta.db_table)
-        return f" FROM {table}" in self.statement(batches)[0]
+        # EXTRACT(HOUR FROM table.column) reads none.
+        return re.search(rf" FROM {re.escape(table)}(?!\.)", self.statement(batches)[0]) is not None
 
     def _values(self) -> dict[str, Any]:
         kept = self.target.kept

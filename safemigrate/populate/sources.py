@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import CodeType
 from typing import Any
 
@@ -54,14 +54,15 @@ class InPython:
     select_related: Sequence[str] = ()
     prepare: Callable[[Any, str], Any] | None = None
     unique: Suffix | None = None
-    annotations: Mapping[str, Any] = field(default_factory=dict)
+    annotations: Mapping[str, Any] = field(default_factory=dict)  # of what the database computes, by field
+    typed: Callable[[str, Any], Any] = lambda name, value: value
     made_of: Sequence[Any] = ()  # what the user gave, by which it is distinguished from another
 
     def read(self, rows: QuerySet[Any], apps: Any) -> QuerySet[Any]:
         """Return `rows` with what the function needs, and no more where it says so."""
         if self.annotations:
             made = {name: _expression(value, rows.model, apps) for name, value in self.annotations.items()}
-            rows = rows.annotate(**made)
+            rows = rows.annotate(**{f"safemigrate_{name}": self.typed(name, made[name]) for name in made})
         if self.select_related:
             rows = rows.select_related(*self.select_related)
         return rows.only(*self.only) if self.only else rows
@@ -260,17 +261,20 @@ def _resolve_mapping(populate: Mapping[str, Any], names: Sequence[str]) -> Sourc
     return _mixed(parts, title)
 
 
-def read_first(source: InDatabase) -> InPython:
-    """Return a source of the same values that are read along with the rows, and written by their keys."""
+def read_first(source: InDatabase, typed: Callable[[str, Any], Any]) -> InPython:
+    """Return a source of the same values that are read along with the rows, and written by their keys.
+
+    `typed` returns an expression for a field in such a form that it is read as the field's values are.
+    """
     parts = {name: InDatabase({name: value}, source.title) for name, value in source.values.items()}
-    return _mixed(parts, source.title)
+    return replace(_mixed(parts, source.title), typed=typed)
 
 
 def _mixed(parts: Mapping[str, Source], title: str) -> InPython:
     """Compute some values in Python and read the others, computed by the database, along with the row."""
     given = {name: part.values[name] for name, part in parts.items() if isinstance(part, InDatabase)}
     constants = {name: value for name, value in given.items() if not _is_computed(value)}
-    annotations = {f"safemigrate_{name}": value for name, value in given.items() if name not in constants}
+    annotations = {name: value for name, value in given.items() if name not in constants}
 
     def value_of(row: Any, name: str, part: Source) -> Any:
         if name in constants:

@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 from django.db import DatabaseError, IntegrityError, models
-from django.db.models import Case, F, Q, Value, When
+from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
 from django.db.models.functions import Now, Random
 from django.db.models.lookups import Exact
 
 from safemigrate.backends import for_connection
 from safemigrate.exceptions import BadRows, InvalidPopulate
 from safemigrate.operations import AddRequiredField, UnguardWrites
+from safemigrate.populate import FromApps
 from safemigrate.schema.common_value import BEGUN
 from safemigrate.types import field_of
 from tests.operations.test_guards import SERVERS, AtEach, insert
-from tests.support.sandbox import START, MigrationSandbox, Statements, question
+from tests.support.sandbox import APP, START, MigrationSandbox, Statements, question
 from tests.support.sessions import run
 
 servers = pytest.mark.parametrize("alias", SERVERS, indirect=True)
@@ -296,3 +297,31 @@ def test_sqlmigrate_shows_what_is_run(alias: str) -> None:
     assert sandbox.schema() == schema
     assert "with the value that most rows get: none is written" in shown
     assert "UPDATE" in shown
+
+
+@pytest.mark.parametrize("alias", ["sqlite", *SERVERS], indirect=True)
+@pytest.mark.parametrize("field", [models.DateTimeField(), models.DateField()], ids=["a moment", "a day"])
+def test_dates_chosen_by_other_rows_of_the_table_are_read_as_dates(alias: str, field: Any) -> None:
+    """MySQL reads them before it writes, and has the values of a CASE as texts."""
+    sandbox = full(alias, 9)
+    given = [START + timedelta(days=n) for n in (1, 2)]
+    if not isinstance(field, models.DateTimeField):
+        given = [moment.date() for moment in given]
+
+    def chosen(apps: Any) -> Case:
+        later = apps.get_model(APP, "Question").objects.filter(pub_date__gt=OuterRef("pub_date"))
+        return Case(
+            When(Exists(later), then=Value(given[0])), default=Value(given[1]), output_field=field.clone()
+        )
+
+    sandbox.run(add(FromApps(chosen), field))
+    assert sorted(sandbox.values("state")) == [*[given[0]] * 8, given[1]]
+
+
+@servers
+def test_a_part_of_a_date_is_no_other_table(alias: str) -> None:
+    sandbox = full(alias, 30)
+    populate = Case(When(pub_date__hour__lt=6, then=Value("night")), default=Value("day"))
+    updates = updates_of(sandbox, add(populate))
+    assert len(updates) == 1
+    assert {row.state == "night" for row in sandbox.rows() if row.pub_date.hour < 6} == {True}
