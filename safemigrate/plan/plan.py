@@ -296,7 +296,8 @@ class _Look:
         if isinstance(fill.source, AsWritten):
             return replace(action, lock="as the function takes", lasts="as it takes", sample=sample)
         batches = None if sample.per_row is None else _batches(pace, rows, sample.per_row)
-        seconds = None if sample.per_row is None else sample.per_row * rows
+        looks = sample.per_look * self.rows
+        seconds = None if sample.per_row is None else sample.per_row * rows + looks
         return replace(action, batches=batches, seconds=seconds, sample=sample)
 
     def _sample(self, fill: Fill, pace: Pace) -> Sample:

@@ -19,7 +19,7 @@ from safemigrate.engine.batch_runner import BatchFailed, Work, reason, work_for
 from safemigrate.engine.batches import Batches, Range, Target
 from safemigrate.engine.differs import Differs
 from safemigrate.exceptions import BadRow
-from safemigrate.populate.sources import AsWritten, InDatabase, Source
+from safemigrate.populate.sources import AsWritten, Source
 from safemigrate.types import AnyField, field_of
 
 ROWS = 2_000
@@ -32,9 +32,9 @@ FIRST_BATCH = 50
 class Sample:
     """What filling some rows has shown.
 
-    `per_row` are the seconds for one row in the larger batches; `share` is the part of the rows that have to be
-    written, where the column comes with a value that most of them get. `problem` says why the whole fill would fail,
-    as far as these rows show it; `skipped` why no row was tried.
+    `per_row` are the seconds for one row in the larger batches. Where the column comes with a value that most rows
+    get, `share` is the part of them that has to be written, and `per_look` the seconds to see that of one. `problem`
+    says why the whole fill would fail, as far as these rows show it; `skipped` why no row was tried.
     """
 
     rows: int = 0
@@ -43,6 +43,7 @@ class Sample:
     problem: str | None = None
     skipped: str | None = None
     share: float = 1.0
+    per_look: float = 0.0
 
 
 def take(target: Target, source: Source, *, largest: int | None = None) -> Sample:
@@ -57,10 +58,7 @@ def take(target: Target, source: Source, *, largest: int | None = None) -> Sampl
     scratch = _renamed(target.model, database.scratch_name(target.model))
     # Columns that are filled where they are NULL are made anew in the copy; with a condition they are what it reads.
     names = target.null_fields if target.where is None else []
-    common = None
-    if target.mistaken and isinstance(source, InDatabase):
-        common = source.values[target.names[0]].default.value
-    target = replace(target, mistaken=Q())
+    mistaken, target = target.mistaken, replace(target, mistaken=Q())
     fields = [field_of(target.model, name) for name in names]
     with ExitStack() as stack:
         try:
@@ -72,7 +70,7 @@ def take(target: Target, source: Source, *, largest: int | None = None) -> Sampl
             return Sample(skipped=f"no copy of some rows could be made: {reason(error)}")
         tried = _Trial(replace(target, model=scratch), source, database, largest or ROWS)
         sample = tried.run()
-        return sample if common is None else replace(sample, share=tried.share_without(common))
+        return tried.among_others(sample, mistaken) if mistaken else sample
 
 
 def _renamed(model: type[Model], table: str) -> Any:
@@ -155,11 +153,18 @@ class _Trial:
                 return self._culprit(work, half, deeper)
         return BadRow(batch.last, reason(error))
 
-    def share_without(self, common: Any) -> float:
-        """Return the part of the rows that have got another value than this one."""
+    def among_others(self, sample: Sample, mistaken: Q) -> Sample:
+        """Say how many of the rows get another value than the common one, and how long it takes to look for them."""
         field = field_of(self.target.model, self.target.names[0])
+        common = self.source.values[field.name].default.value
         filled = self.batches.rows.filter(Q(**{f"{field.attname}__isnull": False}))
-        return filled.filter(Q(Differs(field, common))).count() / max(filled.count(), 1)
+        rows = max(filled.count(), 1)
+        started = time.monotonic()
+        replace(self.target, mistaken=mistaken).batches.count()
+        looked = time.monotonic() - started
+        return replace(
+            sample, share=filled.filter(Q(Differs(field, common))).count() / rows, per_look=looked / rows
+        )
 
     def _per_row(self) -> float | None:
         """Return the seconds for a row in the larger batches, in which the work by the batch weighs little."""

@@ -86,6 +86,7 @@ def test_of_one_value_for_most_rows_the_values_are_tried_and_the_others_counted(
     found = fill_of(seen).sample
     assert found
     assert (found.rows, found.share) == (100, 0.01)
+    assert found.per_look > 0
     assert not [risk for risk in seen.risks if risk.hurts]
     seen = look(sandbox, added(models.CharField(max_length=9), populate))
     assert said(seen, "there is no value for the row")
