@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -148,6 +149,36 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(sandbox: MigrationSandbox,
     again = asked[20:]
     assert min(again) > stopped - 5
     assert len(again) == len(set(again))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LEAVES)
+def test_stopped_after_every_change_and_run_again_it_ends_the_same(
+    sandbox: MigrationSandbox, runs: Any, kind: str
+) -> None:
+    """There and back; what stops it may be the record of the run too, which is in the same database."""
+    operation = Populate(
+        "question", "phone", LEAVES[kind], nulls="leave", reverse=Value("gone"), batch_size=15
+    )
+    before, (there, back) = sandbox.after(), (Statements(), Statements())
+    with sandbox.connection.execute_wrapper(there):
+        sandbox.run(operation)
+    with sandbox.connection.execute_wrapper(back):
+        sandbox.undo(operation, before=before)
+    for at in range(max(len(there.stops), len(back.stops))):
+        sandbox.rows().update(phone=None)
+        sandbox.rows().filter(question_text__in=[f"Question {n}?" for n in range(1, 6)]).update(phone="kept")
+        for statements, do in (
+            (there, lambda: sandbox.run(operation)),
+            (back, lambda: sandbox.undo(operation, before=before)),
+        ):
+            stop = Statements(stop_at=statements.stops[min(at, len(statements.stops) - 1)])
+            with suppress(Statements.Crash), sandbox.connection.execute_wrapper(stop):
+                do()
+            sandbox.connection.close()
+            do()
+            assert sandbox.values("phone") == (expected(kind) if statements is there else ["gone"] * ROWS)
+        store.records().delete()
 
 
 def test_several_fields_of_which_one_has_no_value(sandbox: MigrationSandbox) -> None:

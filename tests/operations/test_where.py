@@ -50,6 +50,23 @@ def test_the_rows_of_the_condition_are_written_and_no_others(
     assert sandbox.values("state") == ["new" if n % 2 else expected(n) for n in range(1, 41)]
 
 
+@pytest.mark.parametrize("kind", POPULATES)
+def test_stopped_after_every_change_and_run_again_it_ends_the_same(alias: str, kind: str) -> None:
+    populate, expected = POPULATES[kind]
+    sandbox, statements = with_votes(alias), Statements()
+    operation = Populate("question", "state", populate, where=Q(votes=0, state="new"), batch_size=6)
+    with connections[alias].execute_wrapper(statements):
+        sandbox.run(operation)
+    assert len(statements.stops) > 3
+    for at in statements.stops:
+        sandbox.rows().update(state="new")
+        with pytest.raises(Statements.Crash), connections[alias].execute_wrapper(Statements(stop_at=at)):
+            sandbox.run(operation)
+        connections[alias].close()
+        sandbox.run(operation)
+        assert sandbox.values("state") == ["new" if n % 2 else expected(n) for n in range(1, 41)]
+
+
 def test_twice_nothing_is_left_to_do(alias: str) -> None:
     sandbox = with_votes(alias)
     operation = Populate("question", "state", Upper("question_text"), where=Q(votes=0, state="new"))
