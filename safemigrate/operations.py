@@ -204,6 +204,7 @@ class AddRequiredField(Whole, AddField):
     While it runs the field is guarded, where the populate can be said in SQL (GuardWrites): rows that old
     code inserts in that time have their value. With `keep_guard` they go on having it afterwards, until an
     UnguardWrites in a later migration; on SQLite, whose triggers run too late for that, it cannot be kept.
+    Where all rows get one value none is written, and where most do only the others (not on SQLite).
     On an empty table it is all one step; on SQLite it is so too where the copy that NOT NULL needs can compute
     the values in about the time of the copying. Run again after it was stopped at any statement, it carries
     on and ends the same. Its reverse is one DROP COLUMN. For locks and errors see the three steps.

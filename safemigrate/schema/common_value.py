@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from django.core.exceptions import FieldError
 from django.db import connections
@@ -21,10 +24,19 @@ from safemigrate.populate.sources import InDatabase, is_dotted_path, resolve
 from safemigrate.schema.steps import Step
 from safemigrate.types import AnyField, field_of
 
-#: The types of columns whose values the database compares as it stores them.
-COMPARED = {"BooleanField", "CharField", "SlugField", "TextField", "DateField", "DateTimeField", "UUIDField"}
-COMPARED |= {"IntegerField", "BigIntegerField", "SmallIntegerField", "DecimalField", "FloatField"}
-COMPARED |= {"PositiveIntegerField", "PositiveBigIntegerField", "PositiveSmallIntegerField"}
+#: The columns for which this is done, and of which type a value must be, to stand in the table as it is written here.
+#: Of any other, a date for a moment for example, the server makes what Python would not, and no row would be found.
+EXACT: dict[str, type] = {
+    "BooleanField": bool,
+    **dict.fromkeys(("CharField", "SlugField", "TextField"), str),
+    "DateField": date,
+    "DateTimeField": datetime,
+    "DecimalField": Decimal,
+    "FloatField": float,
+    "UUIDField": UUID,
+    **dict.fromkeys(("IntegerField", "BigIntegerField", "SmallIntegerField"), int),
+    **dict.fromkeys(("PositiveIntegerField", "PositiveBigIntegerField", "PositiveSmallIntegerField"), int),
+}
 
 #: How the comment of such a column begins, as long as rows may hold the common value for which it is not right.
 BEGUN = "safemigrate: added with one value for all rows"
@@ -53,25 +65,45 @@ class CommonValue:
         found = cls(model, field_of(model, name), given) if type(given) is Case else None
         return found if found and found._is_simple() and found._is_comparable(database) else None
 
+    @property
+    def _values(self) -> list[Any]:
+        return [value.value for value in (self.case.default, *(each.result for each in self.case.cases))]
+
     def _is_simple(self) -> bool:
         """Is each value a constant, each condition about columns and constants, and the common value not NULL?"""
         branches: list[When] = self.case.cases
-        values = [self.case.default, *(branch.result for branch in branches)]
-        plain = all(type(value) is Value for value in values) and self.case.default.value is not None
-        return plain and all(_reads_columns_only(branch.condition) for branch in branches)
+        plain = all(
+            type(value) is Value for value in (self.case.default, *(each.result for each in branches))
+        )
+        return (
+            plain
+            and self.case.default.value is not None
+            and all(_reads_columns_only(each.condition) for each in branches)
+        )
 
     def _is_comparable(self, database: Database) -> bool:
         field: Any = self.field
-        if field.get_internal_type() not in COMPARED or field.remote_field or field.unique:
+        if field.get_internal_type() not in EXACT or field.remote_field or field.unique:
             return False
         # Both stand where the mark of this would be.
         if field.has_db_default() or field.db_comment:
             return False
         try:
             get_backend(database.connection).guards.sql(self.model, field, self.case)
-            return database.adds_constants and self._prepared(self.case.default, database) is not None
+            # NULL is a value that a branch may have: its rows are bad ones.
+            given = [value for value in self._values if value is not None]
+            return database.adds_constants and all(map(self._is_exact, given))
         except (FieldError, NoGuard, ValueError, TypeError, ArithmeticError):
             return False
+
+    def _is_exact(self, value: Any) -> bool:
+        """Does the column hold this value just so, neither converted nor rounded nor cut?"""
+        field: Any = self.field
+        if type(value) is not EXACT[field.get_internal_type()]:
+            return False
+        if isinstance(value, Decimal):
+            return bool(value.is_finite() and round(value, field.decimal_places) == value)
+        return not isinstance(value, str) or field.max_length is None or len(value) <= field.max_length
 
     def _prepared(self, value: Any, database: Database) -> Any:
         return self.field.get_db_prep_save(value.value, database.connection)
@@ -115,7 +147,9 @@ def _is_plain(child: Any) -> bool:
     if not isinstance(child, tuple):
         return False  # An expression: it may read another table, or give another answer at each look.
     given = child[1]
-    each = given if isinstance(given, list | tuple | set) else [given]
+    if isinstance(given, set | frozenset):
+        return False  # Its order, and so the fingerprint, is another one in each process.
+    each = given if isinstance(given, list | tuple) else [given]
     return all(map(_is_of_columns, each))
 
 
