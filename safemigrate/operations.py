@@ -18,6 +18,7 @@ from django.db.migrations.operations.fields import AddField
 from django.db.migrations.state import ProjectState, StateApps
 from django.db.models import Field, Model
 
+from safemigrate.backends.base.guards import INSERT
 from safemigrate.engine.batches import Batches, Target
 from safemigrate.exceptions import InvalidPopulate
 from safemigrate.populate.sources import check, is_dotted_path, resolve
@@ -63,6 +64,7 @@ class Whole(FieldStep):
     populate: Any
     batch_size: int | None
     keep_guard: bool
+    guard: type[GuardWrites] = GuardWrites
     is_attempt = True
     #: What fails from NOT NULL on, where the guard cannot be kept.
     failing = "Inserts without the field"
@@ -94,7 +96,7 @@ class Whole(FieldStep):
             guarded = is_dotted_path(self.populate) or guards.why_not(resolve(self.populate)) is None
             fill = [self._fill()]
         return [
-            *([GuardWrites(self.model_name, self.name, self.populate)] if guarded else []),
+            *([self.guard(self.model_name, self.name, self.populate)] if guarded else []),
             *fill,
             SetNotNull(self.model_name, self.name, self.field),
             *([UnguardWrites(self.model_name, self.name)] if guarded and not self.keep_guard else []),
@@ -198,6 +200,15 @@ class _FillColumn(Populate):
         return replace(super().target(model, alias, apps, once), mistaken=mistaken)
 
 
+class _GuardInserts(GuardWrites):
+    """Guard a column that no code knows: an UPDATE of old code does not touch it, and the fill comes to that row.
+
+    So the fill's own UPDATEs need not pass a trigger.
+    """
+
+    events = INSERT
+
+
 class AddRequiredField(Whole, AddField):
     """Add a required field to a table that may be full: AddNullableField, Populate, SetNotNull in one.
 
@@ -212,6 +223,7 @@ class AddRequiredField(Whole, AddField):
 
     arguments = ("model_name", "name", "field", "populate")
     options = {"batch_size": None, "keep_guard": False}
+    guard = _GuardInserts
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from django.db.migrations.state import ProjectState
 from django.db.models import Model, Value
 
 from safemigrate.backends import Database, get_backend
+from safemigrate.backends.base.guards import WRITES, Events
 from safemigrate.exceptions import InvalidPopulate, NoGuard
 from safemigrate.populate.sources import InDatabase, Source, check, is_dotted_path, resolve
 from safemigrate.schema import fields
@@ -41,6 +42,7 @@ class GuardWrites(FieldStep):
     category = OperationCategory.SQL
     arguments = ("model_name", "name", "populate")
     fragment = "guard"
+    events: Events = WRITES
 
     def __init__(self, model_name: str, name: str, populate: Any) -> None:
         self.model_name, self.name, self.populate = model_name, name, populate
@@ -105,7 +107,9 @@ class GuardWrites(FieldStep):
         source = resolve(self.populate, [self.name])
         known = _noted(change.to_state, change.app_label, self).is_known
         field = field_of(model, self.name)
-        return up(change.database, model, field, source, change.to_state.apps, is_known=known)
+        return up(
+            change.database, model, field, source, change.to_state.apps, is_known=known, events=self.events
+        )
 
     def backwards(self, change: Change) -> None:
         UnguardWrites(self.model_name, self.name).apply(change.within(change.from_state))
@@ -194,6 +198,7 @@ def up(
     apps: Any,
     *,
     is_known: bool = False,
+    events: Events = WRITES,
 ) -> list[Step]:
     """Return the steps that guard the field: a default for a value or a uuid, triggers for an expression.
 
@@ -214,12 +219,12 @@ def up(
         sql = guards.random_uuid(field)
         if sql is None:
             raise NoGuard(f"{database.connection.display_name} makes no uuid for a {type(field).__name__}")
-        return constant(model, field, sql)
+        return constant(model, field, sql, events)
     (value,) = source.assignments(model, apps).values()  # type: ignore[union-attr]
     sql = guards.sql(model, field, value)
     reads_no_column = isinstance(value, Value) or not hasattr(value, "resolve_expression")
     expression = guards.triggers if is_known else guards.expression
-    return (constant if reads_no_column else expression)(model, field, sql)
+    return (constant if reads_no_column else expression)(model, field, sql, events)
 
 
 def down(database: Database, model: type[Model], field: AnyField, *, is_known: bool = False) -> list[Step]:

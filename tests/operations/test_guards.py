@@ -24,6 +24,7 @@ from safemigrate.operations import (
     AddRequiredField,
     GuardWrites,
     Populate,
+    RequireField,
     SetNotNull,
     UnguardWrites,
 )
@@ -288,6 +289,65 @@ def test_a_guard_stands_while_rows_are_filled(alias: str) -> None:
     with connections[alias].execute_wrapper(Seeing(lambda: seen.extend(triggers(alias)))):
         sandbox.run(AddRequiredField("question", "title", CODE, Lower("question_text"), batch_size=2))
     assert seen
+
+
+def guarded_events(alias: str) -> set[str]:
+    """Return what triggers of ours run at, in a database that has triggers of one table."""
+    database = for_connection(connections[alias])
+    queries = {
+        "postgresql": "SELECT lower(event_manipulation) FROM information_schema.triggers",
+        "mysql": "SELECT LOWER(event_manipulation) FROM information_schema.triggers "
+        "WHERE trigger_schema = DATABASE()",
+        "sqlite": "SELECT CASE WHEN sql LIKE '%% AFTER UPDATE ON %%' THEN 'update' ELSE 'insert' END "
+        "FROM sqlite_master WHERE type = 'trigger'",
+    }
+    return {row[0] for row in database.fetch(queries[connections[alias].vendor])}
+
+
+@pytest.mark.parametrize(
+    ("is_new", "events"), [(True, {"insert"}), (False, {"insert", "update"})], ids=["new", "known"]
+)
+def test_only_a_field_that_code_knows_is_guarded_against_updates(
+    alias: str, is_new: bool, events: set[str]
+) -> None:
+    known = [] if is_new else [("title", models.CharField(max_length=400, null=True))]
+    sandbox = MigrationSandbox(alias, question(fields=known))
+    sandbox.fill(3)
+    seen: set[str] = set()
+    operation = AddRequiredField if is_new else RequireField
+    with connections[alias].execute_wrapper(Seeing(lambda: seen.update(guarded_events(alias)))):
+        sandbox.run(operation("question", "title", CODE, Lower("question_text"), batch_size=2))
+    assert seen == events
+
+
+@pytest.mark.parametrize("alias", SERVERS, indirect=True)
+def test_a_guard_of_inserts_alone_takes_the_place_of_one_of_both(alias: str) -> None:
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(3)
+    before, by = sandbox.state, Lower("question_text")
+    sandbox.run(AddNullableField("question", "title", CODE), GuardWrites("question", "title", by))
+    assert guarded_events(alias) == {"insert", "update"}
+    sandbox.state = before
+    sandbox.run(AddRequiredField("question", "title", CODE, Lower("question_text")))
+    assert triggers(alias) == []
+
+
+@pytest.mark.parametrize("alias", SERVERS, indirect=True)
+def test_a_row_that_old_code_updates_before_the_fill_comes_to_it_is_filled(alias: str) -> None:
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(6)
+
+    def update() -> None:
+        with connections[alias].cursor() as cursor:
+            cursor.execute("UPDATE boxes_question SET pub_date = %s WHERE pub_date < %s", [START, START])
+
+    sandbox.rows().update(pub_date=START - MONTH)
+    changed = sandbox.rows().filter(pub_date=START)
+    with connections[alias].execute_wrapper(AtEach(update)):
+        sandbox.run(AddRequiredField("question", "expires_date", EXPIRES, LATER, batch_size=2))
+    assert changed.count() == 6  # It was updated in between, by code that does not know the field.
+    assert not sandbox.column("expires_date").nullable
+    assert {row.expires_date for row in sandbox.rows()} == {START + MONTH}
 
 
 @pytest.mark.parametrize("alias", SERVERS, indirect=True)

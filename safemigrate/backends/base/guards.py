@@ -15,6 +15,9 @@ from safemigrate.schema.steps import Lock, Step
 from safemigrate.types import AnyField
 
 SUFFIX = "safemigrate_guard"
+#: What a trigger runs at. A column that no code knows yet is NULL in no row that is only updated.
+Events = tuple[str, ...]
+INSERT, WRITES = ("insert",), ("insert", "update")
 
 
 class Guards:
@@ -77,16 +80,16 @@ class Guards:
 
     # Steps
 
-    def constant(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
+    def constant(self, model: type[Model], field: AnyField, sql: str, events: Events) -> list[Step]:
         """Return the steps that put `sql`, which reads no column, into new rows."""
-        return self.expression(model, field, sql)
+        return self.expression(model, field, sql, events)
 
-    def expression(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
+    def expression(self, model: type[Model], field: AnyField, sql: str, events: Events) -> list[Step]:
         """Return the steps that put `sql` into rows that come in without the field."""
-        return self.triggers(model, field, sql)
+        return self.triggers(model, field, sql, events)
 
-    def triggers(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
-        """Return the steps that put `sql` into rows that come in, or are updated, with NULL, named or not."""
+    def triggers(self, model: type[Model], field: AnyField, sql: str, events: Events) -> list[Step]:
+        """Return the steps that put `sql` into rows that come in (or are updated) with NULL, named or not."""
         raise NoGuard(f"no write guard is written for {self.connection.display_name}")
 
     def names(self, model: type[Model], field: AnyField) -> set[str]:

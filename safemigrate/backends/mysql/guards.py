@@ -6,7 +6,7 @@ import re
 
 from django.db.models import BinaryField, Model, UUIDField
 
-from safemigrate.backends.base.guards import Guards
+from safemigrate.backends.base.guards import WRITES, Events, Guards
 from safemigrate.backends.mysql.schema import INSTANT, METADATA, create_trigger, drop_trigger
 from safemigrate.exceptions import NoGuard
 from safemigrate.schema.steps import Step
@@ -29,7 +29,6 @@ NO_TRIGGER = (
     "1, where there is a binary log)"
 )
 LITERAL = re.compile(r"-?\d+(\.\d+)?|'[ !#-&(-\[\]-~]*'")
-EVENTS = {"insert": "INSERT", "update": "UPDATE"}
 
 
 class MySQLGuards(Guards):
@@ -51,10 +50,10 @@ class MySQLGuards(Guards):
                 "after a trigger could use it"
             )
 
-    def constant(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
+    def constant(self, model: type[Model], field: AnyField, sql: str, events: Events) -> list[Step]:
         if isinstance(field, BinaryField):
             # Its default could not be read back, to be kept when the column is made required.
-            return self.expression(model, field, sql)
+            return self.expression(model, field, sql, events)
         return self.default_steps(model, field, self.defaults(field, sql)[-1])
 
     def defaults(self, field: AnyField, sql: str) -> list[str]:
@@ -78,11 +77,12 @@ class MySQLGuards(Guards):
         ((text,),) = self.database.fetch(f"SELECT HEX(CONVERT({sql.replace('%', '%%')} USING utf8mb4))", [])
         return f"CONVERT(X'{text}' USING utf8mb4)"
 
-    def expression(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
-        may_create = self.may_create_triggers()
-        return (self.triggers if may_create else self._by_default)(model, field, sql)
+    def expression(self, model: type[Model], field: AnyField, sql: str, events: Events) -> list[Step]:
+        if self.may_create_triggers():
+            return self.triggers(model, field, sql, events)
+        return self._by_default(model, field, sql)
 
-    def triggers(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
+    def triggers(self, model: type[Model], field: AnyField, sql: str, events: Events) -> list[Step]:
         if not self.may_create_triggers():
             raise NoGuard(f"it takes a trigger, and {NO_TRIGGER}")
         body = BODY.format(column=self.quote(field.column), value=self.row(model, sql))
@@ -90,12 +90,12 @@ class MySQLGuards(Guards):
             create_trigger(
                 self.database,
                 model,
-                self.name(model, field, ending, limit=64),
-                f"BEFORE {event}",
+                self.name(model, field, event, limit=64),
+                f"BEFORE {event.upper()}",
                 body,
-                f"guard {field.column}: new rows get the same expression (on {event})",
+                f"guard {field.column}: new rows get the same expression (on {event.upper()})",
             )
-            for ending, event in EVENTS.items()
+            for event in events
         ]
 
     def may_create_triggers(self) -> bool:
@@ -114,7 +114,7 @@ class MySQLGuards(Guards):
         return self.default_steps(model, field, f"({own})")
 
     def names(self, model: type[Model], field: AnyField) -> set[str]:
-        return {self.name(model, field, ending, limit=64) for ending in EVENTS}
+        return {self.name(model, field, event, limit=64) for event in WRITES}
 
     def drop_triggers(self, model: type[Model], field: AnyField) -> list[Step]:
         title = f"take the guard of {field.column} away: a trigger"

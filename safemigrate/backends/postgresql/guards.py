@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.db.models import Model, UUIDField
 
-from safemigrate.backends.base.guards import Guards
+from safemigrate.backends.base.guards import Events, Guards
 from safemigrate.backends.postgresql.schema import EXCLUSIVE
 from safemigrate.schema.steps import Lock, Step
 from safemigrate.types import AnyField
@@ -20,6 +20,10 @@ END
 """
 
 
+#: Of `pg_trigger.tgtype`.
+BITS = {"insert": 4, "update": 16}
+
+
 class PostgreSQLGuards(Guards):
     alter = EXCLUSIVE
     create = Lock("SHARE ROW EXCLUSIVE on the table", "writers")
@@ -27,10 +31,10 @@ class PostgreSQLGuards(Guards):
     def random_uuid(self, field: AnyField) -> str | None:
         return "gen_random_uuid()" if isinstance(field, UUIDField) else None
 
-    def constant(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
+    def constant(self, model: type[Model], field: AnyField, sql: str, events: Events) -> list[Step]:
         return self.default_steps(model, field, sql)
 
-    def triggers(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
+    def triggers(self, model: type[Model], field: AnyField, sql: str, events: Events) -> list[Step]:
         table, column = self.quote(model._meta.db_table), self.quote(field.column)
         body = BODY.format(column=column, value=self.row(model, sql))
         function, trigger = self._function(model, field), self.quote(self._name(model, field))
@@ -41,7 +45,7 @@ class PostgreSQLGuards(Guards):
             f"SET search_path FROM CURRENT SET timezone FROM CURRENT AS {tag}{body}{tag}"
         )
         create_trigger = (
-            f"CREATE OR REPLACE TRIGGER {trigger} BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW "
+            f"CREATE OR REPLACE TRIGGER {trigger} BEFORE {' OR '.join(events).upper()} ON {table} FOR EACH ROW "
             f"WHEN (NEW.{column} IS NULL) EXECUTE FUNCTION {function}()"
         )
         return [
@@ -50,7 +54,7 @@ class PostgreSQLGuards(Guards):
                 (create_function, create_trigger),
                 self.create,
                 tables=(table,),
-                needed=lambda: self._body(model, field) != body,
+                needed=lambda: self._what_is_up(model, field) != (body, set(events)),
             )
         ]
 
@@ -87,14 +91,14 @@ class PostgreSQLGuards(Guards):
     def _function_exists(self, model: type[Model], field: AnyField) -> bool:
         return bool(self.database.fetch("SELECT to_regproc(%s)", [self._function(model, field)])[0][0])
 
-    def _body(self, model: type[Model], field: AnyField) -> str | None:
-        """Return what the guard that is up does, None where there is none."""
+    def _what_is_up(self, model: type[Model], field: AnyField) -> tuple[str, set[str]] | None:
+        """Return what the guard that is up does, and at which events; None where there is none."""
         rows = self.database.fetch(
-            "SELECT p.prosrc FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid "
+            "SELECT p.prosrc, t.tgtype FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid "
             "WHERE t.tgrelid = to_regclass(%s) AND t.tgname = %s AND p.oid = to_regproc(%s)",
             [self.quote(model._meta.db_table), self._name(model, field), self._function(model, field)],
         )
-        return str(rows[0][0]) if rows else None
+        return (rows[0][0], {event for event, bit in BITS.items() if rows[0][1] & bit}) if rows else None
 
     @staticmethod
     def _tag(body: str) -> str:

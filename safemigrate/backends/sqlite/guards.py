@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db.models import Model, UUIDField
 
-from safemigrate.backends.base.guards import Guards
+from safemigrate.backends.base.guards import WRITES, Events, Guards
 from safemigrate.backends.base.schema import key_columns
 from safemigrate.exceptions import NoGuard
 from safemigrate.schema.steps import Lock, Step
@@ -18,7 +18,6 @@ UUID4 = (
     "lower(hex(randomblob(6)) || '4' || substr(hex(randomblob(2)), 2) || "
     "substr('89AB', 1 + (random() & 3), 1) || substr(hex(randomblob(8)), 2))"
 )
-EVENTS = {"insert": "INSERT", "update": "UPDATE"}
 
 
 class SQLiteGuards(Guards):
@@ -34,7 +33,7 @@ class SQLiteGuards(Guards):
     def refuse_raw(self, value: Any) -> None:
         """The trigger is an UPDATE of the table, in which raw SQL means what it means in the fill."""
 
-    def triggers(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
+    def triggers(self, model: type[Model], field: AnyField, sql: str, events: Events) -> list[Step]:
         table, column = self.quote(model._meta.db_table), self.quote(field.column)
         key = " AND ".join(
             f"{table}.{name} = NEW.{name}"
@@ -42,16 +41,16 @@ class SQLiteGuards(Guards):
         )
         update = f"UPDATE {table} SET {column} = {sql} WHERE {key}"
         self._refuse_functions(update)
-        return [self._up(model, field, ending, f"BEGIN {update}; END") for ending in EVENTS]
+        return [self._up(model, field, event, f"BEGIN {update}; END") for event in events]
 
-    def _up(self, model: type[Model], field: AnyField, ending: str, body: str) -> Step:
-        table, name = self.quote(model._meta.db_table), self.name(model, field, ending)
+    def _up(self, model: type[Model], field: AnyField, event: str, body: str) -> Step:
+        table, name = self.quote(model._meta.db_table), self.name(model, field, event)
         create = (
-            f"CREATE TRIGGER {self.quote(name)} AFTER {EVENTS[ending]} ON {table} FOR EACH ROW "
+            f"CREATE TRIGGER {self.quote(name)} AFTER {event.upper()} ON {table} FOR EACH ROW "
             f"WHEN NEW.{self.quote(field.column)} IS NULL {body}"
         )
         return Step(
-            f"guard {field.column}: new rows get the same expression (on {EVENTS[ending]})",
+            f"guard {field.column}: new rows get the same expression (on {event.upper()})",
             (f"DROP TRIGGER IF EXISTS {self.quote(name)}", create),
             self.alter,
             tables=(table,),
@@ -59,7 +58,7 @@ class SQLiteGuards(Guards):
         )
 
     def names(self, model: type[Model], field: AnyField) -> set[str]:
-        return {self.name(model, field, ending) for ending in EVENTS}
+        return {self.name(model, field, event) for event in WRITES}
 
     def drop_triggers(self, model: type[Model], field: AnyField) -> list[Step]:
         return [self._drop(model, field, name) for name in sorted(self.names(model, field))]
