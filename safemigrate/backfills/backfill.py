@@ -12,6 +12,7 @@ from django import forms
 from django.apps import apps
 from django.db import Error, connections, transaction
 from django.db.models import Model, Q, QuerySet
+from django.db.models.deletion import Collector
 
 from safemigrate.backends import for_connection
 from safemigrate.engine.batch_runner import work_for
@@ -179,7 +180,10 @@ class Backfill:
             return InPython(self._rows, named, made_of=[type(self).row, *self.fields, *made_of])
         if self.has("batch"):
             return ByFunction(self._batch, "batch()", [type(self).batch, *made_of])
-        return ByFunction(self._delete, "delete", [str(self.delete), *made_of])
+        rows: QuerySet[Any] = QuerySet(self.found_model(), using=self.using)
+        raw = self.delete == "raw" or Collector(using=self.using).can_fast_delete(rows)
+        way = self._delete_raw if raw else self._delete
+        return ByFunction(way, "delete", [str(self.delete), *made_of], is_statement=raw)
 
     def refuse_repeated_keys(self) -> None:
         """Raise InvalidBackfill where two rows may have the same primary key."""
@@ -292,10 +296,10 @@ class Backfill:
             self.batch(rows)
 
     def _delete(self, rows: QuerySet[Any]) -> None:
-        if self.delete == "raw":
-            rows.order_by()._raw_delete(self.using)
-        else:
-            rows.delete()
+        rows.delete()
+
+    def _delete_raw(self, rows: QuerySet[Any]) -> int:
+        return rows.order_by()._raw_delete(self.using)
 
     @contextmanager
     def _tries_again(self) -> Iterator[None]:

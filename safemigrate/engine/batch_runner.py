@@ -160,6 +160,8 @@ class DoneByFunction:
     def __call__(self, batches: Batches, batch: Range) -> Result:
         rows = batches.todo.filter(batch.condition)
         with for_connection(connections[batches.alias]).writing(rows):
+            if self.source.is_statement and not self.by_key:
+                return self.source.function(rows), []
             # What decides on a row stays as it was when it was read, until the function has done its work on it.
             keys = batches.keys(batch, lock=not self.target.is_cursor)
             if keys:

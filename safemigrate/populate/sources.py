@@ -81,11 +81,14 @@ class ByFunction:
     """A function that is given the rows of each batch, as a query, and does with them what it likes.
 
     It runs in the batch's transaction, so that it is done wholly or not at all, as far as it writes to this database.
+    One that `is_statement` is a single statement with the condition of the rows, which returns how many it did: they
+    need not be read and locked before it.
     """
 
-    function: Callable[[QuerySet[Any]], object]
+    function: Callable[[QuerySet[Any]], Any]
     title: str
     made_of: Sequence[Any] = ()
+    is_statement: bool = False
 
 
 class LeftAsItIs(Exception):

@@ -11,7 +11,7 @@ import pytest
 from django import forms
 from django.core.management import call_command
 from django.db import connections, models
-from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Value
+from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Value, signals
 from django.db.models.functions import Lower, Now, Random, Upper
 
 from safemigrate.backfills import Backfill
@@ -342,6 +342,43 @@ def test_rows_are_deleted(box: MigrationSandbox, run: Callable[..., None], way: 
     run(Purge)
     assert box.rows().count() == ROWS - ROWS // 3
     assert (newest(box).rows_done, newest(box).status) == (ROWS // 3, Status.SUCCEEDED)
+
+
+@pytest.mark.parametrize("alias", ["sqlite", "postgresql"], indirect=True)
+def test_rows_that_nothing_follows_are_deleted_by_one_statement_for_each_batch(
+    box: MigrationSandbox, run: Callable[..., None]
+) -> None:
+    class Purge(Backfill):
+        where = Q(votes=None)
+        delete = True
+
+    statements = Statements()
+    with box.connection.execute_wrapper(statements):
+        run(Purge)
+    (delete, *_) = statements.like("DELETE")
+    assert "IS NULL" in delete
+    assert not [sql for sql in statements.like("SELECT") if "FOR UPDATE" in sql]
+
+
+def test_what_listens_to_a_deletion_is_told_of_each_row(
+    box: MigrationSandbox, run: Callable[..., None]
+) -> None:
+    class Purge(Backfill):
+        where = Q(votes=None)
+        delete = True
+
+    heard: list[Any] = []
+
+    def hear(instance: Any, **_: Any) -> None:
+        heard.append(instance.pk)
+
+    signals.post_delete.connect(hear, sender=box.model())
+    try:
+        run(Purge)
+    finally:
+        signals.post_delete.disconnect(hear, sender=box.model())
+    assert len(set(heard)) == len(heard) == ROWS // 3
+    assert newest(box).rows_done == ROWS // 3
 
 
 def test_a_condition_on_another_table_has_each_row_once(alias: str, settings: Any) -> None:
