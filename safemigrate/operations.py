@@ -282,10 +282,6 @@ class AddRequiredField(Whole, AddField):
 
     def take_shortcut(self, change: Change, *, full: bool) -> bool:
         shortcut = self._shortcut(change)
-        if full:
-            common_value.refuse_other(
-                change.database, change.after(self.model_name), self.name, self.populate
-            )
         if not self.keep_guard and shortcut.take(full=full):
             return True
         if not (full and shortcut.add_constant()):

@@ -160,30 +160,25 @@ def _is_of_columns(value: Any) -> bool:
 
 
 def rows_left(model: type[Model], name: str, alias: str, populate: Any) -> Q:
-    """Return the condition of the rows that hold the common value and are to get another one; empty without one."""
+    """Return the condition of the rows that hold the common value and are to get another one; empty without one.
+
+    Raises InvalidPopulate where the column was begun with the common value of another populate: rows may hold that
+    value which should have got another one, and nothing would show which.
+    """
     database = for_connection(connections[alias])
     common = CommonValue.of(database, model, name, populate)
-    return common.rows_left(database) if common else Q()
-
-
-def is_begun(database: Database, model: type[Model], name: str) -> bool:
-    return database.comment(model, field_of(model, name)).startswith(BEGUN)
-
-
-def refuse_other(database: Database, model: type[Model], name: str, populate: Any) -> None:
-    """Raise InvalidPopulate where the column was begun with the common value of another populate.
-
-    Rows may hold that value which should have got another one, and nothing would show which.
-    """
     if not is_begun(database, model, name) or database.is_required(model, field_of(model, name)):
-        return
-    common = CommonValue.of(database, model, name, populate)
+        return common.rows_left(database) if common else Q()
     if common and common.comment == database.comment(model, common.field):
-        return
+        return common.rows_left(database)
     label = f"{model._meta.label}.{name}"
     raise InvalidPopulate(
-        f"{label} on {database.connection.alias}: a run that was stopped added the column with the value that most "
+        f"{label} on {alias}: a run that was stopped added the column with the value that most "
         "rows get, and did not come to all of the others. The populate has been changed since, so it cannot be seen "
         "any more which rows these are. Put the populate back as it was, and run migrate again; or begin anew: "
         f"python manage.py add_required_field {label} --abandon"
     )
+
+
+def is_begun(database: Database, model: type[Model], name: str) -> bool:
+    return database.comment(model, field_of(model, name)).startswith(BEGUN)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from importlib import import_module
 from typing import Any
 
 import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from django.db.models import F
 
 import safemigrate
 from safemigrate.runs import store
@@ -69,3 +71,20 @@ def test_workers_of_a_queue_share_them(polls: Polls) -> None:
     assert_done(polls)
     migrate(polls)
     assert safemigrate.is_finished(LABEL, using=polls.alias)
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
+def test_with_another_populate_it_is_refused_as_migrate_refuses_it(
+    polls: Polls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migration = import_module("tests.support.common_value_migrations.0003_common")
+    (operation,) = migration.Migration.operations
+    monkeypatch.setattr(operation, "populate", F("pub_date"))
+    for command in (["run", LABEL, "--database", polls.alias], ["verify", LABEL, "--database", polls.alias]):
+        with pytest.raises(CommandError, match=r"(?s)populate has been changed since.*--abandon"):
+            backfill(*command)
+    with pytest.raises(CommandError, match=r"(?s)populate has been changed since.*--abandon"):
+        migrate(polls)
+    monkeypatch.undo()
+    backfill("run", LABEL, "--database", polls.alias)
+    assert_done(polls)
