@@ -28,7 +28,7 @@ from django.db import Error, connections
 from django.utils.module_loading import import_string
 
 from safemigrate import conf
-from safemigrate.backends import for_connection, get_backend
+from safemigrate.backends import for_connection, get_backend, leave_pool
 from safemigrate.engine.batch_runner import (
     BatchFailed,
     ComputedInDatabase,
@@ -231,7 +231,7 @@ def _pool(alias: str, number: int) -> tuple[ThreadPoolExecutor, list[Any]]:
     opened: list[Any] = []
 
     def share_connection() -> None:
-        connections[alias].inc_thread_sharing()
+        leave_pool(connections[alias]).inc_thread_sharing()
         opened.append(connections[alias])
 
     return ThreadPoolExecutor(number, "safemigrate", share_connection), opened
@@ -267,6 +267,8 @@ def _find_work(path: str, *arguments: str) -> None:
     signal(SIGINT, SIG_IGN)  # Ctrl-C is for the one that hands the batches out.
     Thread(target=_end_with_parent, daemon=True).start()
     django.setup()
+    for connection in connections.all():
+        leave_pool(connection)
     _found = import_string(path)(*arguments)
     for_connection(connections[_found[1].alias]).filling().__enter__()  # Up to the end of the process.
 

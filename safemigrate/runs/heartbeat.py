@@ -10,6 +10,8 @@ from pathlib import Path
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from safemigrate.backends import leave_pool
+
 #: Seconds.
 BEAT = 1.0
 PROC = Path("/proc")
@@ -27,6 +29,8 @@ class Heartbeat(threading.Thread):
         self.ended = threading.Event()
 
     def run(self) -> None:
+        for connection in connections.all():
+            leave_pool(connection)
         try:
             spent = 0.0
             while not self.ended.wait(BEAT - spent):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connections, models
 from django.db.backends.signals import connection_created
 from django.db.models import F
@@ -27,7 +28,7 @@ from safemigrate.exceptions import BadRows, LimitReached
 from safemigrate.operations import AddNullableField
 from safemigrate.populate import PerRow, Suffix
 from safemigrate.populate.sources import resolve
-from safemigrate.runs.heartbeat import is_gone, machine
+from safemigrate.runs.heartbeat import Heartbeat, is_gone, machine
 from tests.conftest import ROOT
 from tests.support.processes import Polls, Process
 from tests.support.sandbox import MONTH, START, MigrationSandbox
@@ -134,6 +135,45 @@ def test_after_some_batches_a_thread_writes_while_the_next_batch_is_computed(
     assert writes.threads[: engine.ALONE] == ["MainThread"] * engine.ALONE
     assert writes.elsewhere == ROWS // SIZE - engine.ALONE
     assert computed_in == {"MainThread"}
+
+
+@pytest.fixture
+def exhausted(sandbox: MigrationSandbox) -> Iterator[None]:
+    """A pool of Django's that has one connection, which the caller has: it gives no other."""
+    own, settings = sandbox.connection, connections.settings[sandbox.alias]
+    own.ensure_connection()
+    own.settings_dict = dict(settings)
+    settings["OPTIONS"] = settings["OPTIONS"] | {"pool": {"max_size": 1}}
+    yield
+    del settings["OPTIONS"]["pool"]
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
+@pytest.mark.usefixtures("exhausted")
+def test_what_works_beside_the_caller_takes_no_connection_of_the_projects_pool(
+    sandbox: MigrationSandbox,
+) -> None:
+    # psycopg2 has no pool, so that whoever asks it for one fails at once, in place of waiting.
+    with pytest.raises(ImproperlyConfigured, match="pool"):
+        type(sandbox.connection)(connections.settings[sandbox.alias], sandbox.alias).connect()
+    database = for_connection(sandbox.connection)
+    with watched(sandbox) as writes:
+        fill(sandbox, month_later)
+    assert writes.elsewhere
+    assert database.lock_name("boxes")
+    database.unlock_name("boxes")
+    beaten = threading.Event()
+
+    def beat() -> float:
+        with connections[sandbox.alias].cursor() as cursor:
+            cursor.execute("SELECT 1")
+        beaten.set()
+        return 0.0
+
+    heartbeat = Heartbeat("safemigrate test", beat)
+    heartbeat.start()
+    assert beaten.wait(10)
+    heartbeat.stop()
 
 
 @SERVERS

@@ -13,7 +13,7 @@ from django.db.backends.utils import split_identifier
 from django.db.models import NOT_PROVIDED, Model, Q, QuerySet
 from django.db.transaction import atomic
 
-from safemigrate.backends.base.schema import Column, Database, Helper, error_code, short_name
+from safemigrate.backends.base.schema import Column, Database, Helper, error_code, leave_pool, short_name
 from safemigrate.backends.postgresql import blockers, obstacles, partitions
 from safemigrate.conf import get
 from safemigrate.exceptions import StepRefused
@@ -142,7 +142,7 @@ class PostgreSQL(Database):
         A pooler in transaction mode would give the session of another lock to the site, and never take it back. The
         transaction is idle and has no snapshot, so it keeps no row from a vacuum.
         """
-        holder = self.connection.copy()
+        holder = leave_pool(self.connection.copy())
         holder.set_autocommit(False)
         with holder.cursor() as cursor:
             cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
