@@ -232,7 +232,8 @@ def test_a_value_that_does_not_fit_is_not_cut_in_a_session_that_is_not_strict(
     alias: str, settings: Any, monkeypatch: pytest.MonkeyPatch, populate: Any, workers: int
 ) -> None:
     settings.SAFEMIGRATE_WORKERS = workers
-    monkeypatch.setitem(connections[alias].settings_dict["OPTIONS"], "sql_mode", "")
+    options = connections[alias].settings_dict["OPTIONS"]
+    monkeypatch.setitem(options, "init_command", "SET SESSION sql_mode = ''")
     connections[alias].close()
     sandbox = MigrationSandbox(alias)
     sandbox.fill(5_000, question_text=lambda n: "long" * 10 if n == 4_999 else "short")

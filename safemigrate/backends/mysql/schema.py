@@ -110,13 +110,20 @@ class MySQL(Database):
         plain = unicodedata.normalize("NFKD", value).casefold().rstrip()
         return "".join(letter for letter in plain if not unicodedata.combining(letter))
 
-    def with_values(self, sql: str, params: Sequence[Any]) -> str:
-        self.connection.ensure_connection()
-        quote = self.editor().quote_value
-        # Bytes in quotes would be taken for text of the connection's character set.
-        return sql % tuple(
-            f"X'{p.hex()}'" if isinstance(p, bytes | bytearray | memoryview) else quote(p) for p in params
-        )
+    def editor(self) -> Any:
+        editor = super().editor()
+        quote = editor.quote_value
+
+        def quoted(value: Any) -> Any:
+            # In quotes they would be taken for text of the connection's character set.
+            if isinstance(value, bytes | bytearray | memoryview):
+                return f"X'{value.hex()}'"
+            literal = quote(value)
+            # mysqlclient makes bytes of what it has no type for, a UUID, and Django leaves them so.
+            return literal.decode() if isinstance(literal, bytes) else literal
+
+        editor.quote_value = quoted
+        return editor
 
     def obstacles(self, model: type[Model], field: AnyField) -> Iterator[Obstacle]:
         yield from obstacles.found(self, model, field)

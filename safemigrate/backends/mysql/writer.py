@@ -52,19 +52,21 @@ class MySQLWrite(Write):
             f"{self._column(key, table)} = safemigrate_k{number}" for number, key in enumerate(self.keys)
         )
         cursor.execute(
-            f"UPDATE {self.table} JOIN ({self._listed(len(first))}) AS safemigrate_new ON {joined} "
+            f"UPDATE {self.table} JOIN ({self._listed(values)}) AS safemigrate_new ON {joined} "
             f"SET {assignments} "
             f"WHERE {self._column(self.keys[0], table)} BETWEEN %s AND %s AND ({self.todo})",
             [*in_rows(values), first[0], first[-1], *self.todo_params],
         )
         return int(cursor.rowcount)
 
-    def _listed(self, rows: int) -> str:
+    def _listed(self, values: Sequence[Sequence[Any]]) -> str:
         names = [f"safemigrate_k{n}" for n in range(len(self.keys))]
         names += [f"safemigrate_v{n}" for n in range(len(self.fields))]
-        named = ", ".join(f"%s AS {name}" for name in names)
-        other = " UNION ALL SELECT " + ", ".join(["%s"] * len(names))
-        return f"SELECT {named}{other * (rows - 1)}"
+        # Without the word, bytes in a UNION are a text of the connection's character set.
+        placed = ["_binary %s" if isinstance(column[0], bytes | bytearray) else "%s" for column in values]
+        named = ", ".join(f"{value} AS {name}" for value, name in zip(placed, names, strict=True))
+        other = " UNION ALL SELECT " + ", ".join(placed)
+        return f"SELECT {named}{other * (len(values[0]) - 1)}"
 
 
 def _kind(field: AnyField) -> str:
