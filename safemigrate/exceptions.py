@@ -135,6 +135,10 @@ class InvalidAlias(SafemigrateError):
     """An alias that is not in DATABASES, or that the router keeps the model away from."""
 
 
+class UnknownSchema(SafemigrateError):
+    """No tenant has that schema, or there are no tenants (django-tenants)."""
+
+
 @dataclass(frozen=True)
 class BadRow:
     """A row that got no value, and why."""

@@ -11,6 +11,7 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from safemigrate.connections import schema_of
 from safemigrate.runs.heartbeat import is_gone
 from safemigrate.runs.status import HELD, OVER, Status
 
@@ -30,6 +31,10 @@ class BackfillRun(models.Model):
     model_name = models.CharField(_("model"), max_length=100)
     field_names = models.CharField(_("field"), max_length=500, help_text=_("several are separated by +"))
     alias = models.CharField(_("database"), max_length=100)
+    # Of a tenant, with django-tenants; the runs may be kept in a schema that all tenants share.
+    schema = models.CharField(
+        _("schema"), max_length=63, blank=True, default="", db_default="", editable=False
+    )
     # Of a Backfill: its label, what it was given, and what says which rows are left.
     backfill = models.CharField(_("backfill"), max_length=200, blank=True, default="")
     parameters = models.JSONField(_("parameters"), default=dict, blank=True, encoder=DjangoJSONEncoder)
@@ -93,7 +98,12 @@ class BackfillRun(models.Model):
         indexes = [models.Index(fields=["status", "alias"], name="safemigrate_run_status")]
 
     def __str__(self) -> str:
-        return f"{self.label} on {self.alias}"
+        return f"{self.label} on {self.place}"
+
+    @property
+    def place(self) -> str:
+        """The database, and a tenant's schema on it."""
+        return f"{self.alias}, schema {self.schema}" if self.schema else self.alias
 
     @property
     def label(self) -> str:
@@ -111,7 +121,8 @@ class BackfillRun(models.Model):
             return f"python manage.py migrate {self.app_label} --database {self.alias}, with the migration before it"
         by = "" if self.executor == "inline" else f" --executor {self.executor}"
         given = "".join(f" --set {quote(f'{name}={value}')}" for name, value in self.shown_parameters.items())
-        return f"python manage.py backfill run {self.job_label} --database {self.alias}{given}{by}"
+        schema = f" --schemas {self.schema}" if self.schema else ""
+        return f"python manage.py backfill run {self.job_label} --database {self.alias}{schema}{given}{by}"
 
     @property
     def shown_parameters(self) -> dict[str, object]:
@@ -267,6 +278,6 @@ def rate(samples: list[list[float]], seconds: float = 60.0) -> float:
 
 
 def open_key(label: str, alias: str) -> str:
-    """Return what is unique among the runs that are not over."""
-    key = f"{alias}:{label.lower()}"
+    """Return what is unique among the runs that are not over, in the schema that the caller is in."""
+    key = ":".join(filter(None, [alias, schema_of(alias), label.lower()]))
     return key if len(key) <= 255 else hashlib.sha256(key.encode()).hexdigest()

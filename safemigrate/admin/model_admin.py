@@ -85,7 +85,7 @@ class RunList(ChangeList):
 @admin.register(BackfillRun)
 class BackfillRunAdmin(ModelAdmin):
     list_display = (
-        *("label", "state", "progress", "alias", "rate", "time_left", "started", "duration", "started_by"),
+        *("label", "state", "progress", "place", "rate", "time_left", "started", "duration", "started_by"),
     )
     list_filter = (StateFilter, "alias", ModelFilter, PersonFilter, "executor")
     list_per_page = 50
@@ -194,6 +194,10 @@ class BackfillRunAdmin(ModelAdmin):
     @admin.display(description=gettext_lazy("status"), ordering="status")
     def state(self, run: BackfillRun) -> str:
         return pages.live(run, "state", pages.moving_badge(run) + pages.hint(run))
+
+    @admin.display(description=gettext_lazy("database"), ordering="alias")
+    def place(self, run: BackfillRun) -> str:
+        return run.place
 
     @admin.display(description=gettext_lazy("rows/s"))
     def rate(self, run: BackfillRun) -> str:

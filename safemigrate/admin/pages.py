@@ -29,7 +29,7 @@ def state_in_words(run: BackfillRun) -> str:
 
 
 def name(run: BackfillRun) -> str:
-    words = {"number": run.pk, "label": run.label, "alias": run.alias}
+    words = {"number": run.pk, "label": run.label, "alias": run.place}
     return _("run %(number)s (%(label)s on %(alias)s)") % words
 
 
@@ -124,10 +124,11 @@ def facts(run: BackfillRun) -> list[tuple[str, list[tuple[str, Any]]]]:
     what = ("backfill", "populate") if run.backfill else ("migration", "populate", "field_names")
     given = [(name, value) for name, value in run.shown_parameters.items()]
     where = ("executor", "not_before") if run.is_shared else ("host", "process", "executor")
+    schema = ["schema"] if run.schema else []
     return [
         (_("Times"), _times(run)),
         (_("Who and where"), _named(run, "started_by", "attempts", *where)),
-        (_("What"), [*_named(run, *what, "alias"), *given, *_rows(run)]),
+        (_("What"), [*_named(run, *what, "alias", *schema), *given, *_rows(run)]),
     ]
 
 

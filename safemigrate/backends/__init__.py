@@ -9,7 +9,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from safemigrate.backends.base.guards import Guards
 from safemigrate.backends.base.monitoring import Monitoring
-from safemigrate.backends.base.schema import Column, Database, leave_pool
+from safemigrate.backends.base.schema import Column, Database
 from safemigrate.backends.base.writer import Write, has_own_sql
 from safemigrate.backends.mysql.guards import MySQLGuards
 from safemigrate.backends.mysql.monitoring import MySQLMonitoring
@@ -33,7 +33,6 @@ __all__ = [
     "Write",
     "for_connection",
     "get_backend",
-    "leave_pool",
 ]
 
 VENDORS: dict[str, tuple[type[Database], type[Guards], type[Write], type[Monitoring]]] = {

@@ -28,7 +28,8 @@ from django.db import Error, connections
 from django.utils.module_loading import import_string
 
 from safemigrate import conf
-from safemigrate.backends import for_connection, get_backend, leave_pool
+from safemigrate.backends import for_connection, get_backend
+from safemigrate.connections import Beside
 from safemigrate.engine.batch_runner import (
     BatchFailed,
     ComputedInDatabase,
@@ -229,9 +230,11 @@ def _threads(work: Work, batches: Batches, number: int) -> Pool:
 def _pool(alias: str, number: int) -> tuple[ThreadPoolExecutor, list[Any]]:
     """Return threads, and their connections, which the caller that ends the threads has to close."""
     opened: list[Any] = []
+    beside = Beside()
 
     def share_connection() -> None:
-        leave_pool(connections[alias]).inc_thread_sharing()
+        beside()
+        connections[alias].inc_thread_sharing()
         opened.append(connections[alias])
 
     return ThreadPoolExecutor(number, "safemigrate", share_connection), opened
@@ -255,20 +258,19 @@ def _session(batches: Batches | None = None) -> tuple[Any, ...]:
 
 def _processes(work_factory: Sequence[str], number: int) -> Pool:
     # Forked ones would share this process's connections, and its threads' locks.
-    pool = ProcessPoolExecutor(number, get_context("spawn"), partial(_find_work, *work_factory))
+    pool = ProcessPoolExecutor(number, get_context("spawn"), partial(_find_work, Beside(), *work_factory))
     return Pool(pool, lambda batch: partial(pool.submit, _do_found, batch), number)
 
 
 _found: tuple[Work, Batches] | None = None
 
 
-def _find_work(path: str, *arguments: str) -> None:
+def _find_work(beside: Beside, path: str, *arguments: str) -> None:
     global _found
     signal(SIGINT, SIG_IGN)  # Ctrl-C is for the one that hands the batches out.
     Thread(target=_end_with_parent, daemon=True).start()
     django.setup()
-    for connection in connections.all():
-        leave_pool(connection)
+    beside()
     _found = import_string(path)(*arguments)
     for_connection(connections[_found[1].alias]).filling().__enter__()  # Up to the end of the process.
 

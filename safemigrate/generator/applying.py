@@ -13,7 +13,8 @@ from django.db import DEFAULT_DB_ALIAS, Error, connections, models, router
 from django.db.models import QuerySet
 
 from safemigrate.backends import for_connection
-from safemigrate.exceptions import InvalidAlias
+from safemigrate.connections import schema_of
+from safemigrate.exceptions import InvalidAlias, UnknownSchema
 from safemigrate.formatting import nearest, table
 from safemigrate.generator.targets import RequiredField
 
@@ -55,8 +56,38 @@ def chosen_aliases(names: Sequence[str], *, every: bool, targets: Sequence[Requi
     for alias in aliases:
         if not _allowed(alias, targets):
             models_named = ", ".join(dict.fromkeys(str(target.model._meta.label) for target in targets))
-            raise InvalidAlias(f"The database routers do not allow {models_named} to be migrated on {alias}.")
+            raise InvalidAlias(
+                f"The database routers do not allow {models_named} to be migrated on {alias}.{of_tenants(alias)}"
+            )
     return aliases
+
+
+def chosen_schemas(asked: str) -> list[str]:
+    """Return the schemas of these tenants, separated by commas, or of "all". Raises UnknownSchema."""
+    if not hasattr(settings, "TENANT_MODEL"):
+        raise UnknownSchema(
+            "--schemas names tenants of django-tenants, and this project has none (TENANT_MODEL)."
+        )
+    utils = importlib.import_module("django_tenants.utils")
+    known = utils.get_tenant_model()._default_manager.exclude(schema_name=utils.get_public_schema_name())
+    names = list(known.order_by("schema_name").values_list("schema_name", flat=True))
+    if asked == "all":
+        return names
+    wanted = list(dict.fromkeys(asked.split(",")))
+    for name in wanted:
+        if name not in names:
+            raise UnknownSchema(f"No tenant has the schema {name}.{nearest(name, names)}")
+    return wanted
+
+
+def of_tenants(alias: str) -> str:
+    """Return what to type where the model may be in the tenants' schemas alone; "" without tenants."""
+    if not (schema := schema_of(alias)):
+        return ""
+    return (
+        f" The connection is in the schema {schema}. With django-tenants, name that of a tenant: python manage.py "
+        "tenant_command add_required_field ... --schema=NAME; `backfill run` and `verify` take --schemas NAME, or all."
+    )
 
 
 def refuse_unknown(names: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from safemigrate.backends import leave_pool
+from safemigrate.connections import Beside
 
 #: Seconds.
 BEAT = 1.0
@@ -26,11 +26,11 @@ class Heartbeat(threading.Thread):
     def __init__(self, name: str, beat: Callable[[], float]) -> None:
         super().__init__(name=name, daemon=True)
         self.beat = beat
+        self.beside = Beside()
         self.ended = threading.Event()
 
     def run(self) -> None:
-        for connection in connections.all():
-            leave_pool(connection)
+        self.beside()
         try:
             spent = 0.0
             while not self.ended.wait(BEAT - spent):

@@ -80,7 +80,7 @@ def summary(run: BackfillRun) -> str:
     """Return the facts of the run, one a line, and what to type next."""
     facts = [
         ("field", run.label),
-        ("database", run.alias),
+        ("database", run.place),
         ("status", state(run)),
         ("rows", f"{run.rows_done:,} of {'' if run.total_is_exact else 'about '}{run.rows_total:,}"),
         ("time", f"{run.seconds_running:,.0f} s at work, {run.seconds_waiting:,.0f} s waiting"),

@@ -23,6 +23,7 @@ from django.dispatch import Signal
 from django.utils import timezone
 
 from safemigrate.conf import get
+from safemigrate.connections import schema_of
 from safemigrate.exceptions import AlreadyRunning, IllegalMove, NothingToRun, RunPaused
 from safemigrate.models import BackfillEvent, BackfillRun, open_key
 from safemigrate.runs.heartbeat import machine
@@ -48,6 +49,11 @@ def database() -> str:
 def records() -> QuerySet[BackfillRun]:
     """Return all runs, newest first."""
     return BackfillRun._default_manager.using(database())
+
+
+def where(alias: str) -> dict[str, str]:
+    """Return what the runs on a database have in common: with django-tenants, of the schema that the caller is in."""
+    return {"alias": alias, "schema": schema_of(alias)}
 
 
 def find(key: int) -> BackfillRun:
@@ -333,7 +339,7 @@ def finalize(alias: str, migrations: Collection[str]) -> None:
     """
     if not migrations or not _has_table():
         return
-    open_ = records().filter(alias=alias, migration__in=migrations).exclude(status__in=OVER)
+    open_ = records().filter(**where(alias), migration__in=migrations).exclude(status__in=OVER)
     applied = MigrationRecorder(connections[alias]).applied_migrations()
     for record in open_:
         if tuple(record.migration.split(".")) not in applied:
@@ -359,8 +365,8 @@ def _names(target: Target) -> dict[str, Any]:
         "app_label": meta.app_label,
         "model_name": meta.object_name,
         "field_names": "+".join(target.names),
-        "alias": target.alias,
         "backfill": target.backfill,
+        **where(target.alias),
     }
 
 
@@ -405,7 +411,14 @@ def unreadable() -> str:
     kept = f'The runs are kept in the database "{alias}" (SAFEMIGRATE_RUNS_DATABASE)'
     try:
         if not _has_table():
-            return f"{kept}, which has no table for them yet: python manage.py migrate safemigrate --database {alias}"
+            schema = schema_of(alias)
+            tenants = (
+                f" (in the schema {schema}; --schemas all looks into those of the tenants)" if schema else ""
+            )
+            return (
+                f"{kept}, which has no table for them yet{tenants}: python manage.py migrate safemigrate "
+                f"--database {alias}"
+            )
         records().exists()
     except Error as error:
         drop_lost_connection()
@@ -439,7 +452,7 @@ def filled_on(alias: str) -> list[tuple[str, str, str]]:
     """Return app, model and fields of each fill of a migration that was recorded on the alias."""
     if not _has_table():
         return []
-    fills = records().filter(alias=alias, backfill="").order_by()
+    fills = records().filter(**where(alias), backfill="").order_by()
     return sorted(fills.values_list("app_label", "model_name", "field_names").distinct())
 
 
@@ -454,7 +467,7 @@ def is_passed(label: str, alias: str, **same: str) -> bool:
     """
     app_label, model_name, names = label.split(".")
     run = _last(
-        app_label=app_label, model_name__iexact=model_name, field_names=names, alias=alias, backfill=""
+        app_label=app_label, model_name__iexact=model_name, field_names=names, backfill="", **where(alias)
     )
     if run is None or run.status != Status.SUCCEEDED or not run.is_cursor:
         return False
@@ -472,7 +485,7 @@ def reverse(target: Target) -> None:
 def succeeded(label: str, alias: str) -> bool:
     """Has a run of that Backfill succeeded on the alias, as far as the runs can be read?"""
     try:
-        ended = records().filter(backfill=label, alias=alias, status=Status.SUCCEEDED)
+        ended = records().filter(**where(alias), backfill=label, status=Status.SUCCEEDED)
         return _has_table() and ended.exists()
     except Error:
         drop_lost_connection()
@@ -495,7 +508,11 @@ def is_kept() -> bool:
 
 
 def _has_table() -> bool:
-    return BackfillRun._meta.db_table in connections[database()].introspection.table_names()
+    # What a web process starts with needs no backend.
+    from safemigrate.backends import for_connection
+
+    # It may stand in another schema of the search path: where tenants share it.
+    return for_connection(connections[database()]).has_table(BackfillRun)
 
 
 def drop_lost_connection() -> None:

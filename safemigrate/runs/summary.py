@@ -16,7 +16,18 @@ from safemigrate.runs.status import OVER, Status
 HEADINGS = ["id", "field", "database", "status", "rows", "of", "done", "rows/s", "left", "started", "by"]
 RIGHT = {"id", "rows", "of", "done", "rows/s", "left"}
 PLAIN = (
-    *("id", "migration", "populate", "alias", "executor", "status", "cursor", "rows_done", "rows_total"),
+    *(
+        "id",
+        "migration",
+        "populate",
+        "alias",
+        "schema",
+        "executor",
+        "status",
+        "cursor",
+        "rows_done",
+        "rows_total",
+    ),
     *("total_is_exact", "batch_size", "attempts", "host", "process", "started_by", "seconds_running"),
     *("seconds_waiting", "waiting_for", "error"),
 )
@@ -36,7 +47,7 @@ def row(run: BackfillRun) -> list[str]:
     return [
         str(run.pk),
         run.label,
-        run.alias,
+        run.place,
         state(run),
         f"{run.rows_done:,}",
         f"{about}{run.rows_total:,}",
@@ -51,7 +62,12 @@ def row(run: BackfillRun) -> list[str]:
 def progress_of(label: str, alias: str) -> tuple[str, bool]:
     """Return how far the open run of app.Model.field is, "" without one, and whether it is stalled."""
     app_label, model_name, names = label.split(".", 2)
-    named = {"app_label": app_label, "model_name__iexact": model_name, "field_names": names, "alias": alias}
+    named = {
+        "app_label": app_label,
+        "model_name__iexact": model_name,
+        "field_names": names,
+        **store.where(alias),
+    }
     with suppress(Error):
         run = store.records().filter(**named).exclude(status__in=OVER).first()
         if run is not None:
@@ -78,7 +94,7 @@ def page(run: BackfillRun) -> str:
     """Return all that is known of the run, one fact a line."""
     facts = [
         ("backfill" if run.backfill else "field", run.label),
-        ("database", run.alias),
+        ("database", run.place),
         ("status", f"{state(run)}{f', waiting: {run.waiting_for}' if run.waiting_for else ''}"),
         ("rows", f"{run.rows_done:,} of {'' if run.total_is_exact else 'about '}{run.rows_total:,}"),
         ("rows/s", f"{run.rate:,.0f} (last 60 s), batches of {run.batch_size:,}"),

@@ -16,6 +16,7 @@ from django.utils.connection import ConnectionDoesNotExist
 
 from safemigrate import signals
 from safemigrate.conf import get
+from safemigrate.connections import in_schema
 from safemigrate.engine.batches import Batches, Range
 from safemigrate.engine.engine import Filling
 from safemigrate.engine.keys import key_from_json
@@ -110,6 +111,10 @@ class Worker:
     def _work(self) -> None:
         """Fill ranges until the time is over. Raises Over, Again, and errors of the runs' database."""
         run = self._found()
+        with in_schema(run.schema):
+            self._work_on(run)
+
+    def _work_on(self, run: BackfillRun) -> None:
         try:
             job = self._job(run)
         except (
@@ -135,7 +140,8 @@ class Worker:
             raise Over
         self.run = run
         if run.status == Status.SUCCEEDED and run.next_run is not None:
-            chain.go_on(run)
+            with in_schema(run.schema):
+                chain.go_on(run)
         if scheduler.finalize(run) or run.status not in (Status.QUEUED, Status.RUNNING):
             raise Over
         if run.not_before is not None and run.not_before > timezone.now():

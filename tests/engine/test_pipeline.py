@@ -153,7 +153,7 @@ def exhausted(sandbox: MigrationSandbox) -> Iterator[None]:
 def test_what_works_beside_the_caller_takes_no_connection_of_the_projects_pool(
     sandbox: MigrationSandbox,
 ) -> None:
-    # psycopg2 has no pool, so that whoever asks it for one fails at once, in place of waiting.
+    # psycopg2 has no pool, so that to ask for one fails at once, in place of waiting.
     with pytest.raises(ImproperlyConfigured, match="pool"):
         type(sandbox.connection)(connections.settings[sandbox.alias], sandbox.alias).connect()
     database = for_connection(sandbox.connection)

@@ -25,6 +25,7 @@ safemigrate.admin.model_admin
 safemigrate.admin.pages
 safemigrate.apps
 safemigrate.conf
+safemigrate.connections
 safemigrate.engine
 safemigrate.engine.context
 safemigrate.engine.progress

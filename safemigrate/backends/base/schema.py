@@ -539,16 +539,3 @@ def error_code(error: BaseException) -> Any:
         # A driver of MySQL, which may give an SQLSTATE too: one that many errors share.
         return first
     return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or first
-
-
-def leave_pool(connection: Any) -> Any:
-    """Have a connection that is not open yet opened beside the project's pool (`OPTIONS["pool"]`); return it.
-
-    For those that a run needs beside the caller's own: a pool is as large as the site needs, and one that waits for
-    another of the same run would wait until the pool's time is over.
-    """
-    options = connection.settings_dict.get("OPTIONS", {})
-    if "pool" in options:
-        without = {name: value for name, value in options.items() if name != "pool"}
-        connection.settings_dict = connection.settings_dict | {"OPTIONS": without}
-    return connection

@@ -13,9 +13,10 @@ from django.db.backends.utils import split_identifier
 from django.db.models import NOT_PROVIDED, Model, Q, QuerySet
 from django.db.transaction import atomic
 
-from safemigrate.backends.base.schema import Column, Database, Helper, error_code, leave_pool, short_name
+from safemigrate.backends.base.schema import Column, Database, Helper, error_code, short_name
 from safemigrate.backends.postgresql import blockers, obstacles, partitions
 from safemigrate.conf import get
+from safemigrate.connections import leave_pool, schema_of
 from safemigrate.exceptions import StepRefused
 from safemigrate.schema import fields
 from safemigrate.schema.steps import Blocked, Lock, Obstacle, Requirement, Step
@@ -143,6 +144,7 @@ class PostgreSQL(Database):
         transaction is idle and has no snapshot, so it keeps no row from a vacuum.
         """
         holder = leave_pool(self.connection.copy())
+        name = ":".join(filter(None, [schema_of(self.connection.alias), name]))
         holder.set_autocommit(False)
         with holder.cursor() as cursor:
             cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
@@ -155,6 +157,7 @@ class PostgreSQL(Database):
         return bool(held)
 
     def unlock_name(self, name: str) -> None:
+        name = ":".join(filter(None, [schema_of(self.connection.alias), name]))
         holder = _holders.pop((self.connection.alias, name), None)
         if holder is not None:
             holder.rollback()

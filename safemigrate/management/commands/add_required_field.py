@@ -243,7 +243,7 @@ class Command(BaseCommand):
         if not plans:
             raise CommandError(
                 f"There is nothing to plan: the routers keep {', '.join(target.label for target in targets)} away from "
-                f"{', '.join(aliases)}. Name another --database."
+                f"{', '.join(aliases) or 'every database'}. Name another --database.{applying.of_tenants('default')}"
             )
         self.stdout.write(render.FORMATS[options["format"]](plans))
         hurt = [f"{each.label} on {each.alias}" for each in plans if each.hurts]

@@ -16,13 +16,13 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error
 from django.utils import timezone
 
-from safemigrate import backfills, conf
+from safemigrate import backfills, conf, connections
 from safemigrate.engine import context
 from safemigrate.engine.keys import key_to_json
 from safemigrate.engine.observers import Limited, Limits, next_time, seconds
 from safemigrate.exceptions import AlreadyRunning, InvalidAlias, LimitReached, SafemigrateError
 from safemigrate.formatting import table
-from safemigrate.generator.applying import chosen_aliases, refuse_unknown
+from safemigrate.generator.applying import chosen_aliases, chosen_schemas, refuse_unknown
 from safemigrate.generator.targets import find_all
 from safemigrate.management import report
 from safemigrate.models import BackfillRun
@@ -65,7 +65,15 @@ class Command(BaseCommand):
         )
 
     @staticmethod
-    def _add_list(parser: ArgumentParser) -> None:
+    def _add_schemas(parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--schemas",
+            metavar="NAMES",
+            help="with django-tenants, in these schemas, one after another: one,two or all",
+        )
+
+    def _add_list(self, parser: ArgumentParser) -> None:
+        self._add_schemas(parser)
         parser.add_argument("--json", action="store_true", help="as JSON, for programs")
         parser.add_argument("--limit", type=_count, default=20, metavar="N", help="no more than N (20)")
 
@@ -89,8 +97,8 @@ class Command(BaseCommand):
         for name, meaning in meant.items():
             parser.add_argument(f"--{name}", type=_count, metavar="N", help=meaning)
 
-    @staticmethod
-    def _add_label(parser: ArgumentParser) -> None:
+    def _add_label(self, parser: ArgumentParser) -> None:
+        self._add_schemas(parser)
         parser.add_argument(
             "label", metavar="LABEL", help="a field, app.Model.field, or a backfill of an app, app.Class"
         )
@@ -161,12 +169,11 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        action = options["action"]
-        act = getattr(self, f"_{action}", partial(self._control, action))
-        if action not in WITHOUT_RUNS and (reason := store.unreadable()):
-            raise CommandError(reason)
         try:
-            act(options)
+            if schemas := options.get("schemas"):
+                self._in_each(chosen_schemas(schemas), options)
+            else:
+                self._act(options)
         except SafemigrateError as error:
             raise CommandError(str(error)) from error
         except Error as error:
@@ -175,10 +182,33 @@ class Command(BaseCommand):
                 "it carries on from here (--traceback shows where it was)."
             ) from error
 
+    def _act(self, options: Mapping[str, Any]) -> None:
+        action = options["action"]
+        act = getattr(self, f"_{action}", partial(self._control, action))
+        if action not in WITHOUT_RUNS and (reason := store.unreadable()):
+            raise CommandError(reason)
+        act(options)
+
+    def _in_each(self, schemas: Sequence[str], options: Mapping[str, Any]) -> None:
+        """Do it in the schema of each tenant, whatever happens in the one before."""
+        failed = []
+        for schema in schemas:
+            self.stdout.write(f"Schema {schema}")
+            try:
+                with connections.in_schema(schema):
+                    self._act(options)
+            except (CommandError, SafemigrateError, Error) as error:
+                failed.append(f"Schema {schema}: {str(error).strip()}")
+        if failed:
+            raise CommandError("\n".join(failed))
+
     # Looking
 
     def _list(self, options: Mapping[str, Any]) -> None:
-        found = list(store.records()[: options["limit"]])
+        runs = store.records()
+        if options["schemas"]:  # Where the runs are kept in a schema of all tenants, those of this one.
+            runs = runs.filter(schema=connections.schema_of(store.database()))
+        found = list(runs[: options["limit"]])
         if options["json"]:
             self.stdout.write(json.dumps([summary.as_dict(run) for run in found], indent=2))
         elif found:
@@ -187,7 +217,7 @@ class Command(BaseCommand):
             )
         else:
             self.stdout.write("No runs are recorded yet.")
-        if not options["json"]:
+        if not (options["json"] or options["schemas"]):
             self._list_never_run()
 
     def _list_never_run(self) -> None:
