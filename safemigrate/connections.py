@@ -14,6 +14,16 @@ def schema_of(alias: str) -> str:
     return getattr(connections[alias], "schema_name", "") or ""
 
 
+def is_shared(alias: str, table: str) -> bool:
+    """Is the table in a schema that all tenants share, behind that of the one whose schema the connection is in?"""
+    connection = connections[alias]
+    if not schema_of(alias):
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [connection.ops.quote_name(table)])
+        return bool(cursor.fetchone()[0])
+
+
 @contextmanager
 def in_schema(schema: str) -> Iterator[None]:
     """Have this thread's connections in a tenant's schema, those that know of tenants; "" leaves all as they are."""

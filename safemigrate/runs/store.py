@@ -23,7 +23,7 @@ from django.dispatch import Signal
 from django.utils import timezone
 
 from safemigrate.conf import get
-from safemigrate.connections import schema_of
+from safemigrate.connections import is_shared, schema_of
 from safemigrate.exceptions import AlreadyRunning, IllegalMove, NothingToRun, RunPaused
 from safemigrate.models import BackfillEvent, BackfillRun, open_key
 from safemigrate.runs.heartbeat import machine
@@ -508,11 +508,8 @@ def is_kept() -> bool:
 
 
 def _has_table() -> bool:
-    # What a web process starts with needs no backend.
-    from safemigrate.backends import for_connection
-
-    # It may stand in another schema of the search path: where tenants share it.
-    return for_connection(connections[database()]).has_table(BackfillRun)
+    table = BackfillRun._meta.db_table
+    return table in connections[database()].introspection.table_names() or is_shared(database(), table)
 
 
 def drop_lost_connection() -> None:
