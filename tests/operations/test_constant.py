@@ -18,7 +18,7 @@ from safemigrate.exceptions import DuplicateValues, OrphanRows
 from safemigrate.operations import AddRequiredField, UnguardWrites
 from tests.operations.test_guards import SERVERS, AtEach, insert
 from tests.support.sandbox import APP, START, MigrationSandbox, Statements, question
-from tests.support.sessions import run
+from tests.support.sessions import run, skip_on_mysql
 
 servers = pytest.mark.parametrize("alias", SERVERS, indirect=True)
 SITE = migrations.CreateModel("Site", [("id", models.BigAutoField(primary_key=True))])
@@ -254,6 +254,7 @@ def test_a_user_who_may_make_no_table_has_the_rows_filled(alias: str) -> None:
 @pytest.mark.parametrize("populate", ["new", lambda: "new"], ids=["a value", "a function"])
 def test_a_table_whose_instant_changes_are_used_up_is_built_anew_online(alias: str, populate: Any) -> None:
     """MariaDB counts columns that were added and dropped in an instant as a part of each row."""
+    skip_on_mysql(alias, "it counts versions of the table, of which it takes more")
     sandbox = full(alias)
     wide = "ALTER TABLE boxes_question ADD COLUMN wide varchar(60) NOT NULL DEFAULT 'x', ALGORITHM=INSTANT"
     with pytest.raises(DatabaseError, match="Row size too large"):

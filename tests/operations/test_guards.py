@@ -434,7 +434,8 @@ def plain(alias: str) -> Iterator[str]:
     name = given["NAME"]
     user = f"plain_{name}"[-32:]  # The server is shared by the processes that test.
     with another(alias) as admin:
-        run(admin, f"CREATE OR REPLACE USER {user}@'%'")
+        run(admin, f"DROP USER IF EXISTS {user}@'%'")
+        run(admin, f"CREATE USER {user}@'%'")
         run(
             admin,
             f"GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX ON `{name}`.* TO {user}@'%'",

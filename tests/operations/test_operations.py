@@ -30,6 +30,7 @@ from safemigrate.schema import runner
 from tests.conftest import cleaned
 from tests.support import sample_populates as samples
 from tests.support.sandbox import APP, MONTH, START, MigrationSandbox, Statements, month_later, question
+from tests.support.sessions import is_mysql
 
 LATER = F("pub_date") + timedelta(days=30)
 
@@ -381,7 +382,7 @@ def test_the_check_of_a_field_is_kept(alias: str) -> None:
     sandbox.run(AddRequiredField("question", "votes", models.PositiveIntegerField(), 0))
     with pytest.raises(DatabaseError):
         sandbox.rows().update(votes=-1)
-    if alias == "mariadb":
+    if alias == "mariadb" and not is_mysql(alias):  # MySQL's UNSIGNED does it; a CHECK would copy the table.
         created = for_connection(connections[alias]).fetch("SHOW CREATE TABLE boxes_question")[0][1]
         assert "CHECK (`votes` >= 0)" in created
 

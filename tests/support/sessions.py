@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from django.db import connections
 
 if TYPE_CHECKING:
@@ -28,9 +29,21 @@ def another(alias: str) -> Iterator[Any]:
         connection.close()
 
 
+def is_mysql(alias: str) -> bool:
+    """Is it MySQL that stands in MariaDB's place (SAFEMIGRATE_TEST_MARIADB)?"""
+    connection: Any = connections[alias]
+    return connection.vendor == "mysql" and not connection.mysql_is_mariadb
+
+
+def skip_on_mysql(alias: str, why: str) -> None:
+    if is_mysql(alias):
+        pytest.skip(why)
+
+
 @contextmanager
 def lock_plugin(alias: str, *, there: bool = True) -> Iterator[None]:
     """MariaDB's own view of who holds which metadata lock, or none: one test at a time, for all share the server."""
+    skip_on_mysql(alias, "MySQL has no such plugin")
     with another(alias) as admin:
         run(admin, "SELECT GET_LOCK('safemigrate_plugin', 600)")  # Given back with the connection.
         if there:

@@ -71,7 +71,12 @@ class MySQLMonitoring(Monitoring):
                 ) from error
             raise
 
+    def _see_all(self) -> None:
+        """Raise NotVisible where this user sees its own sessions alone: MySQL shows it no others, and says nothing."""
+        self._privileged("SELECT COUNT(*) FROM information_schema.innodb_trx", "PROCESS")
+
     def open_transactions(self, seconds: float) -> list[str]:
+        self._see_all()
         rows = self._privileged(
             "SELECT p.id, p.user, p.host, p.command, TIMEDIFF(NOW(), t.trx_started), COALESCE(p.info, '') "
             "FROM information_schema.innodb_trx t "
@@ -88,6 +93,7 @@ class MySQLMonitoring(Monitoring):
         ]
 
     def waiting_for(self, model: type[Model]) -> list[str]:
+        self._see_all()
         # The server does not report the table that they wait for; their statement names it.
         rows = self._privileged(
             f"SELECT p.id, p.user, p.host, p.state, p.info FROM {processlist(self.connection)} p "
