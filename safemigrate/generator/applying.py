@@ -63,19 +63,23 @@ def chosen_aliases(names: Sequence[str], *, every: bool, targets: Sequence[Requi
 
 
 def chosen_schemas(asked: str) -> list[str]:
-    """Return the schemas of these tenants, separated by commas, or of "all". Raises UnknownSchema."""
+    """Return the schemas of these tenants, separated by commas, or of "all". Raises UnknownSchema.
+
+    The one that all share may be named too.
+    """
     if not hasattr(settings, "TENANT_MODEL"):
         raise UnknownSchema(
             "--schemas names tenants of django-tenants, and this project has none (TENANT_MODEL)."
         )
     utils = importlib.import_module("django_tenants.utils")
-    known = utils.get_tenant_model()._default_manager.exclude(schema_name=utils.get_public_schema_name())
+    shared = utils.get_public_schema_name()
+    known = utils.get_tenant_model()._default_manager.exclude(schema_name=shared)
     names = list(known.order_by("schema_name").values_list("schema_name", flat=True))
     if asked == "all":
         return names
     wanted = list(dict.fromkeys(asked.split(",")))
     for name in wanted:
-        if name not in names:
+        if name not in [*names, shared]:
             raise UnknownSchema(f"No tenant has the schema {name}.{nearest(name, names)}")
     return wanted
 

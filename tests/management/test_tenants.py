@@ -155,6 +155,8 @@ def test_each_tenant_is_filled_and_has_its_run(tenants: Tenants, placement: str,
     tenants.project.must("migrate_schemas", "--executor", executor)
     tenants.assert_filled()
     assert tenants.runs(placement) == {"one": ("succeeded", 30), "two": ("succeeded", 20)}
+    if placement == "shared":
+        assert "No runs are recorded yet." in tenants.project.must("backfill", "list", "--schemas", "public")
     listed = tenants.project.must("backfill", "list", "--schemas", "one")
     assert "default, schema one" in listed
     assert "schema two" not in listed
