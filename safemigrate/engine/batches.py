@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.db.models import Model, Q, QuerySet
 from django.db.transaction import atomic
 
@@ -192,31 +192,40 @@ class Batches:
         the rows is locked, it was something else that was waited for, and all of them are returned as locked.
         """
         keys = self.keys(batch)
-        if len(keys) < 2:  # MariaDB's SKIP LOCKED fails with the error 1180 on a single row that is locked.
+        if len(keys) < 2:  # Of MariaDB it cannot be asked.
             return [], keys
         free = self._free(batch) if self._skips_locked else set()
-        named = [key for key in keys if key in free]
-        locked = [key for key in keys if key not in free]
+        known = set(keys) if free is None else free
+        named = [key for key in keys if key in known]
+        locked = [key for key in keys if key not in known]
         size = MAX_KEYS
-        if batch.keys and not locked:
+        if free is None or (batch.keys and not locked):
             if not for_connection(connections[self.alias]).locks_what_it_reads:
                 return [], keys
-            size = (len(keys) + 1) // 2
+            size = min((len(keys) + 1) // 2, MAX_KEYS)
         return [Range.of(named[start : start + size]) for start in range(0, len(named), size)], locked
 
     @property
     def _skips_locked(self) -> bool:
         return bool(connections[self.alias].features.has_select_for_update_skip_locked)
 
-    def _free(self, batch: Range) -> set[Any]:
-        """Return the keys of the rows that can be had at once; they are locked only while they are read."""
+    def _free(self, batch: Range) -> set[Any] | None:
+        """Return the keys of the rows that can be had at once, None where the server cannot say which.
+
+        They are locked only while they are read.
+        """
         features = connections[self.alias].features
         rows = self.todo.filter(batch.condition).select_for_update(
             skip_locked=True,
             no_key=features.has_select_for_no_key_update,
         )
-        with atomic(self.alias):
-            return set(keys_of(rows))
+        try:
+            with atomic(self.alias):
+                return set(keys_of(rows))
+        except DatabaseError as error:
+            if not for_connection(connections[self.alias]).is_skip_failed(error):
+                raise
+            return None
 
     @staticmethod
     def _key(rows: QuerySet[Any]) -> Any:

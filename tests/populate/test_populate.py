@@ -696,7 +696,7 @@ def test_a_batch_size_is_a_number_of_rows(size: Any) -> None:
         Populate("question", "code", "x", batch_size=size)
 
 
-# Told apart, without a database
+# Distinguished, without a database
 
 
 class Counter:

@@ -77,6 +77,10 @@ class Database:
         """Was a lock not to be had in time?"""
         return False
 
+    def is_skip_failed(self, error: BaseException) -> bool:
+        """Did a SELECT that skips locked rows fail on one of them, by a fault of the server's?"""
+        return False
+
     def is_row_locked(self, error: BaseException) -> bool:
         """Did a statement give up because another session holds a lock on what it was to write?"""
         return False

@@ -29,6 +29,9 @@ STRICT = "SET SESSION sql_mode = CONCAT_WS(',', NULLIF(@@SESSION.sql_mode, ''), 
 INSTANT = "ALGORITHM=INSTANT"
 # 1205 lock wait timeout, 3572 the same where NOWAIT was asked for.
 LOCKED = {1205, 3572}
+# "Operation not permitted during COMMIT": MariaDB to a SELECT .. SKIP LOCKED, 10.11 where the only row is locked,
+# 11.8 also where a locked row is passed on the way to others.
+SKIP_FAILED = 1180
 # 1213 deadlock, 1020 row changed since last read, 2006/2013/4031 connection lost.
 LOCK_TIMEOUT, TRANSIENT = {*LOCKED, 1213}, {*LOCKED, 1213, 1020, 2006, 2013, 4031}
 # A subquery of several rows, what a trigger signals, and a text that is no JSON.
@@ -80,6 +83,9 @@ class MySQL(Database):
 
     def is_lock_timeout(self, error: BaseException) -> bool:
         return error_code(error) in LOCK_TIMEOUT
+
+    def is_skip_failed(self, error: BaseException) -> bool:
+        return bool(error_code(error) == SKIP_FAILED)
 
     def is_row_locked(self, error: BaseException) -> bool:
         return error_code(error) in LOCKED
