@@ -407,7 +407,9 @@ def test_a_plan_while_the_database_is_away(project: Project) -> None:
     done = project.run(*typed, "--database", "default")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "See to it that it answers, and plan again" in done.stdout
+    assert "See to it that it answers, and plan again" in " ".join(
+        done.stdout.split()
+    )  # The driver's own words decide where lines end.
 
 
 def test_a_file_that_may_not_be_written(project: Project) -> None:
