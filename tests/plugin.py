@@ -6,7 +6,9 @@ one of the two, of all databases. `--slow` adds the slow tests, `--all` is every
 The servers are booted before pytest-django reads the settings, and stopped after the run. Each is announced
 in the environment, where `tests.settings` finds it and pytest-xdist's workers inherit it:
 `SAFEMIGRATE_TEST_MARIADB` holds a URL, or `SAFEMIGRATE_TEST_MARIADB_MISSING` the reason why there is none.
-Set the URL yourself to test on a server of your own.
+Set the URL yourself to test on a server of your own, MySQL in MariaDB's place:
+
+    SAFEMIGRATE_TEST_MARIADB=mysql://root@127.0.0.1:3306/x make test ARGS="--databases mariadb --slow"
 """
 
 from __future__ import annotations
