@@ -45,6 +45,7 @@ def columns(project: Project, alias: str = "default") -> list[str]:
     return [row[1] for row in project.sql(alias, "PRAGMA table_info(polls_question)")]
 
 
+@pytest.mark.slow
 def test_it_shows_the_statements_undoes_them_and_closes_the_run(failed: Project) -> None:
     assert "expires_date" in columns(failed)
     shown = failed.must(*ABANDON, "--dry-run")

@@ -50,6 +50,7 @@ def test_the_rows_of_the_condition_are_written_and_no_others(
     assert sandbox.values("state") == ["new" if n % 2 else expected(n) for n in range(1, 41)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", POPULATES)
 def test_stopped_after_every_change_and_run_again_it_ends_the_same(alias: str, kind: str) -> None:
     populate, expected = POPULATES[kind]
