@@ -29,6 +29,7 @@ from django.utils.translation import gettext_lazy
 from safemigrate.admin import pages
 from safemigrate.admin.chart import rate_chart
 from safemigrate.admin.filters import ModelFilter, PersonFilter, StateFilter
+from safemigrate.connections import schema_of
 from safemigrate.exceptions import IllegalMove, SafemigrateError
 from safemigrate.models import BackfillRun
 from safemigrate.runs import store
@@ -333,8 +334,9 @@ class BackfillRunAdmin(ModelAdmin):
             rows = self.admin_site.get_model_admin(model)
         except (LookupError, NotRegistered):
             return ""
-        # The admin shows the rows of one database; on another, the same key is another row.
-        shown = router.db_for_read(model) == run.alias and rows.has_view_or_change_permission(request)
+        # The admin shows the rows of one database, in one schema; in another, the same key is another row.
+        here = router.db_for_read(model) == run.alias and schema_of(run.alias) == run.schema
+        shown = here and rows.has_view_or_change_permission(request)
         return f"admin:{model._meta.app_label}_{model._meta.model_name}_change" if shown else ""
 
     # Action

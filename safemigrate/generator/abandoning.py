@@ -156,8 +156,8 @@ class Attempt:
         runs = store.records().filter(
             app_label=self.app_label,
             model_name__iexact=self._model_name,
-            alias=self.alias,
             open_key__isnull=False,
+            **store.where(self.alias),
         )
         mine = [run for run in runs if self.name in run.field_names.split("+")]
         return [store.cancel(run.pk, store.person()).pk for run in mine]

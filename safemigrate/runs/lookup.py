@@ -21,7 +21,7 @@ from safemigrate.backfills.problems import problems
 from safemigrate.engine import context, engine
 from safemigrate.engine.batch_runner import Work, work_for
 from safemigrate.engine.batches import Batches, Target
-from safemigrate.exceptions import InvalidBackfill, NothingToRun
+from safemigrate.exceptions import InvalidBackfill, InvalidPopulate, NothingToRun
 from safemigrate.formatting import nearest
 from safemigrate.operations import Populate
 from safemigrate.populate.sources import AsWritten, Source, fingerprint, resolve
@@ -219,7 +219,12 @@ class FieldJob(Job):
     def is_finished(self) -> bool:
         if not self.column_is_there:
             return False
-        database, target = for_connection(connections[self.alias]), self.target
+        try:
+            database, target = for_connection(connections[self.alias]), self.target
+        except (
+            InvalidPopulate
+        ):  # It is another one than the run that was stopped: what is left cannot be seen.
+            return False
         columns = [self.model._meta.get_field(name) for name in target.null_fields]
         if target.where is None and all(database.is_required(self.model, column) for column in columns):
             return True

@@ -189,6 +189,30 @@ def test_a_backfill_is_run_in_each_schema_that_is_named(tenants: Tenants, placem
         assert tenants.query(shouted) == [(rows,)]
 
 
+def test_what_failed_in_one_schema_is_shown_and_given_up_there_alone(
+    tenants: Tenants, placement: str
+) -> None:
+    tenants.project.add_field()
+    tenants.project.must("add_required_field", LABEL, "--populate", "NullIf(F('pub_date'), F('pub_date'))")
+    for schema in ("one", "two"):
+        failed = tenants.project.run("migrate_schemas", f"--schema={schema}")
+        assert failed.returncode == 1
+        assert f"{ROWS[schema]} rows of polls.Question.expires_date on default got no value" in failed.stderr
+    assert {state for state, _ in tenants.runs(placement).values()} == {"failed"}
+    if placement == "shared":
+        key = tenants.query("SELECT id FROM public.safemigrate_backfillrun WHERE schema = 'two'")[0][0]
+        listed = tenants.project.must("backfill", "show", str(key), "--bad-rows").splitlines()
+        assert len(listed) == 1 + ROWS["two"]
+    abandon = ("add_required_field", LABEL, "--abandon", "--no-input", "--schema=one")
+    tenants.project.must("tenant_command", *abandon)
+    left = "SELECT table_schema FROM information_schema.columns WHERE column_name = 'expires_date'"
+    assert tenants.query(left) == [("two",)]
+    assert {schema: state for schema, (state, _) in tenants.runs(placement).items()} == {
+        "one": "cancelled",
+        "two": "failed",
+    }
+
+
 @pytest.mark.parametrize("placement", ["shared"], indirect=True)
 def test_a_worker_of_a_queue_fills_the_schema_of_the_run(tenants: Tenants, placement: str) -> None:
     tenants.project.append(

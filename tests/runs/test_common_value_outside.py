@@ -85,6 +85,7 @@ def test_with_another_populate_it_is_refused_as_migrate_refuses_it(
             backfill(*command)
     with pytest.raises(CommandError, match=r"(?s)populate has been changed since.*--abandon"):
         migrate(polls)
+    assert not safemigrate.is_finished(LABEL, using=polls.alias)
     monkeypatch.undo()
     backfill("run", LABEL, "--database", polls.alias)
     assert_done(polls)

@@ -255,10 +255,11 @@ class Command(BaseCommand):
         lines = csv.writer(self.stdout)
         lines.writerow(["key", "reason"])
         reasons = {json.dumps(key): reason for key, reason in run.bad_rows}
-        job = lookup.find(run.job_label, run.alias, run.parameters)
-        for key in map(key_to_json, job.keys_left()):
-            text = key if isinstance(key, str) else json.dumps(key)
-            lines.writerow([text, reasons.get(json.dumps(key), "")])
+        with connections.in_schema(run.schema):
+            job = lookup.find(run.job_label, run.alias, run.parameters)
+            for key in map(key_to_json, job.keys_left()):
+                text = key if isinstance(key, str) else json.dumps(key)
+                lines.writerow([text, reasons.get(json.dumps(key), "")])
 
     def _verify(self, options: Mapping[str, Any]) -> None:
         wrong = [alias for alias in self._aliases(options) if not self._verify_on(alias, options)]
