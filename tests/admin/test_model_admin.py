@@ -601,16 +601,17 @@ def test_the_numbers_on_an_axis_are_few_and_reach_far_enough(highest: float) -> 
     assert 2 <= len(found) <= 7
 
 
-# In Brazilian Portuguese
+# In other languages
 
-PORTUGUESE = PACKAGE / "locale/pt_BR/LC_MESSAGES"
+LOCALES = [path / "LC_MESSAGES" for path in sorted((PACKAGE / "locale").iterdir())]
+EACH_LOCALE = pytest.mark.parametrize("locale", LOCALES, ids=[path.parent.name for path in LOCALES])
 QUOTED = re.compile(r'^(msgid|msgstr) ((?:".*"\n)+)', re.MULTILINE)
 
 
-def translations() -> dict[str, str]:
+def translations(locale: Path) -> dict[str, str]:
     texts = [
         ast.literal_eval(f"({quoted})")
-        for _, quoted in QUOTED.findall((PORTUGUESE / "django.po").read_text(encoding="utf-8") + "\n")
+        for _, quoted in QUOTED.findall((locale / "django.po").read_text(encoding="utf-8") + "\n")
     ]
     return dict(zip(texts[::2], texts[1::2], strict=True))
 
@@ -634,41 +635,76 @@ def marked() -> set[str]:
     }
 
 
-def test_every_text_is_translated() -> None:
-    found = translations()
+@EACH_LOCALE
+def test_every_text_is_translated(locale: Path) -> None:
+    found = translations(locale)
     assert set(found) - {""} == marked()
     assert [text for text, translated in found.items() if not translated] == []
     for text, translated in found.items():
         assert set(re.findall(r"%\(\w+\)s", text)) == set(re.findall(r"%\(\w+\)s", translated))
-    assert "fuzzy" not in (PORTUGUESE / "django.po").read_text(encoding="utf-8")
+    assert "fuzzy" not in (locale / "django.po").read_text(encoding="utf-8")
 
 
-def test_the_compiled_translation_is_up_to_date() -> None:
-    with (PORTUGUESE / "django.mo").open("rb") as file:
+@EACH_LOCALE
+def test_the_compiled_translation_is_up_to_date(locale: Path) -> None:
+    with (locale / "django.mo").open("rb") as file:
         compiled = gettext.GNUTranslations(file)
-    assert {text: compiled.gettext(text) for text in translations() if text} == {
-        text: translated for text, translated in translations().items() if text
+    assert {text: compiled.gettext(text) for text in translations(locale) if text} == {
+        text: translated for text, translated in translations(locale).items() if text
     }
 
 
-def test_the_pages_speak_portuguese(settings: Any) -> None:
-    settings.LANGUAGE_CODE = "pt-br"
+SPOKEN = {
+    "pt-br": (
+        ["execuções", "travada", "410.000 de cerca de 1.000.000", "linhas/s", "situação"],
+        ["Pausar", "Tentar de novo", "Cancelar execução…", "não dá sinal de vida", "na fila → em andamento"],
+        "Não é possível retomar a execução",
+    ),
+    "es": (
+        ["ejecuciones", "sin señales", "410 000 de unas 1 000 000", "filas/s", "estado"],
+        ["Pausar", "Reintentar", "Cancelar ejecución…", "no da señales de vida", "en cola → en curso"],
+        "No se puede reanudar la ejecución",
+    ),
+    "de": (
+        ["Läufe", "ohne Lebenszeichen", "410.000 von etwa 1.000.000", "Zeilen/s", "Status"],
+        [
+            "Anhalten",
+            "Erneut versuchen",
+            "Lauf abbrechen…",
+            "gibt kein Lebenszeichen",
+            "in der Warteschlange → läuft",
+        ],
+        "kann nicht fortgesetzt werden",
+    ),
+    "fr": (
+        ["exécutions", "sans signe de vie", "410 000 sur environ 1 000 000", "lignes/s", "état"],
+        [
+            "Suspendre",
+            "Réessayer",
+            "Annuler l\N{RIGHT SINGLE QUOTATION MARK}exécution…",
+            "aucun signe de vie",
+            "en file → en cours",
+        ],
+        "Impossible de reprendre l\N{RIGHT SINGLE QUOTATION MARK}exécution",
+    ),
+}
+
+
+@pytest.mark.parametrize("language", SPOKEN)
+def test_the_pages_speak_it(language: str, settings: Any) -> None:
+    settings.LANGUAGE_CODE = language
     run, client = a_run(lease_until=timezone.now()), admin()
     run.events.create(text="queued → running", who="ada")
-    with translation.override("pt-br"):
+    with translation.override(language):
         listed, detail = shown(client.get(LIST)), shown(client.get(page(run)))
     text = shown(client.post(button(run, "resume"), follow=True))
-    for part in ("execuções", "travada", "410.000 de cerca de 1.000.000", "linhas/s", "situação"):
-        assert part.lower() in listed.lower(), part
-    for part in (
-        "Pausar",
-        "Tentar de novo",
-        "Cancelar execução…",
-        "não dá sinal de vida",
-        "na fila → em andamento",
-    ):
+    in_list, in_detail, refused = SPOKEN[language]
+    plain = listed.replace("\N{NO-BREAK SPACE}", " ").replace("\N{NARROW NO-BREAK SPACE}", " ")
+    for part in in_list:
+        assert part.lower() in plain.lower(), part
+    for part in in_detail:
         assert part in detail, part
-    assert "Não é possível retomar a execução" in text
+    assert refused in text
 
 
 # The runs' database
