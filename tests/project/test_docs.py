@@ -43,8 +43,9 @@ BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 
 
-def test_the_readme_in_portuguese_shows_what_the_other_one_shows() -> None:
-    english, portuguese = ROOT / "README.md", ROOT / "README.pt-BR.md"
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_a_page_in_portuguese_shows_what_the_other_one_shows(page: str) -> None:
+    english, portuguese = ROOT / page, (ROOT / page).with_suffix(".pt-BR.md")
     assert blocks(portuguese) == blocks(english)
 
     def rows(page: Path) -> int:
@@ -164,7 +165,7 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     for folder in (DOCS, *(path for path in DOCS.iterdir() if (path / "index.md").exists())):
         index = (folder / "index.md").read_text(encoding="utf-8")
         listed = re.findall(
-            r"^([\w/-]+)$", "\n".join(re.findall(r"```\{toctree\}(.*?)```", index, re.DOTALL)), re.MULTILINE
+            r"^([\w/.-]+)$", "\n".join(re.findall(r"```\{toctree\}(.*?)```", index, re.DOTALL)), re.MULTILINE
         )
         assert {page.stem for page in folder.glob("*.md")} - {"index"} <= set(listed)
 
@@ -311,7 +312,8 @@ def test_a_nullable_field_is_made_required_as_the_page_says(project: Project) ->
 
 def test_other_pages_show_no_session_that_is_not_run() -> None:
     showing = {page for page in PAGES if any(language == "console" for language, _ in blocks(page))}
-    assert showing == {DOCS / page for page in RUNNABLE} | {ROOT / "README.md", ROOT / "README.pt-BR.md"}
+    portuguese = {ROOT / "README.pt-BR.md", DOCS / "tutorial.pt-BR.md"}
+    assert showing == {DOCS / page for page in RUNNABLE} | {ROOT / "README.md"} | portuguese
 
 
 @pytest.mark.slow
