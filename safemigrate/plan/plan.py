@@ -21,7 +21,7 @@ from safemigrate.engine.batch_size import Pace, configured
 from safemigrate.exceptions import InvalidPopulate
 from safemigrate.generator.autodetector import Migrations
 from safemigrate.generator.targets import RequiredField
-from safemigrate.operations import AddRequiredField
+from safemigrate.operations import AddNullableField, AddRequiredField
 from safemigrate.plan import sampling
 from safemigrate.plan.risks import SMALL, Risk, Situation, found
 from safemigrate.plan.sampling import Sample
@@ -315,7 +315,10 @@ class _Look:
         last = self.entries[-1]
         state = last.migration.mutate_state(last.before.clone())
         model = model_in(state, self.target.app_label, self.target.model_name, self.database)
-        found = preflight.obstacles(self.database, model, field_of(model, self.target.name))
+        field = field_of(model, self.target.name)
+        found = preflight.obstacles(self.database, model, field)
+        if any(isinstance(op, AddNullableField | AddRequiredField) for op in self._operations):
+            found += preflight.left(self.database, model, field)
         for fill in self._fills:
             try:
                 if isinstance(fill.source, InPython):

@@ -52,7 +52,8 @@ class AddNullableField(FieldStep, AddField):
 
     def forwards(self, change: Change) -> None:
         model = change.after(self.model_name)
-        proofs.refuse_other_type(change.database, model, field_of(model, self.name))
+        field = field_of(model, self.name)
+        preflight.refuse(change.database, model, field, preflight.left(change.database, model, field))
         super().forwards(change)
 
     def backwards(self, change: Change) -> None:
@@ -179,7 +180,11 @@ class SetNotNull(FieldStep, AlterField):
 def refuse_obstacles(change: Change, step: FieldStep, work: AnyField | None = None) -> None:
     """Raise for what the server will refuse on the way to the final field, or to what `work` says of it."""
     model = change.after(step.model_name)
-    preflight.refuse(change.database, model, work or field_of(model, step.name))
+    field = work or field_of(model, step.name)
+    found = preflight.obstacles(change.database, model, field)
+    if found and work is None:  # What another attempt left may be the very reason.
+        found = [*preflight.left(change.database, model, field), *found]
+    preflight.refuse(change.database, model, field, found)
 
 
 def drop_column(self: FieldStep, change: Change) -> None:

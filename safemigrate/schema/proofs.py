@@ -16,7 +16,6 @@ from safemigrate.engine.batches import Batches, Target
 from safemigrate.exceptions import (
     BadRows,
     DuplicateValues,
-    InvalidField,
     InvalidPopulate,
     NullsRemain,
     TooManyRows,
@@ -107,18 +106,6 @@ def refuse_many(target: Target) -> None:
         f"    python manage.py backfill run {label} --database {target.alias}\n"
         "Then run migrate again: it finds nothing left to fill, and goes on."
     )
-
-
-def refuse_other_type(database: Database, model: type[Model], field: AnyField) -> None:
-    """Raise InvalidField where the table has the column already, of another type than a stopped run would have left."""
-    found = database.other_type(model, field)
-    if found:
-        raise InvalidField(
-            f"{model._meta.label}.{field.name} on {database.connection.alias}: the table has a column "
-            f"{field.column} already, of type {found}, but the field needs {field.db_type(database.connection)}. "
-            "It may be left from a migration that was changed after it had begun. Drop the column, or name the "
-            "field otherwise, and run migrate again."
-        )
 
 
 def confirm_required(database: Database, model: type[Model], field: AnyField) -> None:

@@ -237,7 +237,6 @@ def test_a_batch_wider_than_the_protocol_allows_is_written_in_parts(alias: str) 
     assert sandbox.values("votes") == sandbox.values("pk")
 
 
-@pytest.mark.parametrize("alias", ["sqlite", "postgresql", "postgresql_old"], indirect=True)
 def test_a_column_left_by_another_field_is_not_taken_over(alias: str) -> None:
     sandbox = MigrationSandbox(alias)
     sandbox.fill(2)

@@ -118,6 +118,21 @@ def test_after_the_time_allowed_it_ends_with_an_error_and_has_done_nothing(
     for_connection(sandbox.connection).unlock_name(LABEL)
 
 
+@pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
+def test_limits_of_the_role_do_not_end_the_lock(alias: str) -> None:
+    """It is a transaction that is idle for as long as the fill takes. (The older server knows no limit of one.)"""
+    with another(alias) as connection:
+        options = "-c transaction_timeout=100 -c idle_in_transaction_session_timeout=100 -c idle_session_timeout=100"
+        connection.settings_dict["OPTIONS"] = connection.settings_dict["OPTIONS"] | {"options": options}
+        first, second = for_connection(connection), for_connection(connections[alias])
+        assert first.lock_name(LABEL)
+        time.sleep(0.3)
+        assert not second.lock_name(LABEL)
+        first.unlock_name(LABEL)
+        assert second.lock_name(LABEL)
+        second.unlock_name(LABEL)
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb"], indirect=True)
 def test_it_shows_that_it_waits_and_goes_on(

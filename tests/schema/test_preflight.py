@@ -9,7 +9,7 @@ import pytest
 from django.db import connections, migrations, models
 
 from safemigrate.backends import for_connection
-from safemigrate.exceptions import SafemigrateError, StepRefused, TableCopyNeeded
+from safemigrate.exceptions import InvalidField, SafemigrateError, StepRefused, TableCopyNeeded
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from tests.backends.test_partitions import partitioned
 from tests.plan.test_plan import look, said
@@ -17,6 +17,7 @@ from tests.schema.test_runner import another
 from tests.support.sandbox import MigrationSandbox, Statements, question
 
 POSTGRESQL = pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
+SERVERS = pytest.mark.parametrize("alias", ["postgresql", "postgresql_old", "mariadb"], indirect=True)
 MARIADB = pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
 
 KIND = migrations.CreateModel("Kind", [("id", models.BigAutoField(primary_key=True))])
@@ -161,14 +162,36 @@ def test_row_level_security_is_a_warning(alias: str, site: Any) -> None:
     box.run(add("plain"))
 
 
-@POSTGRESQL
+@SERVERS
 def test_a_standby_takes_no_writes(alias: str) -> None:
     box = filled(alias)
-    for_connection(box.connection).execute("SET default_transaction_read_only = on")
+    is_mysql = box.connection.vendor == "mysql"
+    for_connection(box.connection).execute(
+        "SET SESSION TRANSACTION READ ONLY" if is_mysql else "SET default_transaction_read_only = on"
+    )
     try:
         assert "the server takes no writes" in refused(box, "plain")
     finally:
-        for_connection(box.connection).execute("SET default_transaction_read_only = off")
+        box.connection.close()
+
+
+COLUMNS = [("integer", "plain"), ("varchar(12)", "plain"), ("varchar(60)", "an index")]
+
+
+@pytest.mark.parametrize(("column", "name"), COLUMNS)
+@pytest.mark.parametrize("rows", [0, 10])
+def test_a_column_that_another_attempt_left(alias: str, column: str, name: str, rows: int) -> None:
+    box = filled(alias) if rows else MigrationSandbox(alias, KIND, question())
+    execute = for_connection(box.connection).execute
+    execute(f"ALTER TABLE boxes_question ADD COLUMN new {column} NULL")
+    text = refused(box, name, InvalidField)
+    assert "has a column new already, of type " in text
+    execute(
+        "ALTER TABLE boxes_question DROP COLUMN new",
+        "ALTER TABLE boxes_question ADD COLUMN new varchar(50) NULL",
+    )
+    box.run(add(name))
+    assert not box.column("new").nullable
 
 
 FULL_TEXT = "ALTER TABLE boxes_question ADD FULLTEXT INDEX words (question_text)"

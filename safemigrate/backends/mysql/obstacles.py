@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: Another process tries the same on a table of that name: exists, unknown, column or key twice, no such table.
 BESIDE = {1050, 1051, 1060, 1061, 1146}
 
+#: The server, or the session's transactions, are read-only.
+READ_ONLY = {1290, 1792, 1836}
+
 #: What is granted to a user on a table, or on all of its database or server.
 RIGHTS = """
 SELECT privilege_type FROM information_schema.user_privileges WHERE grantee = %s
@@ -71,6 +74,18 @@ def _rehearsed(database: MySQL, model: type[Model], field: AnyField) -> Iterator
 
     Whether the server can do them online depends on the table's format, its full-text indexes, its history.
     """
+    try:
+        yield from _tried(database, model, field)
+    except DatabaseError as error:
+        if error_code(error) not in READ_ONLY:
+            raise
+        yield Obstacle(
+            f"the server takes no writes: it is a replica, or transactions are read-only. It says: {error}.",
+            "Let this alias of DATABASES name the primary.",
+        )
+
+
+def _tried(database: MySQL, model: type[Model], field: AnyField) -> Iterator[Obstacle]:
     table = database.quote(model._meta.db_table)
     requirement = database.require(model, model, field)
     steps = [*database.add_column(model, field), *requirement.before, *requirement.enforce[:1]]
@@ -97,13 +112,16 @@ def _rehearsed(database: MySQL, model: type[Model], field: AnyField) -> Iterator
 def empty_copy(database: MySQL, model: type[Model]) -> Iterator[str | None]:
     """Run with an empty table made like the model's, and give its quoted name; None where none can be made.
 
-    This user may make no table, or another session holds the model's: the steps themselves will say.
+    This user may make no table, or another session holds the model's: the steps themselves will say. Raises the
+    server's error where it takes no writes at all.
     """
     copy = database.quote(short_name(model._meta.db_table, suffix="safemigrate_try", limit=64))
     table = database.quote(model._meta.db_table)
     try:
         database.execute(f"DROP TABLE IF EXISTS {copy}", f"CREATE TABLE {copy} LIKE {table}")
-    except DatabaseError:
+    except DatabaseError as error:
+        if error_code(error) in READ_ONLY:
+            raise
         yield None
         return
     try:

@@ -17,7 +17,7 @@ from django.db.backends.signals import connection_created
 from django.db.models import Model, Q, QuerySet
 
 from safemigrate.backends.base.schema import Column, Database, Helper, error_code, short_name
-from safemigrate.backends.mysql import blockers, obstacles
+from safemigrate.backends.mysql import blockers, impatience, obstacles
 from safemigrate.conf import get
 from safemigrate.exceptions import OrphanRows
 from safemigrate.schema import fields
@@ -65,6 +65,29 @@ class MySQL(Database):
             # MariaDB gives the text 'NULL' as the default of a nullable column without one.
             return Column(row[2] == "YES", row[4] is not None and row[4] != "NULL")
         return None
+
+    def other_type(self, model: type[Model], field: AnyField) -> str | None:
+        table = self.quote(short_name(model._meta.db_table, suffix="safemigrate_type", limit=64))
+        column = f"{self.quote(field.column)} {field.db_type(self.connection)}"
+        try:
+            with self.impatient(model):
+                found = self._type(self.quote(model._meta.db_table), field.column)
+            if found is None:
+                return None
+            # The server has its own names of the types, as tinyint(1) for bool, and calls this one by its own. It may
+            # demand a key of each table (sql_require_primary_key).
+            self.execute(f"CREATE TEMPORARY TABLE {table} (safemigrate_key integer PRIMARY KEY, {column})")
+            wanted = self._type(table, field.column)
+            self.execute(f"DROP TEMPORARY TABLE {table}")
+        except DatabaseError as error:
+            if self.is_denied(error) or self.is_lock_timeout(error):
+                return None
+            raise
+        return None if found == wanted else found
+
+    def _type(self, table: str, column: str) -> str | None:
+        rows = self.fetch(f"SHOW COLUMNS FROM {table} WHERE Field = %s", [column])
+        return rows[0][1] if rows else None
 
     def estimated_rows(self, model: type[Model]) -> int:
         rows = self.fetch(
@@ -249,7 +272,8 @@ class MySQL(Database):
 
     def _first_taken(self, model: type[Model], forms: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
         table = self.quote(model._meta.db_table)
-        with self.strict(), obstacles.empty_copy(self, model) as copy:
+        # Where the server takes no writes at all there is nothing to ask.
+        with self.strict(), suppress(DatabaseError), obstacles.empty_copy(self, model) as copy:
             for statements in forms if copy else ():
                 with suppress(DatabaseError):
                     self.execute(*(text.replace(table, str(copy), 1) for text in statements))
@@ -468,25 +492,31 @@ class MySQL(Database):
             yield
 
     def _wait_until_free(self, tables: Sequence[str]) -> None:
-        """Find out, without queueing, whether others hold the tables for long: behind a queue all wait.
-
-        MySQL has no NOWAIT here, and waits its second.
-        """
-        if not self.connection.mysql_is_mariadb or not tables:
+        """Find out, for no longer than others may wait behind it, whether another session holds the tables."""
+        if not tables:
             return
+        lock = f"LOCK TABLES {', '.join(f'{table} WRITE' for table in tables)}"
+        try:
+            if self.connection.mysql_is_mariadb:
+                self._lock_nowait(lock)
+            else:
+                impatience.execute(self, lock, get("SAFEMIGRATE_LOCK_TIMEOUT"))
+        except DatabaseError as error:
+            if error_code(error) not in DENIED | {1044}:
+                raise
+            return  # Without the privilege LOCK TABLES the step itself finds it out, in its second.
+        self.execute("UNLOCK TABLES")
+
+    def _lock_nowait(self, lock: str) -> None:
+        """Ask again and again without queueing: behind a queue all wait."""
         deadline = time.monotonic() + get("SAFEMIGRATE_LOCK_TIMEOUT")
         while True:
             try:
-                self.execute(f"LOCK TABLES {', '.join(f'{table} WRITE' for table in tables)} NOWAIT")
+                return self.execute(f"{lock} NOWAIT")
             except DatabaseError as error:
-                if error_code(error) in DENIED | {1044}:
-                    return  # Without the privilege LOCK TABLES the step itself finds it out, in its second.
                 if not self.is_lock_timeout(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.005)
-            else:
-                self.execute("UNLOCK TABLES")
-                return
 
     def lock_wait(self, timeout: float) -> int:
         # The server counts in whole seconds.

@@ -147,7 +147,7 @@ class PostgreSQL(Database):
         name = ":".join(filter(None, [schema_of(self.connection.alias), name]))
         holder.set_autocommit(False)
         with holder.cursor() as cursor:
-            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            cursor.execute(f"SELECT set_config(name, '0', true) FROM {KNOWN}", [LIMITS])
             cursor.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", [name])
             (held,) = cursor.fetchone()
         if held:
