@@ -87,10 +87,11 @@ def save(path: Path, machine: dict[str, Any], runs: Sequence[Sequence[Run]]) -> 
 
 
 def command(options: argparse.Namespace) -> str:
-    if options.only != list(SCENARIOS):
+    if options.url or options.only != list(SCENARIOS):
+        only = "" if options.only == list(SCENARIOS) else f" --only {' '.join(options.only)}"
         more = f" --rows {options.rows}" if options.rows else ""
         more += " --url URL" if options.url else ""
-        return f"python -m benchmarks.traffic --only {' '.join(options.only)} --runs {options.runs}{more}"
+        return f"python -m benchmarks.traffic{only} --runs {options.runs}{more}"
     rows = f" ROWS={options.rows}" if options.rows else ""
     return f"make bench-traffic{rows}" + (f" RUNS={options.runs}" if options.runs != 3 else "")
 

@@ -22,6 +22,7 @@ from safemigrate.schema import change
 from tests.support.processes import Polls
 from tests.support.sandbox import MigrationSandbox
 from tests.support.sessions import another
+from tests.support.sessions import run as sql
 
 ROWS = 40_000
 #: How often several migrate at once, for each number of them.
@@ -131,6 +132,26 @@ def test_limits_of_the_role_do_not_end_the_lock(alias: str) -> None:
         first.unlock_name(LABEL)
         assert second.lock_name(LABEL)
         second.unlock_name(LABEL)
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
+def test_a_role_that_may_have_no_further_connection_has_the_lock_too(alias: str, worker_id: str) -> None:
+    role = f"lonely_{worker_id}"
+    with another(alias) as admin, another(alias) as lonely:
+        sql(admin, f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
+        try:
+            lonely.settings_dict["USER"] = role
+            lonely.ensure_connection()
+            first, second = for_connection(lonely), for_connection(connections[alias])
+            assert first.lock_name(LABEL)
+            assert not second.lock_name(LABEL)
+            first.unlock_name(LABEL)
+            assert second.lock_name(LABEL)
+            assert not first.lock_name(LABEL)
+            second.unlock_name(LABEL)
+        finally:
+            lonely.close()
+            sql(admin, f"DROP ROLE {role}")
 
 
 @pytest.mark.matrix

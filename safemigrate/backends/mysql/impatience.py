@@ -32,7 +32,8 @@ def execute(database: MySQL, statement: str, seconds: float) -> None:
     mark = f"/* safemigrate {uuid4().hex} */"
     other = leave_pool(database.connection.copy())
     other.inc_thread_sharing()
-    timer = threading.Timer(seconds, _end, [other, mark])
+    late = threading.Event()
+    timer = threading.Timer(seconds, _end, [other, mark, late])
     timer.start()
     try:
         database.execute(f"{statement} {mark}")
@@ -43,11 +44,13 @@ def execute(database: MySQL, statement: str, seconds: float) -> None:
     finally:
         timer.cancel()
         timer.join()
-        _absorb(database)
+        if late.is_set():
+            _absorb(database)
 
 
-def _end(other: Any, mark: str) -> None:
+def _end(other: Any, mark: str, late: threading.Event) -> None:
     """End what carries the mark, by another connection."""
+    late.set()
     with suppress(Error), closing(other), other.cursor() as cursor:
         cursor.execute("SELECT id, info FROM performance_schema.processlist WHERE id <> CONNECTION_ID()")
         for number, info in cursor.fetchall():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from safemigrate.schema.steps import Blocked, Lock, Obstacle, Requirement, Step,
 from safemigrate.types import AnyField, field_of, is_text
 
 ONLINE = "ALGORITHM=INPLACE, LOCK=NONE"
-STRICT = "SET SESSION sql_mode = CONCAT_WS(',', NULLIF(@@SESSION.sql_mode, ''), 'STRICT_TRANS_TABLES')"
+STRICT = "CONCAT_WS(',', NULLIF(@@SESSION.sql_mode, ''), 'STRICT_TRANS_TABLES')"
 INSTANT = "ALGORITHM=INSTANT"
 # 1205 lock wait timeout, 3572 the same where NOWAIT was asked for.
 LOCKED = {1205, 3572}
@@ -50,6 +51,10 @@ DENIED = {1142, 1227, 1419}
 
 METADATA = Lock("exclusive metadata lock on the table", "everyone")
 SHARED = "metadata lock on {}, shared but at both ends"
+
+
+#: How many settings are made for now within each other, by thread.
+_nested = threading.local()
 
 
 class MySQL(Database):
@@ -486,8 +491,13 @@ class MySQL(Database):
 
     @contextmanager
     def prepared(self, tables: Sequence[str]) -> Iterator[None]:
-        seconds = self.lock_wait(get("SAFEMIGRATE_LOCK_TIMEOUT"))
-        with self._session("lock_wait_timeout", seconds), self.strict():
+        limits = {
+            "lock_wait_timeout": str(self.lock_wait(get("SAFEMIGRATE_LOCK_TIMEOUT"))),
+            "sql_mode": STRICT,
+        }
+        if self.connection.mysql_is_mariadb:  # Where a table is built anew, it takes its time.
+            limits["max_statement_time"] = "0"
+        with self._for_now(**limits):
             self._wait_until_free(tables)
             yield
 
@@ -522,24 +532,9 @@ class MySQL(Database):
         # The server counts in whole seconds.
         return max(1, math.ceil(timeout))
 
-    @contextmanager
-    def _session(self, name: str, value: Any) -> Iterator[None]:
-        before = self.fetch(f"SELECT @@SESSION.{name}")[0][0]
-        self._set(name, value)
-        try:
-            yield
-        finally:
-            with suppress(Error):  # The connection may be what was lost.
-                self._set(name, before)
-
     def strict(self) -> Any:
         # Without a strict mode NOT NULL turns NULLs into zeros and empty texts, and cuts what does not fit.
-        mode = self.fetch("SELECT @@SESSION.sql_mode")[0][0]
-        return self._session("sql_mode", ",".join(filter(None, [mode, "STRICT_TRANS_TABLES"])))
-
-    def _set(self, name: str, value: Any) -> None:
-        with self.connection.cursor() as cursor:
-            cursor.execute(f"SET SESSION {name} = %s", [value])
+        return self._for_now(sql_mode=STRICT)
 
     @staticmethod
     def _lock(lasts: Time, on: str = "the table") -> Lock:
@@ -561,7 +556,7 @@ class MySQL(Database):
         def make_strict(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
             if connection.alias == self.connection.alias:
                 with connection.cursor() as cursor:
-                    cursor.execute(STRICT)
+                    cursor.execute(f"SET SESSION sql_mode = {STRICT}")
 
         connection_created.connect(make_strict, weak=False)
         try:
@@ -591,7 +586,7 @@ class MySQL(Database):
     def writing(self, rows: QuerySet[Any]) -> Iterator[None]:
         self.connection.ensure_connection()  # Without one, Django opens one more to ask for the server's kind.
         if self.connection.mysql_is_mariadb:
-            with self._for_now("innodb_lock_wait_timeout", 0), super().writing(rows):
+            with self._for_now(innodb_lock_wait_timeout="0"), super().writing(rows):
                 yield
             return
         with super().writing(rows):  # MySQL counts in whole seconds, and from 1 on.
@@ -600,24 +595,34 @@ class MySQL(Database):
 
     @contextmanager
     def impatient(self, model: type[Model]) -> Iterator[None]:
-        with self._for_now("lock_wait_timeout", 1):
+        with self._for_now(lock_wait_timeout="1"):
             yield
 
     @contextmanager
     def unlimited(self) -> Iterator[None]:
         limit = "max_statement_time" if self.connection.mysql_is_mariadb else "max_execution_time"
-        with self._for_now(limit, 0):
+        with self._for_now(**{limit: "0"}):
             yield
 
     @contextmanager
-    def _for_now(self, name: str, value: int) -> Iterator[None]:
-        before = f"@safemigrate_{name}"
-        self.execute(f"SET {before} = @@SESSION.{name}, SESSION {name} = {value}")
+    def _for_now(self, **values: str) -> Iterator[None]:
+        """Set variables of the session, each to an expression; one within another keeps values of its own."""
+        depth = _nested.depth = getattr(_nested, "depth", 0) + 1
+        before = {name: f"@safemigrate_{name}_{depth}" for name in values}
+        keep = [f"{kept} = @@SESSION.{name}" for name, kept in before.items()]
         try:
-            yield
+            self.execute(
+                "SET " + ", ".join([*keep, *(f"SESSION {name} = {to}" for name, to in values.items())])
+            )
+            try:
+                yield
+            finally:
+                with suppress(Error):  # The connection may be what was lost, and the variables with it.
+                    self.execute(
+                        "SET " + ", ".join(f"SESSION {name} = {kept}" for name, kept in before.items())
+                    )
         finally:
-            with suppress(Error):  # The connection may be what was lost, and the variable with it.
-                self.execute(f"SET SESSION {name} = {before}")
+            _nested.depth = depth - 1
 
     @contextmanager
     def scratch(

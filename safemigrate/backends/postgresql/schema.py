@@ -141,11 +141,17 @@ class PostgreSQL(Database):
         """Take an advisory lock in a transaction of a connection of its own.
 
         A pooler in transaction mode would give the session of another lock to the site, and never take it back. The
-        transaction is idle and has no snapshot, so it keeps no row from a vacuum.
+        transaction is idle and has no snapshot, so it keeps no row from a vacuum. Where the server gives no further
+        connection, the lock is this session's.
         """
         holder = leave_pool(self.connection.copy())
         name = ":".join(filter(None, [schema_of(self.connection.alias), name]))
-        holder.set_autocommit(False)
+        try:
+            holder.set_autocommit(False)
+        except OperationalError:
+            if self._is_pooled():
+                raise
+            return bool(self.fetch("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [name])[0][0])
         with holder.cursor() as cursor:
             cursor.execute(f"SELECT set_config(name, '0', true) FROM {KNOWN}", [LIMITS])
             cursor.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", [name])
@@ -159,7 +165,9 @@ class PostgreSQL(Database):
     def unlock_name(self, name: str) -> None:
         name = ":".join(filter(None, [schema_of(self.connection.alias), name]))
         holder = _holders.pop((self.connection.alias, name), None)
-        if holder is not None:
+        if holder is None:
+            self.fetch("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [name])
+        else:
             holder.rollback()
             holder.close()
 
