@@ -3,6 +3,7 @@
 #   make demo     watch a required field being added to three full databases
 #   make test     the quick tests, on SQLite and PostgreSQL      make test ARGS="-k operations"
 #   make test-all every test, on every database      the servers and the browser: see CONTRIBUTING.md
+#   make test-newer the tests on MySQL, and on a newer MariaDB and PostgreSQL; ARGS=mysql for one of them
 #   make simulate workers, kills, lost messages on a clock of their own, 60 s of schedules; SEED=... repeats one
 #   make lint     ruff, mypy and import-linter
 #   make docs     the documentation, in docs/_build
@@ -25,7 +26,7 @@ python = $(VENV)/bin/python
 constraints = $(VENV)/constraints.txt
 bench = --page $(if $(ROWS),--rows $(ROWS)) $(if $(RUNS),--runs $(RUNS)) $(ARGS)
 
-.PHONY: demo test test-all simulate lint docs matrix bench bench-scale bench-scale-out bench-traffic measured-bench measured-bench-scale \
+.PHONY: demo test test-all test-newer simulate lint docs matrix bench bench-scale bench-scale-out bench-traffic measured-bench measured-bench-scale \
 	measured-bench-scale-out measured-bench-traffic screenshots clean
 .DELETE_ON_ERROR:
 
@@ -37,6 +38,9 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(python) -m pytest -n auto --all $(ARGS)
+
+test-newer: $(VENV)/.test
+	$(python) -m tools.newer_servers $(ARGS)
 
 simulate: $(VENV)/.test
 	SIMULATION_SECONDS=$(if $(SEED),0.01,60) SIMULATION_SEED=$(SEED) $(python) -m pytest -s --slow tests/simulation -k whatever $(ARGS)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 START_SECONDS = 60
+# PyMySQL would read the machine's certificates for each connection, which takes it 30 ms.
+WITHOUT_TLS = "" if importlib.util.find_spec("MySQLdb") else "?ssl_disabled=1"
 
 # Runs the server, and ends it and its folder when our end of the pipe closes: by stop(), or
 # because this process is gone, be it by SIGKILL. A line ends the server alone, by the signal
@@ -303,8 +305,49 @@ class PostgreSQL(Server):
         return self.folder / package.name / self.programs.relative_to(package)
 
 
+class MySQL(Server):
+    """MySQL from the folder `usr` of its package: no Debian that is stable has one."""
+
+    user = "root"
+    database = "mysql"
+    scheme = "mysql"
+    system_user = "nobody"
+    stop_signal = "KILL"
+
+    def __init__(self, base: Path, *, durable: bool = False) -> None:
+        super().__init__(durable=durable)
+        self.base = base
+
+    @property
+    def url(self) -> str:
+        return super().url + WITHOUT_TLS
+
+    def _prepare(self) -> None:
+        self._run(*self._server(), "--initialize-insecure")
+
+    def _server(self) -> list[str]:
+        return [
+            str(self.base / "sbin/mysqld"), "--no-defaults", f"--basedir={self.base}",
+            f"--datadir={self.folder / 'data'}", "--secure-file-priv=NULL", "--mysqlx=OFF",
+        ]  # fmt: skip
+
+    def _command(self) -> list[str]:
+        # Each statement that changes a table would wait for the disk several times.
+        fast = [
+            "--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=OFF", "--innodb-flush-method=nosync",
+            "--sync-binlog=0",
+        ]  # fmt: skip
+        return [
+            *self._server(), f"--port={self.port}", f"--bind-address={self.host}", f"--socket={self.folder / 'socket'}",
+            f"--pid-file={self.folder / 'pid'}", f"--tmpdir={self.folder / 'data'}", *([] if self.durable else fast),
+        ]  # fmt: skip
+
+    def _is_ready(self) -> bool:
+        return self._answers(b"", b"")
+
+
 class MariaDB(Server):
-    """MariaDB from the system's packages."""
+    """MariaDB from the system's packages, or from the folder `usr` of another one's."""
 
     user = "root"
     database = "mysql"
@@ -312,18 +355,17 @@ class MariaDB(Server):
     system_user = "mysql"
     stop_signal = "KILL"
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, base: Path | None = None, *, durable: bool = False) -> None:
         super().__init__(durable=durable)
-        self.server = find_program("mariadbd")
-        self.installer = find_program("mariadb-install-db")
+        self.base = base
+        self.server = base / "sbin/mariadbd" if base else find_program("mariadbd")
+        self.installer = base / "bin/mariadb-install-db" if base else find_program("mariadb-install-db")
         if self.server is None or self.installer is None:
             raise MissingServer("MariaDB is not installed: apt-get install mariadb-server")
 
     @property
     def url(self) -> str:
-        # PyMySQL would read the machine's certificates for each connection, which takes it 30 ms.
-        without = "" if importlib.util.find_spec("MySQLdb") else "?ssl_disabled=1"
-        return super().url + without
+        return super().url + WITHOUT_TLS
 
     @property
     def _data(self) -> Path:
@@ -334,6 +376,7 @@ class MariaDB(Server):
         self._run(
             self.installer, "--no-defaults", f"--datadir={self._data}",
             "--auth-root-authentication-method=normal", "--skip-test-db", f"--tmpdir={self.folder}",
+            *([f"--basedir={self.base}"] if self.base else []),
         )  # fmt: skip
 
     def _command(self) -> list[str]:
@@ -348,6 +391,7 @@ class MariaDB(Server):
             f"--pid-file={self.folder / 'pid'}", "--skip-log-bin",
             # At its start a server clears its temporary tables' folder, of another server's too.
             f"--tmpdir={self._data}",
+            *([f"--basedir={self.base}", f"--plugin-dir={self.base / 'lib/mysql/plugin'}"] if self.base else []),
             "--character-set-server=utf8mb4", *([] if self.durable else fast),
         ]  # fmt: skip
 

@@ -18,6 +18,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test.utils import isolate_apps
 
 from tests.conftest import ROOT, cleaned
+from tests.support.sessions import is_mysql
 from tools.servers import (
     MariaDB,
     MissingServer,
@@ -99,7 +100,7 @@ class TestAlias:
             "default": r"^3\.",
             "postgresql": rf"^PostgreSQL {PostgreSQL().version}\.",
             "postgresql_old": r"^PostgreSQL 1[3-9]\.",
-            "mariadb": r"MariaDB",
+            "mariadb": r"^\d+\.\d+\.\d+" if is_mysql(alias) else r"MariaDB",
         }
         assert re.search(expected[alias], version)
 

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import product
-from pathlib import Path
 from typing import Any, ClassVar
 
 import django
@@ -344,20 +343,3 @@ def test_every_move_is_documented() -> None:
     shown = [pair for row in rows for pair in product(*(cell.split(", ") for cell in row))]
     moves = {(source.value, str(target)) for source, targets in status.MOVES.items() for target in targets}  # type: ignore[attr-defined]
     assert sorted(shown) == sorted({("from", "to")} | moves)
-
-
-def test_the_metrics_of_the_page_are_written(sandbox: MigrationSandbox, tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n# metrics.py.*?\n(.*?)```", page("how-to/notifications.md"), re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(compile(code, "metrics.py", "exec"), names)
-    names["FILE"] = tmp_path / "safemigrate.prom"
-    receivers = [signals.batch_done, signals.run_finished, signals.run_failed]
-    try:
-        fill(sandbox, LATER)
-    finally:
-        for signal in receivers:
-            signal.disconnect(names["write_metrics"])
-    labels = f'{{field="boxes.Question.expires_date",database="{sandbox.alias}"}}'
-    written = (tmp_path / "safemigrate.prom").read_text().splitlines()
-    assert f"safemigrate_rows_done{labels} 30" in written
-    assert f"safemigrate_failed{labels} 0" in written
