@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import django
 import pytest
@@ -73,12 +72,7 @@ def server() -> PostgreSQLServer:
     url = os.environ.get("SAFEMIGRATE_TEST_POSTGRESQL")
     if url is None:
         pytest.skip(missing("postgresql"))
-    return at(url)
-
-
-def at(url: str) -> PostgreSQLServer:
-    parts = urlsplit(url)
-    return PostgreSQLServer(str(parts.hostname), int(parts.port or 0), str(parts.username))
+    return PostgreSQLServer.at(url)
 
 
 @pytest.fixture(scope="session")
@@ -221,7 +215,7 @@ def test_a_database_that_is_stopped_and_started_again(
     kind: str, broker: Server | None, tmp_path: Path
 ) -> None:
     with PostgreSQL() as postgresql, ExitStack() as stack:
-        server, url = at(postgresql.url), "" if broker is None else broker.url
+        server, url = PostgreSQLServer.at(postgresql.url), "" if broker is None else broker.url
         name = stack.enter_context(server.database())
         project = QueueProject(tmp_path, KINDS[kind], server, {"default": name}, url, seconds_a_row=SLOW)
         stack.callback(project.close)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg2
 
@@ -276,6 +277,11 @@ class PostgreSQLServer:
     def __init__(self, host: str, port: int, user: str) -> None:
         self.host, self.port, self.user = host, port, user
         self.connections: dict[str, Any] = {}
+
+    @classmethod
+    def at(cls, url: str) -> PostgreSQLServer:
+        parts = urlsplit(url)
+        return cls(str(parts.hostname), int(parts.port or 0), str(parts.username))
 
     def sql(self, database: str, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
         try:
