@@ -55,6 +55,7 @@ class SafemigrateConfig(AppConfig):
     def ready(self) -> None:
         context.new_observer = new_observer
         context.progress_of = imported_when_called("safemigrate.runs.summary.progress_of")
+        context.filled_elsewhere = imported_when_called("safemigrate.runs.summary.filled_elsewhere")
         context.is_backfill_done = imported_when_called("safemigrate.runs.lookup.is_done")
         context.is_passed = imported_when_called("safemigrate.runs.store.is_passed")
         context.note_reversed = imported_when_called("safemigrate.runs.store.reverse")

@@ -19,7 +19,7 @@ from django.db.migrations.state import ProjectState, StateApps
 from django.db.models import Field, Model
 
 from safemigrate.backends.base.guards import INSERT
-from safemigrate.engine.batches import Batches, Target
+from safemigrate.engine.batches import Target
 from safemigrate.exceptions import InvalidPopulate
 from safemigrate.populate.sources import check, is_dotted_path, resolve
 from safemigrate.schema import common_value, fields, guards, proofs
@@ -116,7 +116,7 @@ class Whole(FieldStep):
         return [part for step, stage in self._stages(change) for part in step.plan(stage)]
 
     def forwards(self, change: Change) -> None:
-        full = Batches(change.before(self.model_name), change.alias).rows.exists()
+        full = self._is_full(change) if change.full is None else change.full
         if full:
             self._validate(self._stages(change))
         if not self.take_shortcut(change, full=full):

@@ -76,6 +76,9 @@ def none_known(label: str, alias: str) -> tuple[str, bool]:
 #: and whether that process gives no sign of life.
 progress_of: Callable[[str, str], tuple[str, bool]] = none_known
 
+#: Returns in words how far the fill of (app.Model.field, alias) is that another process does just now; "" without one.
+filled_elsewhere: Callable[[str, str], str] = keep
+
 
 @contextmanager
 def changed(**values: Any) -> Iterator[None]:

@@ -386,8 +386,13 @@ def _taken(record: BackfillRun) -> dict[str, Any]:
     }
 
 
+def is_taken(record: BackfillRun) -> bool:
+    """Is a process at the run, as far as this one can see?"""
+    return record.is_held() and not _is_left_over(record)
+
+
 def _refuse(record: BackfillRun) -> None:
-    if record.is_held() and not _is_left_over(record):
+    if is_taken(record):
         raise AlreadyRunning(
             f"{record} is being filled already: run {record.pk}, by {_holder(record)}, "
             f"started by {record.started_by or 'an unknown user'}; {record.rows_done:,} rows so far."

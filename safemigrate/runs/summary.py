@@ -61,6 +61,25 @@ def row(run: BackfillRun) -> list[str]:
 
 def progress_of(label: str, alias: str) -> tuple[str, bool]:
     """Return how far the open run of app.Model.field is, "" without one, and whether it is stalled."""
+    run = _open_run(label, alias)
+    return (_far(run), run.is_stalled()) if run is not None else ("", False)
+
+
+def filled_elsewhere(label: str, alias: str) -> str:
+    """Return how far the run of app.Model.field is that a process is at just now, "" without one.
+
+    Not the run of a queue's workers, for which no process waits, nor one that is paused, which may be for long.
+    """
+    run = _open_run(label, alias)
+    at_work = run is not None and run.status == Status.RUNNING and not run.is_shared and store.is_taken(run)
+    return _far(run) if run is not None and at_work else ""
+
+
+def _far(run: BackfillRun) -> str:
+    return f"run {run.pk}, {run.rows_done:,} of about {run.rows_total:,} rows"
+
+
+def _open_run(label: str, alias: str) -> BackfillRun | None:
     app_label, model_name, names = label.split(".", 2)
     named = {
         "app_label": app_label,
@@ -69,10 +88,9 @@ def progress_of(label: str, alias: str) -> tuple[str, bool]:
         **store.where(alias),
     }
     with suppress(Error):
-        run = store.records().filter(**named).exclude(status__in=OVER).first()
-        if run is not None:
-            return f"run {run.pk}, {run.rows_done:,} of about {run.rows_total:,} rows", run.is_stalled()
-    return "", False
+        found: BackfillRun | None = store.records().filter(**named).exclude(status__in=OVER).first()
+        return found
+    return None
 
 
 def as_dict(run: BackfillRun, *, full: bool = False) -> dict[str, Any]:

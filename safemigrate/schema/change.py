@@ -47,6 +47,8 @@ class Change:
     from_state: ProjectState
     to_state: ProjectState
     editor: BaseDatabaseSchemaEditor | None = None
+    #: Has the table rows? None where it was not looked at.
+    full: bool | None = None
 
     @property
     def alias(self) -> str:
@@ -151,8 +153,8 @@ class FieldStep(Operation):
         change = Change(
             app_label, for_connection(schema_editor.connection), from_state, to_state, schema_editor
         )
-        with self._in_words(change), self._alone(change):
-            self.apply(change)
+        with self._in_words(change), self._alone(change) as full:
+            self.apply(replace(change, full=full))
 
     def database_backwards(
         self,
@@ -199,28 +201,33 @@ class FieldStep(Operation):
                 "(--traceback shows where it was)."
             ) from error
 
-    def _may_meet(self, change: Change) -> bool:
-        """May another process be at the same field? On an empty table each is done in a moment."""
-        if change.collects_sql or change.database.connection.in_atomic_block or not self._is_routed(change):
-            return False
-        if change.database.fills_at_once:  # SQLite, whose lock costs nothing.
-            return True
+    def _is_full(self, change: Change) -> bool:
         return Batches(change.before(self.model_name), change.alias).rows.exists()
 
     @contextmanager
-    def _alone(self, change: Change) -> Iterator[None]:
-        """Wait for another `migrate` that is at the same field; what it has done is found done afterwards.
+    def _alone(self, change: Change) -> Iterator[bool | None]:
+        """Wait for another process that is at the same field; what it has done is found done afterwards.
 
+        Gives whether the table has rows, None where that was not asked. On an empty table each is done in a moment.
         Raises AlreadyRunning after SAFEMIGRATE_WAIT_SECONDS.
         """
-        if not self._may_meet(change):
-            yield
+        if change.collects_sql or change.database.connection.in_atomic_block or not self._is_routed(change):
+            yield None
+            return
+        # SQLite's lock costs nothing.
+        full = None if change.database.fills_at_once else self._is_full(change)
+        if full is False:
+            yield full
             return
         label = self.label(change.app_label)
-        locked = _wait_for_lock(change.database, f"{label} on {change.alias}", label)
+        where = f"{label} on {change.alias}"
+        locked = _wait_for_lock(change.database, where, label)
         try:
+            full = self._is_full(change) if full is None else full
+            if full:
+                _wait_for_run(change.database, where, label)
             with context.changed(in_migrate=True):
-                yield
+                yield full
         finally:
             with suppress(Error):  # The connection may be what was lost, and the lock with it.
                 if locked:
@@ -274,17 +281,9 @@ def _wait_for_lock(database: Database, where: str, label: str) -> bool:
 
     At one look it may be a third process, which has the lock from one that was killed, and does not yet have its run.
     """
-    began, shown, most = time.monotonic(), -FOLLOW, get("SAFEMIGRATE_WAIT_SECONDS")
-    was_stalled = ""
+    patience, was_stalled = _Patience(where), ""
     while not database.lock_name(label.lower()):
-        waited = time.monotonic() - began
-        if waited >= most:
-            raise AlreadyRunning(
-                f"Another process is at {where}, and was not done within {most:,.0f} s (SAFEMIGRATE_WAIT_SECONDS). "
-                "Nothing was changed by this one. When the other has ended, run migrate again."
-            )
-        if waited - shown >= FOLLOW:
-            shown = waited
+        if patience.is_to_report():
             far, is_stalled = context.progress_of(label, str(database.connection.alias))
             if is_stalled and far == was_stalled:
                 progress.say(
@@ -293,5 +292,39 @@ def _wait_for_lock(database: Database, where: str, label: str) -> bool:
                 return False
             was_stalled = far if is_stalled else ""
             progress.say(f"Waiting for another process that is at {where}{far and f': {far}'}")
-        time.sleep(min(LOOK, most - waited))
+        patience.pause()
     return True
+
+
+def _wait_for_run(database: Database, where: str, label: str) -> None:
+    """Wait for a `backfill run` of the field, which has no lock: what it has filled is found done afterwards."""
+    patience = _Patience(where)
+    while far := context.filled_elsewhere(label, str(database.connection.alias)):
+        if patience.is_to_report():
+            progress.say(f"Waiting for another process that is at {where}: {far}")
+        patience.pause()
+
+
+class _Patience:
+    """A wait for another process, which is reported now and then, and ends with AlreadyRunning."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.began, self.shown, self.most = time.monotonic(), -FOLLOW, get("SAFEMIGRATE_WAIT_SECONDS")
+
+    def is_to_report(self) -> bool:
+        """Is it time to report? Raises AlreadyRunning after SAFEMIGRATE_WAIT_SECONDS."""
+        waited = time.monotonic() - self.began
+        if waited >= self.most:
+            raise AlreadyRunning(
+                f"Another process is at {self.where}, and was not done within {self.most:,.0f} s "
+                "(SAFEMIGRATE_WAIT_SECONDS). Nothing was changed by this one. When the other has ended, run migrate "
+                "again."
+            )
+        if waited - self.shown < FOLLOW:
+            return False
+        self.shown = waited
+        return True
+
+    def pause(self) -> None:
+        time.sleep(max(0.0, min(LOOK, self.began + self.most - time.monotonic())))

@@ -61,7 +61,12 @@ def database(server: PostgreSQLServer) -> Iterator[dict[str, object]]:
 @pytest.mark.parametrize("pool", [True, {"min_size": 1, "max_size": 1}], ids=["as it comes", "of one"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_migrate_waits_for_no_connection_of_the_pool(
-    server: PostgreSQLServer, database: dict[str, object], driver: str, pool: object, workers: int, tmp_path: Path
+    server: PostgreSQLServer,
+    database: dict[str, object],
+    driver: str,
+    pool: object,
+    workers: int,
+    tmp_path: Path,
 ) -> None:
     project = Project(tmp_path)
     own = {"default": database | {"OPTIONS": {"pool": pool}}}

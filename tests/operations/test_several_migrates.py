@@ -8,16 +8,21 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import connections, models
 from django.db.models import F
+from django.utils import timezone
 
 from safemigrate.backends import for_connection
 from safemigrate.exceptions import AlreadyRunning
+from safemigrate.models import BackfillRun
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate
+from safemigrate.runs import store
+from safemigrate.runs.summary import filled_elsewhere
 from safemigrate.schema import change
 from tests.support.processes import Polls
 from tests.support.sandbox import MigrationSandbox
@@ -182,6 +187,72 @@ def test_it_shows_that_it_waits_and_goes_on(
     errors = capsys.readouterr().err
     assert f"Waiting for another process that is at boxes.question.{NAME} on {alias}: look 1\n" in errors
     assert sandbox.values(NAME) == sandbox.values("pub_date")
+
+
+def recorded(on: str, **facts: Any) -> BackfillRun:
+    """Record a run that another machine is at."""
+    made = {
+        "app_label": "boxes",
+        "model_name": "Question",
+        "field_names": NAME,
+        "alias": on,
+        "status": "running",
+        "open_key": "one",
+        "host": "elsewhere",
+        "process": 1,
+        "rows_done": 3,
+        "rows_total": 5,
+        "lease_until": timezone.now() + timedelta(minutes=1),
+    }
+    return BackfillRun.objects.create(**made | facts)
+
+
+@pytest.mark.matrix
+def test_it_waits_for_a_backfill_run_of_the_field_too(
+    alias: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one has no lock by a name, and a run; here it ends by and by."""
+    sandbox = MigrationSandbox(alias)
+    sandbox.fill(5)
+    sandbox.run(AddNullableField("question", NAME, models.DateTimeField()))
+    run = recorded(alias)
+    pauses: list[int] = []
+
+    def pause(patience: Any) -> None:
+        pauses.append(1)
+        if len(pauses) == 3:
+            store.move(run, "succeeded", "", lease_until=None)
+
+    monkeypatch.setattr(change._Patience, "pause", pause)
+    monkeypatch.setattr(change.progress, "_verbosity", 1)
+    sandbox.run(Populate("question", NAME, lambda row: row.pub_date))
+    assert len(pauses) == 3
+    said = f"Waiting for another process that is at boxes.question.{NAME} on {alias}: run {run.pk}, 3 of about 5 rows"
+    assert said in capsys.readouterr().err
+    assert sandbox.values(NAME) == sandbox.values("pub_date")
+
+
+@pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"lease_until": timezone.now() - timedelta(minutes=1)},
+        {"lease_until": None, "status": "stopped"},
+        {"status": "paused"},
+        {"executor": "celery"},
+        {"alias": "archive"},
+        {"field_names": "another"},
+    ],
+    ids="+".join,
+)
+def test_nobody_waits_for_a_run_that_no_process_is_at_or_that_lasts(
+    alias: str, facts: dict[str, Any]
+) -> None:
+    run = recorded(alias)
+    assert filled_elsewhere(LABEL, alias)
+    run.delete()
+    recorded(alias, **facts)
+    assert not filled_elsewhere(LABEL, alias)
 
 
 @pytest.mark.matrix
