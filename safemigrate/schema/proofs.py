@@ -173,9 +173,9 @@ def _does_not_fit(field: AnyField, value: Any, database: Database) -> str:
         if low is not None and high is not None and not low <= value <= high:
             return f"the column takes numbers from {low:,} to {high:,}"
     try:
-        field.get_db_prep_save(value, database.connection)
+        stored = field.get_db_prep_save(value, database.connection)
     except ValidationError as error:
         return "; ".join(error.messages)
     except (ArithmeticError, TypeError, ValueError) as error:
         return str(error) or type(error).__name__
-    return ""
+    return database.refused_by_type(field, stored)

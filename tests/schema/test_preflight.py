@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 from django.db import connections, migrations, models
+from django.db.models import Value
 
 from safemigrate.backends import for_connection
-from safemigrate.exceptions import InvalidField, SafemigrateError, StepRefused, TableCopyNeeded
+from safemigrate.exceptions import (
+    InvalidField,
+    InvalidPopulate,
+    SafemigrateError,
+    StepRefused,
+    TableCopyNeeded,
+)
 from safemigrate.operations import AddNullableField, AddRequiredField, Populate, SetNotNull
 from tests.backends.test_partitions import partitioned
 from tests.plan.test_plan import look, said
@@ -192,6 +199,32 @@ def test_a_column_that_another_attempt_left(alias: str, column: str, name: str, 
     )
     box.run(add(name))
     assert not box.column("new").nullable
+
+
+class Even(models.IntegerField):
+    def db_type(self, connection: Any) -> str:
+        return f"even_number_{connection.settings_dict['NAME']}"
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("value", [3, Value(3)], ids=["3", "Value(3)"])
+def test_a_constant_that_the_domain_of_the_column_refuses(alias: str, value: Any) -> None:
+    """As a default of the guard it would make each INSERT of old code fail."""
+    box, name = filled(alias), Even().db_type(connections[alias])
+    execute = for_connection(box.connection).execute
+    execute(f"CREATE DOMAIN {name} AS integer CHECK (VALUE % 2 = 0)")
+    try:
+        before = box.schema()
+        with pytest.raises(
+            InvalidPopulate, match=r"3 does not fit into boxes.Question.new .*violates check constraint"
+        ):
+            box.run(AddRequiredField("question", "new", Even(), value))
+        assert box.schema() == before
+        box.run(AddRequiredField("question", "new", Even(), 4))
+        assert set(box.values("new")) == {4}
+    finally:
+        box.connection.close()
+        execute(f"DROP DOMAIN {name} CASCADE")
 
 
 FULL_TEXT = "ALTER TABLE boxes_question ADD FULLTEXT INDEX words (question_text)"

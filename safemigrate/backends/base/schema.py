@@ -69,6 +69,10 @@ class Database:
         """Return the type of the field's column where it is there with another type than the field's."""
         return None
 
+    def refused_by_type(self, field: AnyField, value: Any) -> str:
+        """Return why the column's type takes no such value, which would fail in each row; "" where it takes it."""
+        return ""
+
     def estimated_rows(self, model: type[Model]) -> int:
         """Return about how many rows the table has, as cheaply as the database can say."""
         return int(QuerySet(model, using=self.connection.alias).count())

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain, count
 from typing import Any
 
-from django.db import DatabaseError, Error, InterfaceError, OperationalError
+from django.db import DatabaseError, DataError, Error, IntegrityError, InterfaceError, OperationalError
 from django.db.backends.utils import split_identifier
 from django.db.models import NOT_PROVIDED, Model, Q, QuerySet
 from django.db.transaction import atomic
@@ -94,6 +94,19 @@ class PostgreSQL(Database):
         found, same_kind = rows[0] if rows else (None, None)
         same = same_kind is not False and _limits(found or wanted) == _limits(wanted)
         return None if same else found
+
+    def refused_by_type(self, field: AnyField, value: Any) -> str:
+        # A domain has checks of its own. A default that it refuses would make each statement fail that uses it.
+        kind = field.db_type(self.connection)
+        name = re.sub(r"\([^)]*\)", "", kind)
+        if not self.fetch("SELECT 1 FROM pg_type WHERE oid = to_regtype(%s) AND typtype = 'd'", [name]):
+            return ""
+        try:
+            with atomic(self.connection.alias):
+                self.fetch(f"SELECT CAST(%s AS {kind})", [value])
+        except (DataError, IntegrityError) as error:
+            return str(error).strip()
+        return ""
 
     def estimated_rows(self, model: type[Model]) -> int:
         rows = self.fetch(
