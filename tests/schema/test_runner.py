@@ -513,19 +513,19 @@ def test_with_the_plugin_a_lock_without_a_transaction_is_named(
 
 
 @pytest.fixture
-def plain(alias: str) -> Iterator[str]:
+def plain(alias: str, worker_id: str) -> Iterator[str]:
     """An alias of the same database for a user with rights over it alone, as most sites have."""
-    given = connections[alias].settings_dict
+    given, user = connections[alias].settings_dict, f"site_{worker_id}"  # All workers share the server.
     with another(alias) as admin:
-        run(admin, "CREATE USER site@'%'")
-        run(admin, f"GRANT ALL ON `{given['NAME']}`.* TO site@'%'")
-        connections.settings["plain"] = given | {"USER": "site"}
+        run(admin, f"CREATE USER {user}@'%'")
+        run(admin, f"GRANT ALL ON `{given['NAME']}`.* TO {user}@'%'")
+        connections.settings["plain"] = given | {"USER": user}
         try:
             yield "plain"
         finally:
             connections["plain"].close()
             del connections["plain"], connections.settings["plain"]
-            run(admin, "DROP USER site@'%'")
+            run(admin, f"DROP USER {user}@'%'")
 
 
 @MARIADB
@@ -552,7 +552,7 @@ def test_a_user_who_may_not_see_the_others_is_told_their_number(
             strange
             == f"connection {thread(other)}, which this user may not see: with the privilege PROCESS it may"
         )
-        assert known.startswith(f"connection {thread(own)}, user site@")
+        assert known.startswith(f"connection {thread(own)}, user site_")
 
 
 @pytest.mark.slow
