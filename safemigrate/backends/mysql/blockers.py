@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ from django.db import DatabaseError
 
 from safemigrate.backends.base.schema import Database
 
+#: The server makes its list of transactions anew only where it was not read for a tenth of a second: while a lock is
+#: refused, an empty one may be of before. How often it is read, and the seconds in between.
+LOOKS, STALE = 3, 0.11
 _UNSEEN = "which this user may not see: with the privilege PROCESS it may"
 
 
@@ -39,12 +43,18 @@ def _holders(database: Database, tables: Sequence[str]) -> list[int] | None:
 
 def _transactions(database: Database) -> dict[int, Any] | None:
     """Return since when each connection's transaction is open, the oldest first; None where the user may not know."""
+    sql = (
+        "SELECT trx_mysql_thread_id, trx_started FROM information_schema.innodb_trx "
+        # Of the thread 0 are transactions without a connection, such as the server's own.
+        "WHERE trx_mysql_thread_id NOT IN (0, CONNECTION_ID()) ORDER BY trx_started"
+    )
     try:
-        rows = database.fetch(
-            "SELECT trx_mysql_thread_id, trx_started FROM information_schema.innodb_trx "
-            # Of the thread 0 are transactions without a connection, such as the server's own.
-            "WHERE trx_mysql_thread_id NOT IN (0, CONNECTION_ID()) ORDER BY trx_started"
-        )
+        rows = database.fetch(sql)
+        for _ in range(1, LOOKS):
+            if rows:
+                break
+            time.sleep(STALE)
+            rows = database.fetch(sql)
     except DatabaseError as error:
         if not database.is_denied(error):
             raise
