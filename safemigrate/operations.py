@@ -152,7 +152,7 @@ class Whole(FieldStep):
         for step, stage in stages:
             if isinstance(step, Populate):
                 step.validate(stage.app_label, stage.alias, stage.from_state)
-                step.refuse_repeated_keys(stage)
+                step.refuse_values(stage)
             elif isinstance(step, GuardWrites) and self.keep_guard:
                 step.refuse_python(resolve(self.populate))
                 step.refuse_missing(stage)

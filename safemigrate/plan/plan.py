@@ -26,7 +26,7 @@ from safemigrate.plan import sampling
 from safemigrate.plan.risks import SMALL, Risk, Situation, found
 from safemigrate.plan.sampling import Sample
 from safemigrate.populate.sources import AsWritten, InPython, Source, resolve
-from safemigrate.schema import preflight
+from safemigrate.schema import preflight, proofs
 from safemigrate.schema.change import Change
 from safemigrate.schema.fields import model_in
 from safemigrate.schema.plan import Fill
@@ -323,6 +323,8 @@ class _Look:
             try:
                 if isinstance(fill.source, InPython):
                     engine.refuse_repeated_keys(fill.target, fill.source)
+                if not self.unapplied:  # What is not there yet an earlier migration may make.
+                    proofs.refuse_missing(fill.target, fill.source)
             except InvalidPopulate as error:
                 found.append(Obstacle(str(error), "Until then no row is filled."))
         return found

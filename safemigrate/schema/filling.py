@@ -172,8 +172,10 @@ class Populate(FieldStep):
                 "migration."
             ) from error
 
-    def refuse_repeated_keys(self, change: Change) -> None:
+    def refuse_values(self, change: Change) -> None:
+        """Raise InvalidPopulate for values that can be seen not to be the rows', before a statement is run."""
         source = resolve(self.populate, self.names)
+        proofs.refuse_missing(self._target_of(change), source)
         if isinstance(source, InPython):
             engine.refuse_repeated_keys(self._target_of(change), source)
 
@@ -199,6 +201,7 @@ class Populate(FieldStep):
             if not self.nulls:
                 proofs.refuse_left(target, source.title)
             return
+        proofs.refuse_missing(target, source)
         if isinstance(source, InPython) and source.unique:
             self._index_early(change, target.model)
         engine.fill(target, source, batch_size=self.batch_size, at_once=at_once)

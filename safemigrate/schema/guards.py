@@ -208,7 +208,8 @@ def up(
     """
     guards = get_backend(database.connection).guards
     reason = why_not(source)
-    constant = guards.triggers if is_known else guards.constant
+    plain = not is_known and not guards.is_limited(model, field)
+    constant = guards.constant if plain else guards.triggers
     if field.has_db_default() and not is_known:
         source = InDatabase({field.name: field.db_default}, "its db_default")
         if database.gives_defaults_early:
@@ -222,6 +223,9 @@ def up(
         return constant(model, field, sql, events)
     (value,) = source.assignments(model, apps).values()  # type: ignore[union-attr]
     sql = guards.sql(model, field, value)
+    if is_known:
+        guards.refuse_unique(model, field)
+        sql = guards.if_there(model, field, sql)
     reads_no_column = isinstance(value, Value) or not hasattr(value, "resolve_expression")
     expression = guards.triggers if is_known else guards.expression
     return (constant if reads_no_column else expression)(model, field, sql, events)

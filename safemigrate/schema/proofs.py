@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -148,16 +149,35 @@ def refuse_constants(target: Target, source: Source) -> None:
 
     Else the write guard would give it to each row that old code inserts, and make that statement fail.
     """
-    for name, given in source.values.items() if isinstance(source, InDatabase) else ():
-        value = given.value if isinstance(given, Value) else given
-        if hasattr(value, "resolve_expression") or isinstance(value, FromRelated | FromApps):
-            continue
-        reason = _does_not_fit(field_of(target.model, name), value, for_connection(connections[target.alias]))
+    for field, value in _constants(target, source):
+        reason = _does_not_fit(field, value, for_connection(connections[target.alias]))
         if reason:
             raise InvalidPopulate(
-                f"{value!r} does not fit into {target.model._meta.label}.{name} on {target.alias}: {reason}. Nothing "
-                "was changed. Give another value in the migration, or a field that takes this one."
+                f"{value!r} does not fit into {target.model._meta.label}.{field.name} on {target.alias}: {reason}. "
+                "Nothing was changed. Give another value in the migration, or a field that takes this one."
             )
+
+
+def refuse_missing(target: Target, source: Source) -> None:
+    """Raise InvalidPopulate for a constant that is the key of no row, where the column has, or gets, a foreign key."""
+    for field, value in _constants(target, source):
+        if not (field.remote_field and field.db_constraint):
+            continue
+        rows: QuerySet[Any] = QuerySet(field.remote_field.model, using=target.alias)
+        if value is not None and not rows.filter(**{field.target_field.attname: value}).exists():
+            raise InvalidPopulate(
+                f"{target.model._meta.label}.{field.name} on {target.alias} cannot be filled with {value!r}: no row of "
+                f"{field.remote_field.model._meta.label} has this {field.target_field.name}. Nothing was changed. "
+                "Make that row first, in a migration before this one, or give the key of another."
+            )
+
+
+def _constants(target: Target, source: Source) -> Iterator[tuple[AnyField, Any]]:
+    """Yield the fields that get one value in all rows, and that value."""
+    for name, given in source.values.items() if isinstance(source, InDatabase) else ():
+        value = given.value if isinstance(given, Value) else given
+        if not (hasattr(value, "resolve_expression") or isinstance(value, FromRelated | FromApps)):
+            yield field_of(target.model, name), value
 
 
 def _does_not_fit(field: AnyField, value: Any, database: Database) -> str:
@@ -178,4 +198,4 @@ def _does_not_fit(field: AnyField, value: Any, database: Database) -> str:
         return "; ".join(error.messages)
     except (ArithmeticError, TypeError, ValueError) as error:
         return str(error) or type(error).__name__
-    return database.refused_by_type(field, stored)
+    return database.refused_by_type(field, stored) or database.refused_by_check(field, stored)

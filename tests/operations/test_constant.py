@@ -14,7 +14,7 @@ from django.db import DatabaseError, connections, migrations, models
 from django.db.models import F, Func, Value
 from django.db.models.functions import Concat, Now, Random
 
-from safemigrate.exceptions import DuplicateValues, OrphanRows
+from safemigrate.exceptions import DuplicateValues, InvalidPopulate
 from safemigrate.operations import AddRequiredField, UnguardWrites
 from tests.operations.test_guards import SERVERS, AtEach, insert
 from tests.support.sandbox import APP, START, MigrationSandbox, Statements, question
@@ -204,10 +204,12 @@ def test_a_value_that_is_to_be_unique_is_refused_as_before(alias: str) -> None:
 
 
 @servers
-def test_a_foreign_key_to_nowhere_is_refused_as_before(alias: str) -> None:
+def test_a_foreign_key_to_nowhere_is_refused_before_anything_is_done(alias: str) -> None:
     sandbox = full(alias)
-    with pytest.raises(OrphanRows):
+    schema = sandbox.schema()
+    with pytest.raises(InvalidPopulate, match="cannot be filled with 9: no row of boxes.Site has this id"):
         sandbox.run(add(models.ForeignKey(f"{APP}.site", models.CASCADE), 9))
+    assert sandbox.schema() == schema
 
 
 @servers

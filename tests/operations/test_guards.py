@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
@@ -418,6 +418,138 @@ def test_an_expression_that_fails_for_a_row_does_not_refuse_the_row(alias: str) 
     assert sandbox.values("title")[1:] == [None, "short"]
 
 
+def limited_by(
+    alias: str, *checks: Q, field: Any = None, more: Any = (), indexes: Sequence[models.UniqueConstraint] = ()
+) -> MigrationSandbox:
+    """A table with the nullable column n, known to old code, and limits."""
+    fields = [
+        ("n", field or models.IntegerField(null=True)),
+        ("votes", models.IntegerField(default=0)),
+        *more,
+    ]
+    sandbox = MigrationSandbox(alias, question(fields=fields))
+    named = [models.CheckConstraint(condition=q, name=f"limit_{number}") for number, q in enumerate(checks)]
+    for constraint in [*named, *indexes]:
+        sandbox.run(migrations.AddConstraint("question", constraint))
+    return sandbox
+
+
+def come_in(sandbox: MigrationSandbox, *votes: int) -> list[Any]:
+    """Insert rows without n, as old code does, and return what n is in them."""
+    for each in votes:
+        sandbox.rows().create(question_text="old code", pub_date=START, votes=each)
+    return list(sandbox.values("n"))
+
+
+@pytest.mark.parametrize("populate", [F("votes") - 5, 4], ids=["expression", "constant"])
+def test_a_row_whose_value_a_check_refuses_comes_in_as_null(alias: str, populate: Any) -> None:
+    sandbox = limited_by(alias, Q(n__gte=0), Q(n__lt=F("votes"), question_text__startswith="o"))
+    guard = GuardWrites("question", "n", populate)
+    sandbox.run(guard)
+    if populate == 4:
+        assert come_in(sandbox, 2, 7) == [None, 4]
+    else:
+        assert come_in(sandbox, 3, 7) == [None, 2]
+    sandbox.run(guard)
+    sandbox.run(UnguardWrites("question", "n"))
+    assert triggers(alias) == []
+
+
+@pytest.mark.parametrize("alias", SERVERS, indirect=True)
+def test_a_constant_beside_a_check_of_a_new_column_is_no_default(alias: str) -> None:
+    sandbox = MigrationSandbox(alias, question(fields=[("votes", models.IntegerField(default=0))]))
+    limit = models.CheckConstraint(condition=Q(n__lt=F("votes")), name="less")
+    sandbox.run(
+        AddNullableField("question", "n", models.PositiveIntegerField()),
+        migrations.AddConstraint("question", limit),
+        GuardWrites("question", "n", 4),
+    )
+    assert come_in(sandbox, 2, 7) == [None, 4]
+
+
+def test_a_constant_that_a_check_refuses_is_refused_before_anything_is_done(alias: str) -> None:
+    sandbox = limited_by(alias, ~Q(n__lt=0) & Q(n__lt=1000), Q(n__lt=F("votes")))
+    sandbox.fill(3, votes=9)
+    before = sandbox.schema()
+    for populate in (-1, Value(1000)):
+        for operation in (
+            RequireField("question", "n", models.IntegerField(), populate),
+            GuardWrites("question", "n", populate),
+            Populate("question", "n", populate),
+        ):
+            with pytest.raises(
+                InvalidPopulate, match=r"boxes.Question.n on \w+: the constraint limit_0 of the table"
+            ):
+                sandbox.run(operation)
+    assert sandbox.schema() == before
+    assert triggers(alias) == []
+    sandbox.run(RequireField("question", "n", models.IntegerField(), 8))
+    assert set(sandbox.values("n")) == {8}
+
+
+def test_where_the_fill_ends_with_bad_rows_old_code_goes_on(alias: str) -> None:
+    sandbox = limited_by(alias, Q(n__lt=F("votes")))
+    sandbox.fill(3, votes=9)
+    sandbox.fill(1, votes=1)
+    with pytest.raises(BadRows):
+        sandbox.run(RequireField("question", "n", models.IntegerField(), 4))
+    assert come_in(sandbox, 0, 5) == [4, 4, 4, None, None, 4]
+
+
+def test_a_key_of_no_row_comes_in_as_null(alias: str) -> None:
+    page = models.ForeignKey(f"{APP}.page", models.CASCADE, null=True)
+    sandbox = full_road(alias)
+    first = sandbox.rows("Page").order_by("pk").first().pk
+    sandbox.run(GuardWrites("question", "page", F("votes") + first))
+    for votes in (0, 50):
+        sandbox.rows().create(question_text="old code", pub_date=START, votes=votes, price=1)
+    assert sandbox.values("page") == [first, None]
+    required = models.ForeignKey(f"{APP}.page", models.CASCADE)
+    with pytest.raises(BadRows, match="1 row"):
+        sandbox.run(RequireField("question", "page", required, F("votes") + first))
+    assert sandbox.values("page") == [first, None]
+    sandbox.run(UnguardWrites("question", "page"))
+    before = sandbox.schema()
+    with pytest.raises(InvalidPopulate, match="cannot be filled with 9999: no row of boxes.Page has this id"):
+        sandbox.run(RequireField("question", "page", required, 9999))
+    assert sandbox.schema() == before
+    sandbox.run(RequireField("question", "page", required, first))
+    assert sandbox.values("page") == [first, first]
+    assert page.null
+
+
+ONE = models.UniqueConstraint(fields=["n", "question_text"], name="one_n")
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        ONE,
+        models.UniqueConstraint(F("n"), name="one_n"),
+        models.UniqueConstraint(fields=["votes"], condition=Q(n__gte=5), name="one_n"),
+    ],
+    ids=["two columns", "expression", "condition"],
+)
+def test_a_value_that_another_row_has_refuses_no_row(alias: str, index: Any) -> None:
+    sandbox = limited_by(alias, indexes=[index])
+    features, vendor = connections[alias].features, connections[alias].vendor
+    unknown = (index.expressions and not features.supports_expression_indexes) or (
+        index.condition and not features.supports_partial_indexes
+    )
+    if vendor == "sqlite" or unknown:
+        sandbox.run(GuardWrites("question", "n", F("votes")))
+        assert come_in(sandbox, 5, 5) == [5, 5 if unknown else None]
+        return
+    before = sandbox.schema()
+    keep = RequireField("question", "n", models.IntegerField(), F("votes"), keep_guard=True)
+    sandbox.fill(1, votes=1)
+    with pytest.raises(NoGuard, match="may not have the same value .one_n."):
+        sandbox.run(keep)
+    assert sandbox.schema() == before
+    sandbox.run(RequireField("question", "n", models.IntegerField(), F("votes")))
+    assert sandbox.values("n") == [1]
+
+
 @pytest.mark.parametrize("populate", [lambda row: 1, lambda: 1, uuid.uuid1], ids=["row", "none", "uuid1"])
 def test_python_is_refused_when_the_migration_is_loaded(populate: Any) -> None:
     with pytest.raises(InvalidPopulate, match="computed in Python"):
@@ -469,6 +601,31 @@ def test_a_user_who_may_create_no_triggers_guards_by_a_default_over_other_column
     sandbox.run(UnguardWrites("question", "expires_date"))
     assert not sandbox.column("expires_date").has_default
     assert triggers(alias) == []
+
+
+@pytest.mark.parametrize("alias", ["mariadb"], indirect=True)
+@pytest.mark.parametrize(
+    ("field", "value", "given"),
+    [
+        (models.CharField(max_length=5), Lower("question_text"), ["short", None]),
+        (models.PositiveSmallIntegerField(), F("votes") - 5, [4, None]),
+        (models.DecimalField(max_digits=3, decimal_places=1), F("votes") * 10, [Decimal("90.0"), None]),
+    ],
+    ids=["text", "number", "decimal"],
+)
+def test_a_default_over_other_columns_refuses_no_row(
+    alias: str, plain: str, field: Any, value: Any, given: list[Any]
+) -> None:
+    sandbox = MigrationSandbox(alias, question(fields=[("votes", models.IntegerField(default=0))]))
+    old, sandbox.alias = sandbox.model(), plain
+    sandbox.run(AddNullableField("question", "n", field), GuardWrites("question", "n", value))
+    for text, votes in (("Short", 9), ("Much too long", -10000)):
+        QuerySet(old, using=alias).create(question_text=text, pub_date=START, votes=votes)
+    assert sandbox.values("n") == given
+    sandbox.rows().filter(n=None).delete()
+    sandbox.run(SetNotNull("question", "n", field))
+    QuerySet(old, using=alias).create(question_text="Short", pub_date=START, votes=9)
+    assert sandbox.values("n") == [given[0]] * 2
 
 
 @pytest.mark.parametrize("alias", ["mariadb"], indirect=True)

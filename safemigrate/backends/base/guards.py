@@ -78,6 +78,28 @@ class Guards:
         """Return `sql`, which reads no column, as what may follow DEFAULT: the plainest form first."""
         return [sql]
 
+    def is_limited(self, model: type[Model], field: AnyField) -> bool:
+        """Does a CHECK compare the column with others, so that no value is right in each row?"""
+        checks = self.database.checks(model, field.column)
+        return any(check.columns != (field.column,) for check in checks)
+
+    def refuse_unique(self, model: type[Model], field: AnyField) -> None:
+        """Raise NoGuard where a row with a value that another has would be refused, and with NULL would not."""
+        index = "its unique index" if field.unique else self.database.unique_index(model, field.column)
+        if index:
+            raise NoGuard(
+                f"two rows may not have the same value ({index}), and a row that comes in with one that is taken would "
+                "be refused"
+            )
+
+    def if_there(self, model: type[Model], field: AnyField, sql: str) -> str:
+        """Return `sql` as NULL where it is no key of the table that the field refers to."""
+        if not (field.remote_field and field.db_constraint):
+            return sql
+        target = field.target_field
+        table, key = self.quote(target.model._meta.db_table), self.quote(target.column)
+        return f"(SELECT t.{key} FROM {table} AS t WHERE t.{key} = {sql})"
+
     # Steps
 
     def constant(self, model: type[Model], field: AnyField, sql: str, events: Events) -> list[Step]:
@@ -113,6 +135,15 @@ class Guards:
             return f"({sql})"
         listed = ", ".join(f"NEW.{column} AS {column}" for column in columns)
         return f"(SELECT {sql} FROM (SELECT {listed}) AS {self.quote(model._meta.db_table)})"
+
+    def is_refused(self, model: type[Model], field: AnyField) -> str:
+        """Return the SQL of whether a CHECK refuses the new row, "" without one."""
+        table = self.quote(model._meta.db_table)
+        tests = []
+        for check in self.database.checks(model, field.column):
+            listed = ", ".join(f"NEW.{name} AS {name}" for name in map(self.quote, check.columns))
+            tests.append(f"NOT COALESCE((SELECT {check.sql} FROM (SELECT {listed}) AS {table}), TRUE)")
+        return " OR ".join(tests)
 
     def default_steps(self, model: type[Model], field: AnyField, sql: str) -> list[Step]:
         table, column = self.quote(model._meta.db_table), self.quote(field.column)

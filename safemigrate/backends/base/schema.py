@@ -33,6 +33,15 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A CHECK of the table that is not ours, and the columns that it reads, which stand in it unqualified."""
+
+    name: str
+    sql: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Helper:
     """A trigger, constraint or index that is ours, and the statement that drops it."""
 
@@ -72,6 +81,39 @@ class Database:
     def refused_by_type(self, field: AnyField, value: Any) -> str:
         """Return why the column's type takes no such value, which would fail in each row; "" where it takes it."""
         return ""
+
+    def checks(self, model: type[Model], column: str) -> list[Check]:
+        """Return the CHECKs of the table that read this column."""
+        return []
+
+    def refused_by_check(self, field: AnyField, value: Any) -> str:
+        """Return which CHECK of this column alone refuses the value in each row; "" where none does."""
+        column = self.quote(field.column)
+        for check in self.checks(field.model, field.column):
+            if check.columns != (field.column,):
+                continue
+            condition = check.sql.replace("%", "%%")
+            try:
+                with atomic(self.connection.alias):
+                    sql = f"SELECT {condition} FROM (SELECT {self._typed(field)} AS {column}) AS safemigrate_row"
+                    ((holds,),) = self.fetch(sql, [value])
+            except DatabaseError:  # A value alone may not do for it.
+                continue
+            if holds is not None and not holds:
+                return f"the constraint {check.name} of the table refuses it"
+        return ""
+
+    def _typed(self, field: AnyField) -> str:
+        """Return the place of a parameter that has the type of the field's column."""
+        return f"CAST(%s AS {field.db_type(self.connection)})"
+
+    def unique_index(self, model: type[Model], column: str) -> str | None:
+        """Return the name of an index that lets no second row have the same value of this column, alone or not."""
+        with self.connection.cursor() as cursor:
+            found = self.connection.introspection.get_constraints(cursor, model._meta.db_table)
+        return next(
+            (name for name, each in found.items() if each["unique"] and column in each["columns"]), None
+        )
 
     def estimated_rows(self, model: type[Model]) -> int:
         """Return about how many rows the table has, as cheaply as the database can say."""

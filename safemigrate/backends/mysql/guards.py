@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from django.db.models import BinaryField, Model, UUIDField
+from django.db.models import BinaryField, CharField, DecimalField, IntegerField, Model, UUIDField
 
 from safemigrate.backends.base.guards import WRITES, Events, Guards
 from safemigrate.backends.mysql.schema import INSTANT, METADATA, create_trigger, drop_trigger
@@ -15,8 +15,9 @@ from safemigrate.types import AnyField
 # Its errors are no reason to refuse the row of a writer that knows nothing of the column.
 BODY = (
     "BEGIN DECLARE EXIT HANDLER FOR SQLEXCEPTION SET NEW.{column} = NULL; "
-    "IF NEW.{column} IS NULL THEN SET NEW.{column} = {value}; END IF; END"
+    "IF NEW.{column} IS NULL THEN SET NEW.{column} = {value}; {checks}END IF; END"
 )
+CHECKS = "IF {refused} THEN SET NEW.{column} = NULL; END IF; "
 # Version and variant in their places, all else at random. UUID() would reveal the time and the machine.
 UUID4 = (
     "LOWER(CONCAT(HEX(RANDOM_BYTES(4)), '-', HEX(RANDOM_BYTES(2)), '-4', SUBSTR(HEX(RANDOM_BYTES(2)), 2), '-', "
@@ -85,7 +86,9 @@ class MySQLGuards(Guards):
     def triggers(self, model: type[Model], field: AnyField, sql: str, events: Events) -> list[Step]:
         if not self.may_create_triggers():
             raise NoGuard(f"it takes a trigger, and {NO_TRIGGER}")
-        body = BODY.format(column=self.quote(field.column), value=self.row(model, sql))
+        column, refused = self.quote(field.column), self.is_refused(model, field)
+        checks = refused and CHECKS.format(column=column, refused=refused)
+        body = BODY.format(column=column, value=self.row(model, sql), checks=checks)
         return [
             create_trigger(
                 self.database,
@@ -111,7 +114,25 @@ class MySQLGuards(Guards):
         if re.search(r"\bSELECT\b", sql):
             raise NoGuard(f"it reads another table, which takes a trigger, and {NO_TRIGGER}")
         own = sql.replace(f"{self.quote(model._meta.db_table)}.", "")
+        column = self.quote(field.column)
+        checks = [
+            check.sql.replace(column, f"({own})") for check in self.database.checks(model, field.column)
+        ]
+        if conditions := " AND ".join([*self._fitting(field, f"({own})"), *checks]):
+            own = f"IF(COALESCE({conditions}, TRUE), {own}, NULL)"
         return self.default_steps(model, field, f"({own})")
+
+    def _fitting(self, field: AnyField, value: str) -> list[str]:
+        """Return the SQL of what the type of the column asks of a value: a default that it refuses fails the row."""
+        if isinstance(field, CharField) and field.max_length is not None:
+            return [f"CHAR_LENGTH({value}) <= {field.max_length}"]
+        if isinstance(field, DecimalField):
+            whole = (field.max_digits or 0) - (field.decimal_places or 0)
+            return [f"ABS({value}) < {10**whole}"]
+        if isinstance(field, IntegerField):
+            low, high = self.connection.ops.integer_field_range(field.get_internal_type())
+            return [f"{value} BETWEEN {low} AND {high}"]
+        return []
 
     def names(self, model: type[Model], field: AnyField) -> set[str]:
         return {self.name(model, field, event, limit=64) for event in WRITES}

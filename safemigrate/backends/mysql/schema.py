@@ -17,7 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.models import Model, Q, QuerySet
 
-from safemigrate.backends.base.schema import Column, Database, Helper, error_code, short_name
+from safemigrate.backends.base.schema import Check, Column, Database, Helper, error_code, short_name
 from safemigrate.backends.mysql import blockers, impatience, obstacles
 from safemigrate.conf import get
 from safemigrate.exceptions import OrphanRows
@@ -70,6 +70,37 @@ class MySQL(Database):
             # MariaDB gives the text 'NULL' as the default of a nullable column without one.
             return Column(row[2] == "YES", row[4] is not None and row[4] != "NULL")
         return None
+
+    def checks(self, model: type[Model], column: str) -> list[Check]:
+        mariadb = self.connection.mysql_is_mariadb
+        tables = "information_schema.check_constraints"
+        if not mariadb:
+            tables += " JOIN information_schema.table_constraints USING (constraint_schema, constraint_name)"
+        rows = self.fetch(
+            f"SELECT constraint_name, check_clause FROM {tables} "
+            "WHERE constraint_schema = DATABASE() AND table_name = %s ORDER BY 1",
+            [model._meta.db_table],
+        )
+        table = self.quote(model._meta.db_table)
+        names = [row[0] for row in (self.fetch(f"SHOW COLUMNS FROM {table}") if rows else ())]
+        found = []
+        for name, clause in rows:
+            sql = f"({clause})" if mariadb else clause.replace("\\'", "'")
+            read = tuple(each for each in names if self.quote(each) in sql)
+            found += [Check(name, sql, read)] if column in read else []
+        return found
+
+    def unique_index(self, model: type[Model], column: str) -> str | None:
+        computed = "''" if self.connection.mysql_is_mariadb else "COALESCE(expression, '')"
+        rows = self.fetch(
+            "SELECT index_name FROM information_schema.statistics WHERE table_schema = DATABASE() AND table_name = %s "
+            f"AND non_unique = 0 AND (column_name = %s OR INSTR({computed}, %s) > 0)",
+            [model._meta.db_table, column, self.quote(column)],
+        )
+        return rows[0][0] if rows else None
+
+    def _typed(self, field: AnyField) -> str:
+        return "%s"
 
     def other_type(self, model: type[Model], field: AnyField) -> str | None:
         table = self.quote(short_name(model._meta.db_table, suffix="safemigrate_type", limit=64))

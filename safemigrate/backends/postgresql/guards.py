@@ -12,12 +12,17 @@ from safemigrate.types import AnyField
 # Its errors are no reason to refuse the row of a writer that knows nothing of the column.
 BODY = """
 BEGIN
-    NEW.{column} := {value};
+    NEW.{column} := {value};{checks}
     RETURN NEW;
 EXCEPTION WHEN OTHERS THEN
+    NEW.{column} := NULL;
     RETURN NEW;
 END
 """
+CHECKS = """
+    IF {refused} THEN
+        NEW.{column} := NULL;
+    END IF;"""
 
 
 #: Of `pg_trigger.tgtype`.
@@ -36,7 +41,9 @@ class PostgreSQLGuards(Guards):
 
     def triggers(self, model: type[Model], field: AnyField, sql: str, events: Events) -> list[Step]:
         table, column = self.quote(model._meta.db_table), self.quote(field.column)
-        body = BODY.format(column=column, value=self.row(model, sql))
+        refused = self.is_refused(model, field)
+        checks = refused and CHECKS.format(column=column, refused=refused)
+        body = BODY.format(column=column, value=self.row(model, sql), checks=checks)
         function, trigger = self._function(model, field), self.quote(self._name(model, field))
         tag = self._tag(body)
         create_function = (

@@ -13,7 +13,7 @@ from django.db.backends.utils import split_identifier
 from django.db.models import NOT_PROVIDED, Model, Q, QuerySet
 from django.db.transaction import atomic
 
-from safemigrate.backends.base.schema import Column, Database, Helper, error_code, short_name
+from safemigrate.backends.base.schema import Check, Column, Database, Helper, error_code, short_name
 from safemigrate.backends.postgresql import blockers, obstacles, partitions
 from safemigrate.conf import get
 from safemigrate.connections import leave_pool, schema_of
@@ -107,6 +107,28 @@ class PostgreSQL(Database):
         except (DataError, IntegrityError) as error:
             return str(error).strip()
         return ""
+
+    def checks(self, model: type[Model], column: str) -> list[Check]:
+        rows = self.fetch(
+            "SELECT c.conname, pg_get_expr(c.conbin, c.conrelid), array_agg(a.attname::text ORDER BY a.attnum) "
+            "FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey) "
+            "WHERE c.conrelid = to_regclass(%s) AND c.contype = 'c' GROUP BY c.oid HAVING bool_or(a.attname = %s) "
+            "ORDER BY 1",
+            [self._table(model), column],
+        )
+        ours = {helper.name for helper in self.helpers()} if rows else set()
+        return [Check(name, sql, tuple(columns)) for name, sql, columns in rows if name not in ours]
+
+    def unique_index(self, model: type[Model], column: str) -> str | None:
+        rows = self.fetch(
+            "SELECT i.indexrelid::regclass::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid "
+            "WHERE i.indrelid = to_regclass(%s) AND a.attname = %s AND (i.indisunique OR i.indisexclusion) "
+            # What an index computes, or leaves out, by a column it depends on.
+            "AND (a.attnum = ANY (i.indkey) OR EXISTS (SELECT 1 FROM pg_depend d WHERE d.objid = i.indexrelid "
+            "AND d.classid = 'pg_class'::regclass AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum)) LIMIT 1",
+            [self._table(model), column],
+        )
+        return rows[0][0] if rows else None
 
     def estimated_rows(self, model: type[Model]) -> int:
         rows = self.fetch(

@@ -38,15 +38,41 @@ class Definition:
         columns = {**self.columns, name.lower(): text or ""}
         return replace(self, columns={key: part for key, part in columns.items() if part})
 
+    def checks(self) -> list[tuple[str, str]]:
+        """Return the name of each CHECK, or of its column, and its condition, in parentheses."""
+        parts = [*self.columns.items(), *(("CHECK", part) for part in self.constraints)]
+        return [found for name, part in parts for found in _checks(name, part)]
+
     def create(self, table: str) -> str:
         """Return the statement that makes a table of this quoted name."""
         return f"CREATE TABLE {table} ({','.join([*self.columns.values(), *self.constraints])}){self.options}"
 
 
+def split(sql: str) -> list[str]:
+    """Return the words of a text, which together are the text: names, strings, blanks and signs among them."""
+    return _WORDS.findall(sql)
+
+
+def _checks(name: str, part: str) -> Iterator[tuple[str, str]]:
+    words = [word for word in split(part) if not word.isspace()]
+    for place, word in enumerate(words):
+        if word.lower() == "constraint":
+            name = words[place + 1].strip("\"`[]'")
+        if word.lower() != "check" or words[place + 1] != "(":
+            continue
+        depth, condition = 0, []
+        for each in words[place + 1 :]:
+            depth += (each == "(") - (each == ")")
+            condition.append(each)
+            if depth == 0:
+                break
+        yield name, " ".join(condition)
+
+
 def _parts(sql: str) -> Iterator[str]:
     """Yield what the commas of the outer parentheses divide, and at last what follows these."""
     depth, part = 0, ""
-    words = dropwhile(lambda word: word != "(", _WORDS.findall(sql))
+    words = dropwhile(lambda word: word != "(", split(sql))
     for word in words:
         depth += (word == "(") - (word == ")")
         if depth == 0:
@@ -63,7 +89,7 @@ def _parts(sql: str) -> Iterator[str]:
 
 def _name(part: str) -> str | None:
     """Return the name of the column that a part defines, None of a table's constraint."""
-    words = _WORDS.findall(part)
+    words = split(part)
     word: str = next((each for each in words if not each.isspace() and each[:2] not in ("--", "/*")), "")
     if word.lower() in _CONSTRAINTS:
         return None

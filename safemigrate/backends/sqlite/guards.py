@@ -30,6 +30,9 @@ class SQLiteGuards(Guards):
     def refuse(self, model: type[Model], sql: str) -> None:
         """The row is stored when the trigger runs: nothing of it is unknown then."""
 
+    def refuse_unique(self, model: type[Model], field: AnyField) -> None:
+        """A value that is taken is passed over."""
+
     def refuse_raw(self, value: Any) -> None:
         """The trigger is an UPDATE of the table, in which raw SQL means what it means in the fill."""
 
@@ -39,7 +42,8 @@ class SQLiteGuards(Guards):
             f"{table}.{name} = NEW.{name}"
             for name in (self.quote(part.column) for part in key_columns(model))
         )
-        update = f"UPDATE {table} SET {column} = {sql} WHERE {key}"
+        # What a CHECK or a unique index refuses stays NULL, and is no reason to refuse the row.
+        update = f"UPDATE OR IGNORE {table} SET {column} = {sql} WHERE {key}"
         self._refuse_functions(update)
         return [self._up(model, field, event, f"BEGIN {update}; END") for event in events]
 

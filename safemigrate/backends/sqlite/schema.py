@@ -16,8 +16,8 @@ from django.db import DatabaseError
 from django.db.models import Model, Q
 from django.db.transaction import atomic
 
-from safemigrate.backends.base.schema import Column, Database, Helper, short_name
-from safemigrate.backends.sqlite.definition import Definition
+from safemigrate.backends.base.schema import Check, Column, Database, Helper, short_name
+from safemigrate.backends.sqlite.definition import Definition, split
 from safemigrate.conf import get
 from safemigrate.schema import fields
 from safemigrate.schema.steps import Blocked, Lock, Requirement, Step
@@ -50,11 +50,35 @@ class SQLite(Database):
                 return Column(not not_null, default is not None)
         return None
 
+    def checks(self, model: type[Model], column: str) -> list[Check]:
+        stored = self.fetch(
+            "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = %s COLLATE NOCASE",
+            [model._meta.db_table],
+        )
+        names = self._stored(model) if stored else []
+        found = []
+        for name, sql in Definition.parse(stored[0][0]).checks() if stored else ():
+            words = {word.strip('"`[]').lower() for word in split(sql)}
+            read = tuple(each for each in names if each.lower() in words)
+            found += [Check(name, sql, read)] if column in read else []
+        return found
+
     def other_type(self, model: type[Model], field: AnyField) -> str | None:
         table = self.quote(model._meta.db_table)
         types = {row[1]: row[2] for row in self.fetch(f"PRAGMA table_info({table})")}
         found = types.get(field.column)
         return None if found is None or found.lower() == field.db_type(self.connection).lower() else found
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        # Django looks at no foreign key while a migration runs: a value that is no key would be stored, and the
+        # migration fail at its very end, each time.
+        ((checked,),) = self.fetch("PRAGMA foreign_keys")
+        self.execute("PRAGMA foreign_keys = ON")
+        try:
+            yield
+        finally:
+            self.execute(f"PRAGMA foreign_keys = {checked}")
 
     def is_lock_timeout(self, error: BaseException) -> bool:
         return isinstance(error, DatabaseError) and "locked" in str(error)
