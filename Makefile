@@ -2,7 +2,7 @@
 #
 #   make demo     watch a required field being added to three full databases
 #   make test     the quick tests, on SQLite and PostgreSQL      make test ARGS="-k operations"
-#   make test-all every test, on every database      the servers and the browser: see CONTRIBUTING.md
+#   make test-all every test, on every database, the newer ones too   the servers and the browser: see CONTRIBUTING.md
 #   make test-newer the tests on MySQL, and on a newer MariaDB and PostgreSQL; ARGS=mysql for one of them
 #   make simulate workers, kills, lost messages on a clock of their own, 60 s of schedules; SEED=... repeats one
 #   make lint     ruff, mypy and import-linter
@@ -37,7 +37,7 @@ test: $(VENV)/.test
 	$(python) -m pytest -n auto $(ARGS)
 
 test-all: $(VENV)/.test
-	$(python) -m pytest -n auto --all $(ARGS)
+	code=0; $(python) -m pytest -n auto --all $(ARGS) || code=$$?; $(if $(ARGS),,$(python) -m tools.newer_servers || code=$$?;) exit $$code
 
 test-newer: $(VENV)/.test
 	$(python) -m tools.newer_servers $(ARGS)

@@ -51,10 +51,19 @@ class Newer:
     server: Callable[[Path], Server]  # from the root of what was unpacked
     instead_of: str
     tests: tuple[str, ...]
+    driver: str = ""  # in the place of the installed one, where it can be built here
 
 
 SERVERS = [
-    Newer("mysql", "sid", ("mysql-server-core",), lambda root: MySQL(root / "usr"), "mariadb", ("tests",)),
+    Newer(
+        "mysql",
+        "sid",
+        ("mysql-server-core",),
+        lambda root: MySQL(root / "usr"),
+        "mariadb",
+        ("tests",),
+        driver="mysqlclient",
+    ),
     Newer(
         "mariadb",
         "trixie",
@@ -82,7 +91,10 @@ def main(arguments: Sequence[str]) -> int:
     # While the tests run on one, the next is fetched.
     with place() as folder, ThreadPoolExecutor() as pool:
         roots = [pool.submit(fetched, newer, folder) for newer in chosen]
-        codes = [run(newer, root.result, pytest_arguments) for newer, root in zip(chosen, roots, strict=True)]
+        codes = [
+            run(newer, root.result, folder, pytest_arguments)
+            for newer, root in zip(chosen, roots, strict=True)
+        ]
     return max(codes, default=0)
 
 
@@ -100,19 +112,27 @@ def place() -> Generator[Path, None, None]:
         yield folder
 
 
-def run(newer: Newer, root: Callable[[], Path], pytest_arguments: Sequence[str]) -> int:
+def run(newer: Newer, root: Callable[[], Path], folder: Path, pytest_arguments: Sequence[str]) -> int:
     print(f"\n== the tests on a newer {newer.name}", flush=True)
     started = time.monotonic()
     try:
         server = newer.server(root())
         server.start()
     except (UnavailableError, ServerError, OSError) as reason:
-        print(f"{BANNER}\nNOT RUN: the tests on a newer {newer.name}. {reason}\n{BANNER}", flush=True)
+        shout(f"the tests on a newer {newer.name}. {reason}")
         return 0
     try:
         # What the server it stands for has, and this one has not, is skipped.
         environment = {name: value for name, value in os.environ.items() if name != "CI"}
         print(f"It was there after {time.monotonic() - started:.0f} s.", flush=True)
+        try:
+            if path := built(newer.driver, folder):
+                print(f"The driver is {newer.driver}.", flush=True)
+                environment["PYTHONPATH"] = os.pathsep.join(
+                    filter(None, [str(path), os.environ.get("PYTHONPATH")])
+                )
+        except UnavailableError as reason:
+            shout(f"the tests with {newer.driver}; they are with what is installed. {reason}")
         chosen = [*newer.tests, "--databases", newer.instead_of, "--on-databases-alone", *pytest_arguments]
         return subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-n", "auto", *chosen],
@@ -122,6 +142,21 @@ def run(newer: Newer, root: Callable[[], Path], pytest_arguments: Sequence[str])
         ).returncode
     finally:
         server.stop()
+
+
+def shout(reason: str) -> None:
+    print(f"{BANNER}\nNOT RUN: {reason}\n{BANNER}", flush=True)
+
+
+def built(driver: str, folder: Path) -> Path | None:
+    """Return where the driver is, apart from the environment, whose other tests are with another one."""
+    if not driver:
+        return None
+    place = folder / f"{driver}-{sys.implementation.cache_tag}"
+    if not place.exists():
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        done(*pip, "--no-deps", "-c", str(ROOT / "constraints.txt"), "--target", place, driver)
+    return place
 
 
 def fetched(newer: Newer, folder: Path) -> Path:
