@@ -117,9 +117,9 @@ class Migrations:
             raise OtherChanges(
                 "models.py has other changes that are not in the migrations yet:\n"
                 + "\n".join(others)
-                + "\nThey would be missing from this migration. Either run "
-                f"makemigrations {' '.join(labels)} first, with the new field taken out of models.py "
-                "for that, or add --only-this-field to write this field now and leave them for later."
+                + "\nThey would be missing from this migration. Add --only-this-field to write this field now, "
+                f"and run makemigrations {' '.join(labels)} for them afterwards; or run it first, with the new field "
+                "taken out of models.py for that."
             )
 
     def _refuse_others_of_it(self, targets: Sequence[RequiredField]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from django.db import connections
 
-from tests.support.projects import Project
+from tests.support.projects import MODELS, Project
 
 pytestmark = pytest.mark.slow
 
@@ -215,6 +215,101 @@ def test_the_linter_would_refuse_not_null_without_the_exemption(linted: Project)
     done = lint(linted)
     assert done.returncode == 1
     assert f"(polls, {name})... ERR\n\tNOT NULL constraint on columns" in done.stdout
+
+
+# Packages that put fields, or a table, beside those of a model
+
+
+def with_models(folder: Path, app: str, models: str, more: dict[str, str] | None = None) -> Project:
+    """Make a project whose app polls has these models, and tables for them."""
+    project = Project(folder)
+    project.append("settings.py", f"INSTALLED_APPS.insert(0, {app!r})\nUSE_I18N = True")
+    project.append("settings.py", 'LANGUAGES = [("en", "English"), ("de", "German")]\nLANGUAGE_CODE = "en"')
+    project.write("polls/models.py", models)
+    for name, content in (more or {}).items():
+        project.write(name, content)
+    project.must("makemigrations", "polls", "-v0")
+    project.must("migrate", "-v0")
+    return project
+
+
+HISTORY = """\
+from django.db import models
+from simple_history.models import HistoricalRecords
+
+
+class Question(models.Model):
+    question_text = models.CharField(max_length=200)
+    pub_date = models.DateTimeField("date published")
+    history = HistoricalRecords()
+"""
+
+
+def test_the_field_of_a_history_is_made_required_along_with_its_own(tmp_path: Path) -> None:
+    project = with_models(tmp_path, "simple_history", HISTORY)
+    code = (
+        "from polls.models import Question; from django.utils.timezone import now; "
+        "question = Question.objects.create(question_text='Who?', pub_date=now()); question.save()"
+    )
+    project.must("shell", "-c", code)
+    project.add_field()
+
+    alone = project.run(COMMAND, LABEL, "--populate", "F('pub_date')")
+    both = f"{COMMAND} {LABEL} polls.HistoricalQuestion.expires_date"
+    assert alone.returncode == 1
+    assert f"python manage.py {both}" in alone.stderr
+    project.must(*both.split(), "--populate", "F('pub_date')")
+    project.must("migrate", "-v0")
+
+    for table, rows in (("polls_question", 1), ("polls_historicalquestion", 2)):
+        assert project.sql("default", f"SELECT count(*) FROM {table} WHERE expires_date = pub_date") == [
+            (rows,)
+        ]
+    assert "No changes detected" in project.must("makemigrations", "--check")
+    project.must("shell", "-c", "from polls.models import Question; Question.objects.get().save()")
+
+
+TRANSLATED = {
+    "polls/translation.py": """\
+    from modeltranslation.translator import TranslationOptions, register
+
+    from polls.models import Question
+
+
+    @register(Question)
+    class QuestionTranslation(TranslationOptions):
+        fields = {fields}
+    """
+}
+
+
+def test_a_translated_field_is_made_required_and_its_languages_are_added_after_it(tmp_path: Path) -> None:
+    def translating(*fields: str) -> dict[str, str]:
+        return {name: content.format(fields=fields) for name, content in TRANSLATED.items()}
+
+    project = with_models(tmp_path, "modeltranslation", MODELS, translating("question_text"))
+    project.seed("default", 3)
+    project.add_field("summary = models.CharField(max_length=200)")
+    for name, content in translating("question_text", "summary").items():
+        project.write(name, content)
+    typed = (COMMAND, "polls.Question.summary", "--populate", "F('question_text')")
+
+    alone = project.run(*typed)
+    assert alone.returncode == 1
+    assert "Add field summary_de to question" in alone.stderr
+    assert (
+        "Add --only-this-field to write this field now, and run makemigrations polls for them" in alone.stderr
+    )
+    project.must(*typed, "--only-this-field")
+    project.must("makemigrations", "polls")
+    project.must("migrate", "-v0")
+    project.must("update_translation_fields")
+
+    columns = "summary, summary_en, summary_de"
+    assert project.sql("default", f"SELECT {columns} FROM polls_question WHERE id = 2") == [
+        ("Question 2", "Question 2", None)
+    ]
+    assert "No changes detected" in project.must("makemigrations", "--check")
 
 
 # All at once, and none

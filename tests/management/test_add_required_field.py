@@ -607,11 +607,8 @@ def test_other_pending_changes_are_listed(expiring: Project) -> None:
     assert refused(expiring, *typed) == (
         "models.py has other changes that are not in the migrations yet:\n"
         "  polls: Add field votes to question\n"
-        "They would be missing from this migration. Either run makemigrations polls first, with "
-        "the new field "
-        "taken out of models.py for that, or add --only-this-field to write this field now and "
-        "leave them for "
-        "later."
+        "They would be missing from this migration. Add --only-this-field to write this field now, and run "
+        "makemigrations polls for them afterwards; or run it first, with the new field taken out of models.py for that."
     )
     expiring.must(COMMAND, *typed, "--only-this-field")
     assert "Add field votes to question" in expiring.must("makemigrations", "polls")
