@@ -14,6 +14,11 @@ def page(name: str) -> str:
     return f"{DOCS}/{name}.md"
 
 
+def explained(error: Exception) -> str:
+    """Return what an error of ours says, and the address at which it is explained."""
+    return f"{error}\nSee {page('reference/errors')}#{type(error).__name__.lower()}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a "did you mean" for the known name that is most like `name`, or nothing."""
     names = {candidate.lower(): candidate for candidate in known}

@@ -29,6 +29,7 @@ from safemigrate.exceptions import (
     SafemigrateError,
     StepRefused,
 )
+from safemigrate.formatting import explained
 from safemigrate.schema import runner
 from safemigrate.schema.fields import model_in
 from safemigrate.schema.plan import Plan, write_down
@@ -153,7 +154,7 @@ class FieldStep(Operation):
         change = Change(
             app_label, for_connection(schema_editor.connection), from_state, to_state, schema_editor
         )
-        with self._in_words(change), self._alone(change) as full:
+        with self._explained(change), self._alone(change) as full:
             self.apply(replace(change, full=full))
 
     def database_backwards(
@@ -167,8 +168,18 @@ class FieldStep(Operation):
             app_label, for_connection(schema_editor.connection), from_state, to_state, schema_editor
         )
         if self._is_routed(change):
-            with self._in_words(change), self._alone(change):
+            with self._explained(change), self._alone(change):
                 self.backwards(change)
+
+    @contextmanager
+    def _explained(self, change: Change) -> Iterator[None]:
+        """Let an error be one of ours, and end with the address of its page."""
+        try:
+            with self._in_words(change):
+                yield
+        except SafemigrateError as error:
+            error.args = (explained(error),)
+            raise
 
     @contextmanager
     def _in_words(self, change: Change) -> Iterator[None]:

@@ -168,7 +168,7 @@ def refuse_missing(target: Target, source: Source) -> None:
             raise InvalidPopulate(
                 f"{target.model._meta.label}.{field.name} on {target.alias} cannot be filled with {value!r}: no row of "
                 f"{field.remote_field.model._meta.label} has this {field.target_field.name}. Nothing was changed. "
-                "Make that row first, in a migration before this one, or give the key of another."
+                "Make that row first, in a migration before this one, or give another key, and run migrate again."
             )
 
 

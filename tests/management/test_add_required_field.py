@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,9 @@ def refused(project: Project, *arguments: str, app: str = "polls", prefix: tuple
     done = project.run(COMMAND, *arguments, prefix=prefix)
     assert done.returncode == 1, done.stdout + done.stderr
     assert project.migrations(app) == before
-    return done.stderr.strip().removeprefix("CommandError: ")
+    text, _, address = done.stderr.strip().removeprefix("CommandError: ").partition("\nSee https://")
+    assert not address or re.search(r"/reference/errors\.md#[a-z]+$", address)
+    return text
 
 
 def body(text: str) -> str:
@@ -856,6 +859,7 @@ def test_a_missing_migrations_package_is_named_with_the_cure(expiring: Project) 
         "CommandError: polls has no package for migrations, polls.migrations.\n"
         "Run: mkdir -p polls/migrations && touch polls/migrations/__init__.py\n"
         "Then, without the new field in models.py: python manage.py makemigrations polls\n"
+        "See https://github.com/safemigrate/safemigrate/blob/main/docs/reference/errors.md#notwritable\n"
     )
     assert not expiring.path("polls/migrations").exists()
 

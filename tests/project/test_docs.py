@@ -129,7 +129,7 @@ def test_every_error_is_documented() -> None:
     for module in pkgutil.walk_packages(safemigrate.__path__, "safemigrate."):
         import_module(module.name)
     own |= {error.__name__ for error in descendants(SafemigrateError)}
-    assert set(re.findall(r"^\| `(\w+)` \|", text("reference/errors.md"), re.MULTILINE)) == own
+    assert set(re.findall(r"^### `(\w+)`$", text("reference/errors.md"), re.MULTILINE)) == own
 
 
 def descendants(base: type) -> Iterator[type]:

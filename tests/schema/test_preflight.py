@@ -56,7 +56,9 @@ def refused(box: MigrationSandbox, name: str, error: type[SafemigrateError] = St
         with pytest.raises(error) as caught, connections[box.alias].execute_wrapper(statements):
             box.run(operation)
         assert not statements.like("UPDATE", "ALTER TABLE `boxes_question`", 'ALTER TABLE "boxes_question"')
-        texts.append(str(caught.value))
+        text, _, address = str(caught.value).partition("\nSee https://")
+        assert address.endswith(f"#{caught.type.__name__.lower()}")
+        texts.append(text)
     assert texts[0] == texts[1]
     assert (box.schema(), list(box.connection.introspection.table_names())) == before
     risks = [

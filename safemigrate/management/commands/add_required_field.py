@@ -14,6 +14,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import models
 
 from safemigrate.exceptions import InvalidExpression, OtherChanges, SafemigrateError
+from safemigrate.formatting import explained
 from safemigrate.generator import abandoning, applying, dependencies, rollout, writer
 from safemigrate.generator.autodetector import Migrations
 from safemigrate.generator.planner import Phase, from_default, phases_for
@@ -159,7 +160,7 @@ class Command(BaseCommand):
                 return
             self._handle(find_all(options["labels"]), options)
         except SafemigrateError as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(explained(error)) from error
 
     def _handle(self, targets: Sequence[RequiredField], options: Mapping[str, Any]) -> None:
         if options["plan"]:

@@ -21,7 +21,7 @@ from safemigrate.engine import context
 from safemigrate.engine.keys import key_to_json
 from safemigrate.engine.observers import Limited, Limits, next_time, seconds
 from safemigrate.exceptions import AlreadyRunning, InvalidAlias, LimitReached, SafemigrateError
-from safemigrate.formatting import table
+from safemigrate.formatting import explained, table
 from safemigrate.generator.applying import chosen_aliases, chosen_schemas, refuse_unknown
 from safemigrate.generator.targets import find_all
 from safemigrate.management import report
@@ -175,7 +175,7 @@ class Command(BaseCommand):
             else:
                 self._act(options)
         except SafemigrateError as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(explained(error)) from error
         except Error as error:
             raise CommandError(
                 f"The database says: {str(error).strip()}. What was filled stays. See to the cause, and run it again: "
