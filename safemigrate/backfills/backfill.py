@@ -254,7 +254,7 @@ class Backfill:
                 + "\n".join(found)
                 + f"\nGive each as --set {first}=..."
             )
-        return dict(form.cleaned_data)
+        return _Cleaned(form.cleaned_data, label=self.label())
 
     def _differs(self) -> Q | None:
         """Return the condition that a row has another value than would be written, None where it is not asked."""
@@ -308,6 +308,20 @@ class Backfill:
             yield
         except self.retry_on as error:
             raise TryAgain(f"{type(error).__name__}: {error}") from error
+
+
+class _Cleaned(dict[str, Any]):
+    """The parameters, which say in words that there is none of a name."""
+
+    def __init__(self, given: Mapping[str, Any], *, label: str) -> None:
+        super().__init__(given)
+        self.label = label
+
+    def __missing__(self, name: str) -> Any:
+        raise InvalidParameters(
+            f"{self.label} reads self.cleaned_data[{name!r}], and its form has no field of this name."
+            f"{nearest(name, self)} It has: {', '.join(self)}."
+        )
 
 
 def _not_gone_through(rows: Any) -> str:

@@ -19,7 +19,9 @@ from safemigrate.exceptions import InvalidSetting
 from safemigrate.formatting import nearest
 from safemigrate.throttles import imported
 
-#: What does the work of a class, in words; one of them has to be there.
+#: What does the work of a class, of which one alone may be there.
+ONE_OF = {"values", "row", "batch", "delete"}
+#: The same in words; one of them has to be there.
 WAYS = "values, row() with fields, batch() or delete"
 
 
@@ -120,6 +122,21 @@ def _not_written(model: type[Model], name: str) -> str:
     return ""
 
 
+def _of_names(cls: type[Backfill]) -> Iterator[str]:
+    """An attribute that is misspelt would be left out of account, and each row of the table be done."""
+    known = [name for name in vars(Backfill) if not name.startswith("_")]
+    given = {
+        name
+        for base in cls.__mro__
+        if issubclass(base, Backfill) and base is not Backfill
+        for name in vars(base)
+    }
+    free = [name for name in known if name not in given and (name not in ONE_OF or not given & ONE_OF)]
+    for name in sorted(given.difference(known)):
+        if not name.startswith("_") and (hint := nearest(name, free)):
+            yield f"it has no attribute {name}.{hint}"
+
+
 def _of_condition(cls: type[Backfill]) -> Iterator[str]:
     where, model = cls.where, _model_of(cls)
     if where is None:
@@ -138,6 +155,9 @@ def _of_values(cls: type[Backfill]) -> Iterator[str]:
     model, values = _model_of(cls), cls.values
     if model is None or not isinstance(values, Mapping) or any(_not_written(model, name) for name in values):
         return
+    for name, value in values.items():
+        if callable(value) and not hasattr(value, "resolve_expression"):
+            yield f"values gives a function for {name}: give an expression, or write row(), a function of one row."
     yield from _asked(lambda: _update(model, values), "values", model)
 
 
@@ -230,6 +250,6 @@ def _of_permission(cls: type[Backfill]) -> Iterator[str]:
 
 
 LOOKS = (
-    *(_of_model, _of_ways, _of_methods, _of_fields, _of_condition, _of_values),
+    *(_of_names, _of_model, _of_ways, _of_methods, _of_fields, _of_condition, _of_values),
     *(_of_form, _of_numbers, _of_places, _of_throttles, _of_errors, _of_permission),
 )

@@ -19,7 +19,6 @@ from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
 from django.db import Error, OperationalError, connections
-from django.db.transaction import atomic
 
 from safemigrate import conf
 from safemigrate.backends import for_connection
@@ -364,7 +363,7 @@ class Filling:
         one = Range(key, key)
 
         def written_and_seen() -> bool:
-            with atomic(self.target.alias):
+            with self.database.transaction():
                 filled, _bad = self.work(self.batches, one)
                 return bool(filled) and self.batches.todo.filter(one.condition).exists()
 
@@ -595,7 +594,7 @@ class Filling:
             return self.work(self.batches, batch)
         same = self.target.alias == conf.get("SAFEMIGRATE_RUNS_DATABASE")
         rows, bad = 0, list[BadRow]()
-        with suppress(AlreadySaved), atomic(self.target.alias) if same else nullcontext():
+        with suppress(AlreadySaved), self.database.transaction() if same else nullcontext():
             rows, bad = self.work(self.batches, batch)
             rows += sum(isinstance(row, LeftRow) for row in bad)
             if same:

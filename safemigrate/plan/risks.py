@@ -170,9 +170,12 @@ def _too_small(situation: Situation) -> Iterator[Risk]:
     if situation.rows == 0:
         yield Risk("The table has no rows.", "All of it is done at once.")
     elif situation.rows < SMALL:
+        in_one = any(isinstance(op, Whole) for op in situation.operations)
         yield Risk(
             f"{situation.rows:,} rows are few: they are filled in a moment.",
-            "One migration would do, at any hour (--phases 1), if no old code goes on inserting rows.",
+            "It may run at any hour."
+            if in_one
+            else "One migration would do, at any hour (--phases 1), if no old code goes on inserting rows.",
         )
 
 

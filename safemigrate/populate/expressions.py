@@ -198,6 +198,9 @@ ALLOWED = (
 )
 #: What other languages write, and Python otherwise.
 WORDS = {"true": "True", "false": "False", "TRUE": "True", "FALSE": "False", "null": "None", "NULL": "None"}
+#: What Python computes, and what the database has in its place.
+FUNCTIONS = {"len": "Length", "abs": "Abs", "round": "Round", "min": "Least", "max": "Greatest"}
+FUNCTIONS |= dict.fromkeys(("str", "int", "float"), "Cast")
 ADVICE: dict[type[ast.AST], str] = {
     ast.Lambda: "A lambda is not allowed: give a function of your own, in a module, by its dotted path.",
     ast.Compare: "A comparison is computed by Python, not by the database: write Q(votes__gt=3).",
@@ -276,6 +279,11 @@ class _Reader(ast.NodeTransformer):
                 self.refuse(node, f'{names[0]} is a field of {owner}: write F("{names[0]}")')
             if names[0] in WORDS:
                 self.refuse(node, f"{names[0]} is not Python. Did you mean {WORDS[names[0]]}?")
+            if names[0] in FUNCTIONS:
+                self.refuse(
+                    node,
+                    f"{names[0]} is computed by Python, not by the database: write {FUNCTIONS[names[0]]}.",
+                )
             hint = nearest(names[0], KNOWN)
             if names[0] == self.text:
                 hint += f" A text as the value has quotes: '\"{names[0]}\"'."

@@ -96,6 +96,11 @@ class Job(ABC):
         """Does a condition that ends with the work say which rows it is about?"""
         return self.target.where is not None
 
+    @property
+    def deletes_along(self) -> bool:
+        """Does it delete rows, and with them those that refer to them?"""
+        return False
+
     def before(self) -> None:  # noqa: B027  a migration has no such hooks
         """Do what the user wants done before the first batch."""
 
@@ -137,6 +142,10 @@ class BackfillJob(Job):
     @property
     def chose_by_condition(self) -> bool:
         return self.backfill.where is not None
+
+    @property
+    def deletes_along(self) -> bool:
+        return self.backfill.delete is True
 
     def is_finished(self) -> bool:
         return self.target.is_marked and not self.target.batches.any_left()

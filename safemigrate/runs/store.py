@@ -7,6 +7,7 @@ two processes off the same field, and saves the time to find where the last one 
 from __future__ import annotations
 
 import getpass
+import json
 import logging
 import os
 import time
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from django.core.serializers.json import DjangoJSONEncoder
 from django.db import Error, connections, transaction
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import F, QuerySet
@@ -24,7 +26,7 @@ from django.utils import timezone
 
 from safemigrate.conf import get
 from safemigrate.connections import is_shared, schema_of
-from safemigrate.exceptions import AlreadyRunning, IllegalMove, NothingToRun, RunPaused
+from safemigrate.exceptions import AlreadyRunning, IllegalMove, InvalidParameters, NothingToRun, RunPaused
 from safemigrate.models import BackfillEvent, BackfillRun, open_key
 from safemigrate.runs.heartbeat import machine
 from safemigrate.runs.status import OVER, Status, sources
@@ -275,8 +277,9 @@ def _warn_of_another_populate(record: BackfillRun, target: Target, details: dict
         if record.populate != details["populate"]
         else "changed"
     )
+    what = "code" if target.backfill else "populate"
     text = (
-        f"The populate of {record} is another one than when the run began (it was {was}): {record.rows_done:,} rows "
+        f"The {what} of {record} is another one than when the run began (it was {was}): {record.rows_done:,} rows "
         "have their value by the first one and keep it, the others get theirs by this one. If the first values are "
         "right, nothing is to be done. If not, stop the run (Ctrl-C), and set them back"
         + (
@@ -303,10 +306,26 @@ def _moved(target: Target, move_it: Callable[[BackfillRun], bool]) -> BackfillRu
             note(record, "given up: the rows are to be gone through in another way now")
             move(record, Status.CANCELLED, "")
             continue
+        _refuse_other_parameters(record, target)
         if move_it(record):
             return records().get(pk=record.pk)
     raise AlreadyRunning(
         f"{target.label} on {target.alias} is being taken by another process at this moment."
+    )
+
+
+def _refuse_other_parameters(record: BackfillRun, target: Target) -> None:
+    """Raise InvalidParameters where a run that does each row once would go on behind its cursor with other rows."""
+    given = json.loads(json.dumps(dict(target.parameters), cls=DjangoJSONEncoder))
+    same = {name: str(value) for name, value in record.parameters.items()} == {
+        name: str(value) for name, value in given.items()
+    }
+    if same or not (record.is_cursor and record.rows_done):
+        return
+    raise InvalidParameters(
+        f"{record} has a run that is not over, with other parameters: run {record.pk}, {record.rows_done:,} rows done. "
+        f"To go on with it:\n    {record.next_command}\nTo begin anew with yours, end it first:\n"
+        f"    python manage.py backfill cancel {record.pk}"
     )
 
 

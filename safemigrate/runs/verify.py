@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -155,10 +156,16 @@ class Trial:
     fields: list[str]
     rows: list[tuple[Any, list[Any], list[Any] | None]]
     bad: dict[Any, str]
+    #: How many rows of other models are deleted along with them.
+    along: dict[str, int]
 
     @property
     def headings(self) -> list[str]:
         return ["key", *self.fields]
+
+    @property
+    def listed_along(self) -> str:
+        return ", ".join(f"{number:,} {label}" for label, number in sorted(self.along.items()))
 
     def cells(self) -> list[list[str]]:
         """Return the key, and what becomes of each field, in words."""
@@ -194,26 +201,46 @@ def trial(job: Job, rows: int = ROWS) -> Trial:
     bad: dict[Any, str] = {}
     with transaction.atomic(target.alias):
         keys = batches.remaining_keys(rows)
+        along = _deleted_along(model, target.alias, keys) if job.deletes_along else {}
         before = _found(model, target.alias, keys, names)
         work = work_for(target, source, for_connection(connections[target.alias]))
         for key in keys:
             try:
                 with transaction.atomic(target.alias):
                     _done, found = work(batches, Range(key, key))
+                    connections[target.alias].check_constraints([model._meta.db_table])
                 bad |= {row.key: row.reason for row in found if not isinstance(row, LeftRow)}
+                written = not any(row.key == key for row in found)
+                if written and target.is_marked and batches.todo.filter(pk=key).exists():
+                    bad[key] = (
+                        f"it still fulfils {target.where} after it was written, so the run would not end"
+                    )
             except Exception as error:  # noqa: BLE001  what it is stands beside the row
                 bad[key] = " ".join(f"{type(error).__name__}: {error}".split())
         after = _found(model, target.alias, keys, names)
         transaction.set_rollback(True, using=target.alias)
-    return Trial(names, [(key, before[key], after.get(key)) for key in keys if key in before], bad)
+    return Trial(names, [(key, before[key], after.get(key)) for key in keys if key in before], bad, along)
 
 
-def tried(job: Job) -> str:
-    """Return the trial as a table for the terminal, "" where there is no row."""
+def tried(job: Job) -> tuple[str, int]:
+    """Return the trial as a table for the terminal, "" where there is no row, and how many rows were bad ones."""
     found = trial(job)
     if not found.rows:
-        return ""
-    return f"The first of them, tried and rolled back:\n{table(found.headings, found.cells())}"
+        return "", 0
+    lines = ["The first of them, tried and rolled back:", table(found.headings, found.cells())]
+    if found.along:
+        lines.append(f"Deleted with these {len(found.rows):,}: {found.listed_along}.")
+    return "\n".join(lines), len(found.bad)
+
+
+def _deleted_along(model: type[Model], alias: str, keys: list[Any]) -> dict[str, int]:
+    """Delete these rows, take it back, and return how many rows of which other models went with them."""
+    by_label: dict[str, int] = {}
+    # What a row refuses is said beside it.
+    with suppress(Exception), transaction.atomic(alias):
+        _number, by_label = model._base_manager.using(alias).filter(pk__in=keys).delete()
+        transaction.set_rollback(True, using=alias)
+    return {label: number for label, number in by_label.items() if number and label != model._meta.label}
 
 
 def _found(model: type[Model], alias: str, keys: list[Any], names: list[str]) -> dict[Any, list[Any]]:
@@ -224,4 +251,6 @@ def _found(model: type[Model], alias: str, keys: list[Any], names: list[str]) ->
 def shown(value: Any) -> str:
     """Return a value in one short line."""
     text = "NULL" if value is None else " ".join(str(value).split())
+    if isinstance(value, str) and (not value or value != text):
+        text = repr(value)  # Blanks at its ends are not seen.
     return text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…"

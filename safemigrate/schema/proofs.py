@@ -150,7 +150,7 @@ def refuse_constants(target: Target, source: Source) -> None:
     Else the write guard would give it to each row that old code inserts, and make that statement fail.
     """
     for field, value in _constants(target, source):
-        reason = _does_not_fit(field, value, for_connection(connections[target.alias]))
+        reason = _does_not_fit(field, value, for_connection(connections[target.alias])).rstrip(".")
         if reason:
             raise InvalidPopulate(
                 f"{value!r} does not fit into {target.model._meta.label}.{field.name} on {target.alias}: {reason}. "

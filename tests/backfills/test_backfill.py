@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -16,7 +19,7 @@ from django.db.models.functions import Lower, Now, Random, Upper
 
 from safemigrate.backfills import Backfill
 from safemigrate.exceptions import BadRows, InvalidBackfill, InvalidParameters, NothingToRun, TooManyRetries
-from safemigrate.models import BackfillRun
+from safemigrate.models import BackfillEvent, BackfillRun
 from safemigrate.runs.lookup import BackfillJob
 from safemigrate.runs.status import Status
 from tests.support.sandbox import START, MigrationSandbox, Statements, question
@@ -297,6 +300,47 @@ def test_a_function_is_given_the_rows_of_each_batch(box: MigrationSandbox, run: 
     assert set(box.values("slug")) == {"seen"}
 
 
+def test_beside_another_writer_no_batch_is_done_twice(
+    box: MigrationSandbox, run: Callable[..., None], settings: Any
+) -> None:
+    """SQLite would let a transaction that has read not write any more where another one has written since."""
+    settings.SAFEMIGRATE_BATCH_SIZE = 20
+    seen: list[int] = []
+
+    class Note(Backfill):
+        def batch(self, rows: QuerySet[Any]) -> None:
+            seen.extend(row.pk for row in rows)
+            time.sleep(0.01)
+            rows.update(slug="seen")
+
+    with writing(box) as written:
+        run(Note)
+    assert written
+    assert sorted(seen) == sorted(box.values("pk"))
+
+
+@contextmanager
+def writing(box: MigrationSandbox) -> Iterator[list[int]]:
+    """Write one row of another table, as the site does, again and again until the end."""
+    written, over = list[int](), threading.Event()
+    event = BackfillEvent._base_manager.using(box.alias)
+    run = BackfillRun._base_manager.using(box.alias).create(backfill="boxes.Other", alias="other")
+
+    def write() -> None:
+        while not over.wait(0.003):
+            event.create(run_id=run.pk, text="the site")
+            written.append(1)
+        connections[box.alias].close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield written
+    finally:
+        over.set()
+        writer.join()
+
+
 def test_a_batch_that_fails_is_halved_and_rolled_back_wholly(
     box: MigrationSandbox, run: Callable[..., None]
 ) -> None:
@@ -508,7 +552,12 @@ def test_parameters_are_those_of_the_form(parameters: dict[str, str], text: str)
 
     with pytest.raises(InvalidParameters, match=text):
         Purge(parameters)
-    assert Purge({"days": "3"}).cleaned_data == {"days": 3, "word": ""}
+    purge = Purge({"days": "3"})
+    assert purge.cleaned_data == {"days": 3, "word": ""}
+    with pytest.raises(
+        InvalidParameters, match=r"has no field of this name. Did you mean days\? It has: days, word"
+    ):
+        purge.cleaned_data["day"]
 
 
 def test_parameters_without_a_form_are_refused() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from django import forms
-from django.core.management import call_command
+from django.core.management import call_command, load_command_class
 from django.core.management.base import CommandError
 from django.db import connections
 from django.db.models import F, Q
@@ -82,6 +82,84 @@ def test_a_dry_run_shows_rows_before_and_after_and_changes_nothing(polls: Polls)
     assert "\n3 → deleted  " in said
     assert questions(polls).filter(vote_count=0).count() == ROWS
     assert not store.records().exists()
+
+
+def tried(polls: Polls, monkeypatch: pytest.MonkeyPatch, label: str, **attributes: Any) -> tuple[str, str]:
+    """Change a class of the example, try it, and return what is said and the error, which may be ""."""
+    kind = getattr(of_polls, label)
+    for name, value in attributes.items():
+        monkeypatch.setattr(kind, name, value, raising=False)
+    out = io.StringIO()
+    try:
+        call_command("backfill", "run", f"polls.{label}", "--dry-run", stdout=out)
+    except CommandError as error:
+        return out.getvalue(), str(error)
+    return out.getvalue(), ""
+
+
+def test_a_dry_run_says_what_is_deleted_along(polls: Polls) -> None:
+    said = backfill("run", "polls.PurgeClosedPolls", "--set", "days=0", "--dry-run")
+    assert "\nDeleted with these 10: 10 polls.Choice.\n" in said
+    assert questions(polls).count() == ROWS
+
+
+def test_a_dry_run_ends_with_an_error_where_rows_would_be_bad(
+    polls: Polls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row(self: Any, instance: Any) -> Any:
+        if instance.pk % 2:
+            raise ValueError("odd")
+        return " a" if instance.pk == 6 else ""
+
+    said, error = tried(polls, monkeypatch, "SlugifyQuestions", row=row)
+    assert "bad: ValueError: odd" in said
+    assert (
+        "bad: it still fulfils (AND: ('url_name', '')) after it was written, so the run would not end" in said
+    )
+    assert "'' → ' a'" in said
+    assert error == "9 of the rows that were tried would be bad rows."
+
+
+def test_a_dry_run_looks_at_foreign_keys(polls: Polls, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, error = tried(polls, monkeypatch, "RecountVotes", model=Choice, values={"question": 999_999})
+    assert "bad: IntegrityError: " in said
+    assert error == "10 of the rows that were tried would be bad rows."
+
+
+class OfDays(forms.Form):
+    days = forms.IntegerField()
+
+
+def test_a_run_that_is_not_over_is_not_taken_by_one_with_other_parameters(
+    polls: Polls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = of_polls.RecountVotes
+    monkeypatch.setattr(kind, "form", OfDays, raising=False)
+    monkeypatch.setattr(kind, "only_changed", False, raising=False)
+    given = ("run", "polls.RecountVotes", "--set")
+    backfill(*given, "days=1", "--max-rows", "200", "--batch-size", "100")
+    with pytest.raises(CommandError) as refused:
+        backfill(*given, "days=2")
+    begun, said = the_run(), str(refused.value)
+    assert f"run {begun.pk}, 200 rows done" in said
+    assert f"--database {polls.alias} --set days=1\n" in said
+    assert f"backfill cancel {begun.pk}" in said
+    assert (begun.rows_done, begun.parameters) == (200, {"days": "1"})
+    backfill(*given, "days=1")
+    assert (the_run().pk, the_run().rows_done, the_run().status) == (begun.pk, ROWS, Status.SUCCEEDED)
+    again = backfill(*given, "days=2")
+    assert f"was done by run {begun.pk}, at 2" in again
+    assert "This is another run: each row is done once more." in again
+    assert the_run().rows_done == ROWS
+
+
+def test_the_options_of_all_commands_may_stand_behind_the_action() -> None:
+    parser = load_command_class("safemigrate", "backfill").create_parser("manage.py", "backfill")
+    options = parser.parse_args(
+        ["list", "--no-color", "-v", "2", "--traceback", "--settings", "tests.settings"]
+    )
+    assert (options.settings, options.verbosity, options.traceback) == ("tests.settings", 2, True)
+    assert parser.parse_args(["-v", "3", "list"]).verbosity == 3
 
 
 def test_the_list_has_those_that_never_ran(polls: Polls) -> None:

@@ -68,6 +68,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"values": {"vote_count": Sum("choice__votes")}}, "Another table is read by a Subquery"),
     ({"values": {"vote_count": "many"}}, "values cannot be asked of polls.Question"),
+    (
+        {"values": {"url_name": str.lower}},
+        "values gives a function for url_name: give an expression, or write row()",
+    ),
+    ({"values": VALUES, "wher": Q(pk=1)}, "it has no attribute wher. Did you mean where?"),
+    ({"values": VALUES, "only_change": False}, "it has no attribute only_change. Did you mean only_changed?"),
     ({"row": row}, "row() has no fields to write"),
     ({"row": row, "fields": "url_name"}, "fields is a text: give a list, fields = ['url_name']"),
     ({"row": row, "fields": ["url"]}, "url is no field of polls.Question"),
@@ -127,6 +133,7 @@ def test_a_bad_class_is_refused_in_words(attributes: dict[str, Any], text: str) 
         {"values": {"question": 3}, "model": Choice},
         {"values": {"vote_count": F("vote_count") + 1}, "only_changed": False},
         {"model": "polls.Question", "delete": "raw", "where": Q(choice=None)},
+        {"batch": batch, "rows": lambda self: [], "_wher": 1, "factor": 3},
         {"batch": batch, "queryset": lambda self: Question._base_manager.annotate(n=Count("choice"))},
     ],
 )

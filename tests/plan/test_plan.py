@@ -498,7 +498,8 @@ def large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_small_table_is_told(sandbox: MigrationSandbox) -> None:
-    assert said(look(sandbox, expires()), "100 rows are few")
+    (risk,) = said(look(sandbox, expires()), "100 rows are few")
+    assert risk.cure == "It may run at any hour."
 
 
 def test_a_failing_sample_hurts(sandbox: MigrationSandbox) -> None:

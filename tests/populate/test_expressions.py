@@ -130,6 +130,7 @@ def test_a_dotted_path_inside_an_expression_is_imported(
         ("F('a' + 1", "--populate is not Python: '(' was never closed\n    F('a' + 1\n     ^"),
         ("", "--populate is empty. Write an empty string as '\"\"'."),
         ("None", "None is what old rows have already, and fresh is to be required."),
+        ("len(a)", "len is computed by Python, not by the database: write Length.\n    len(a)\n    ^"),
         ("Concta('a')", "Concta is not a known name. Did you mean Concat?\n    Concta('a')\n    ^"),
         (
             "draught",

@@ -399,6 +399,12 @@ class Database:
         What another session has locked is waited for SAFEMIGRATE_LOCK_TIMEOUT seconds at most, or not at all: those
         who wait for the rows that are locked in here wait as long.
         """
+        with self.transaction():
+            yield
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Do a batch in a transaction, which reads before it writes."""
         with atomic(self.connection.alias):
             yield
 

@@ -260,6 +260,17 @@ class SQLite(Database):
         return str(Path(gettempdir()) / f"safemigrate-{digest}.lock")
 
     @contextmanager
+    def transaction(self) -> Iterator[None]:
+        # One that reads first could not become the writer where another has written since, and would be done again.
+        mode = self.connection.transaction_mode
+        self.connection.transaction_mode = "IMMEDIATE"
+        try:
+            with super().transaction():
+                yield
+        finally:
+            self.connection.transaction_mode = mode
+
+    @contextmanager
     def prepared(self, tables: Sequence[str]) -> Iterator[None]:
         """Take the write lock at once: a transaction that reads first could not become the writer later."""
         mode, wait = self.connection.transaction_mode, self.fetch("PRAGMA busy_timeout")[0][0]

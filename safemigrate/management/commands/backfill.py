@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import time
-from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -63,6 +64,8 @@ class Command(BaseCommand):
         verify.add_argument(
             "--sample", type=_count, metavar="N", help="compute about N rows again, and not all"
         )
+        for action in actions.choices.values():
+            _take_options_of(parser, action)
 
     @staticmethod
     def _add_schemas(parser: ArgumentParser) -> None:
@@ -365,6 +368,7 @@ class Command(BaseCommand):
         self, alias: str, executor: str, wanted: dict[str, Any], links: Any, options: Mapping[str, Any]
     ) -> bool:
         job = self._job(options, alias)
+        self._say_again(job)
         at = _start(options)
         run = scheduler.begin(job, executor, wanted, not_before=at, next_run=links)
         if run is None:
@@ -411,11 +415,23 @@ class Command(BaseCommand):
         if options["dry_run"]:
             self._try(job)
             return
+        self._say_again(job)
         with conf.changed(**_settings(options)), context.changed(observers=[partial(Limited, limit)]):
             job.run(batch_size=options["batch_size"], throttles=options["throttle"])
         with suppress(Error):  # The runs' database may be away: the rows are filled.
             store.close(job.target)
         self.stdout.write(f"{job.label} on {alias}: {_done(job)}.")
+
+    def _say_again(self, job: lookup.Job) -> None:
+        """Say so where each row was done once already, and is to be done another time."""
+        if job.migration or not job.target.is_cursor:
+            return
+        last = store.last_run(job.target)
+        if last and last.status == Status.SUCCEEDED and last.finished:
+            self.stdout.write(
+                f"{job.label} on {job.alias} was done by run {last.pk}, at {summary.moment(last.finished)}. This is "
+                "another run: each row is done once more."
+            )
 
     def _try(self, job: lookup.Job) -> None:
         """Say how many rows it would be; of a backfill, show some of them before and after."""
@@ -424,8 +440,11 @@ class Command(BaseCommand):
             f"Would {'do' if not migration else 'fill'} {rows} by {job.title}"
             + (f" ({migration})." if migration else ".")
         )
-        if not migration and (first := tried(job)):
-            self.stdout.write(first)
+        text, bad = ("", 0) if migration else tried(job)
+        if text:
+            self.stdout.write(text)
+        if bad:
+            raise CommandError(f"{bad:,} of the rows that were tried would be bad rows.")
 
     @staticmethod
     def _job(options: Mapping[str, Any], alias: str) -> lookup.Job:
@@ -455,6 +474,15 @@ CONTROLS = {
     "cancel": "end a run for good after its batch; what is filled stays filled",
     "retry": "let the next process take a run that failed, was stopped, or whose process is gone",
 }
+
+
+def _take_options_of(parser: ArgumentParser, action: ArgumentParser) -> None:
+    """Let Django's own options, --settings among them, stand behind an action too."""
+    for option in parser._actions:
+        if option.option_strings and option.dest not in {"help", "version"}:
+            again = copy(option)
+            again.default = again.help = SUPPRESS
+            action._add_action(again)
 
 
 def _parameters(options: Mapping[str, Any]) -> dict[str, str]:
