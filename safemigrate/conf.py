@@ -59,12 +59,6 @@ SETTINGS: dict[str, Setting] = {
     "SAFEMIGRATE_BATCH_SECONDS": Setting(
         0.1, _positive, "a number of seconds", "The time that a batch should take at most, committed."
     ),
-    "SAFEMIGRATE_BATCH_SIZE_MIN": Setting(
-        200, _rows, "a number of rows", "The smallest batch that the pace may choose."
-    ),
-    "SAFEMIGRATE_BATCH_SIZE_MAX": Setting(
-        20_000, _rows, "a number of rows", "The largest batch that the pace may choose."
-    ),
     "SAFEMIGRATE_LOCK_TIMEOUT": Setting(
         0.1,
         _positive,
@@ -141,26 +135,11 @@ SETTINGS: dict[str, Setting] = {
         "a list of aliases",
         "The replicas that ReplicationLag asks themselves how far they are behind.",
     ),
-    "SAFEMIGRATE_BLIND_SECONDS": Setting(
-        30.0,
-        _positive,
-        "a number of seconds",
-        "How long a throttle may be unable to see what it watches before the fill is stopped.",
-    ),
-    "SAFEMIGRATE_NICE_RATIO": Setting(
-        1.0,
-        _positive,
-        "a number",
-        "The pause that Nice makes after a batch, as a multiple of the batch's time.",
-    ),
     "SAFEMIGRATE_FILL_HOURS": Setting(
         None,
         _hours,
         'hours as in "22:00-06:00", or None',
         "The hours of the day, in TIME_ZONE, in which FillHours lets a fill run.",
-    ),
-    "SAFEMIGRATE_VACUUM_ROWS": Setting(
-        100_000, _rows, "a number of rows", "After how many filled rows Vacuum runs a VACUUM of the table."
     ),
     "SAFEMIGRATE_RUNS_DATABASE": Setting(
         "default",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, tzinfo
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from django.db import connections
 from django.db.models import Model
@@ -70,10 +70,12 @@ class Watch:
     A class of your own may build on it: `ask` is called at most once in ASK_SECONDS.
     """
 
+    #: How long it may be unable to see before the run is stopped.
+    blind_seconds: ClassVar[float] = 30.0
+
     def __init__(self, model: type[Model], alias: str) -> None:
         self.model, self.alias = model, alias
         self.monitoring = get_backend(connections[alias]).monitoring
-        self.blind_for = get("SAFEMIGRATE_BLIND_SECONDS")
         self.asked: float | None = None
         self.blind_since: float | None = None
         self.answer: str | None = None
@@ -99,11 +101,11 @@ class Watch:
     def _blind(self, error: NotVisible) -> str:
         now = time.monotonic()
         self.blind_since = now if self.blind_since is None else self.blind_since
-        if now - self.blind_since < self.blind_for:
+        if now - self.blind_since < self.blind_seconds:
             return f"{type(self).__name__} cannot see: {error}"
         raise NotVisible(
-            f"{type(self).__name__} has not been able to see for {self.blind_for:g} seconds "
-            f"(SAFEMIGRATE_BLIND_SECONDS) whether {self.alias} bears more load: {error}. The fill was stopped. What "
+            f"{type(self).__name__} has not been able to see for {self.blind_seconds:g} seconds "
+            f"whether {self.alias} bears more load: {error}. The fill was stopped. What "
             "was filled stays so; run the same command again to carry on, or take the class out of "
             "SAFEMIGRATE_THROTTLES."
         ) from error
@@ -132,14 +134,15 @@ class WaitingLocks(Watch):
 
 
 class Vacuum(Watch):
-    """On PostgreSQL, a VACUUM every SAFEMIGRATE_VACUUM_ROWS rows, and a wait while another is at work.
+    """On PostgreSQL, a VACUUM after `every` so many rows, and a wait while another is at work.
 
     So the next rows find room where the last ones left it, and the table does not double.
     """
 
+    every: ClassVar[int] = 100_000
+
     def __init__(self, model: type[Model], alias: str) -> None:
         super().__init__(model, alias)
-        self.every = get("SAFEMIGRATE_VACUUM_ROWS")
         self.vacuumed = 0
         self.before = 0  # rows of the ranges before, each of which is a run of its own here
         self.run: Any = None
@@ -175,10 +178,11 @@ class Vacuum(Watch):
 
 
 class Nice:
-    """Pauses after each batch for SAFEMIGRATE_NICE_RATIO times as long as it took."""
+    """Pauses after each batch for `ratio` times as long as it took."""
+
+    ratio: ClassVar[float] = 1.0
 
     def __init__(self, model: type[Model], alias: str) -> None:
-        self.ratio = get("SAFEMIGRATE_NICE_RATIO")
         self.batches = 0
         self.until = 0.0
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from safemigrate import conf
-from safemigrate.exceptions import InvalidSetting
+
+#: The rows of a first batch, and of the smallest and the largest that the pace chooses.
+START, SMALLEST, LARGEST = 1_000, 200, 20_000
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,9 @@ class Pace:
     """
 
     seconds: float = 0.1
-    start: int = 1_000
-    smallest: int = 200
-    largest: int = 20_000
+    start: int = START
+    smallest: int = SMALLEST
+    largest: int = LARGEST
 
     @classmethod
     def fixed(cls, size: int) -> Pace:
@@ -49,10 +51,5 @@ def configured(batch_size: int | None = None) -> Pace:
     fixed = batch_size or conf.get("SAFEMIGRATE_BATCH_SIZE")
     if fixed:
         return Pace.fixed(fixed)
-    smallest, largest = conf.get("SAFEMIGRATE_BATCH_SIZE_MIN"), conf.get("SAFEMIGRATE_BATCH_SIZE_MAX")
-    if smallest > largest:
-        raise InvalidSetting(
-            f"SAFEMIGRATE_BATCH_SIZE_MIN ({smallest}) is larger than SAFEMIGRATE_BATCH_SIZE_MAX ({largest})."
-        )
-    start = min(max(1_000, smallest), largest)
-    return Pace(conf.get("SAFEMIGRATE_BATCH_SECONDS"), start, smallest, largest)
+    start = min(max(START, SMALLEST), LARGEST)
+    return Pace(conf.get("SAFEMIGRATE_BATCH_SECONDS"), start, SMALLEST, LARGEST)

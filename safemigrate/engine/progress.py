@@ -145,6 +145,7 @@ class Progress:
 
 def _line(run: Run) -> str:
     rate = run.rows / run.working if run.working else 0.0
+    rate = min(rate, run.rows_per_second or rate)  # Waiting for that is no part of the work.
     text = f"{run.label} on {run.alias}: {run.done:,} of about {run.of:,} rows, {rate:,.0f} rows/s"
     left = (run.of - run.done) / rate if rate else 0
     return f"{text}, {left:,.0f} s left" if left >= 1 else text

@@ -22,7 +22,18 @@ def _attributes(import_line: str, codes: Mapping[When, str]) -> dict[When, Snipp
     return {when: Snippet(code, frozenset({import_line})) for when, code in codes.items()}
 
 
-# By the app that is installed: the class attribute that says to it when a migration is to be run.
+def _allowed(**reasons: str) -> Snippet:
+    lines = "".join(f'        "{rule}": "{reason}",\n' for rule, reason in reasons.items())
+    return Snippet(f"deploy_safety_allowed = {{\n{lines}    }}")
+
+
+_RERUN = "Run again after it was stopped, each operation does what is left."
+_REQUIRED = (
+    "Old rows are filled first. It is to be migrated when no code is left that does not know the field."
+)
+
+
+# By the app that is installed: the class attribute that says to it when a migration is to be run, or why it is safe.
 ATTRIBUTES: dict[str, dict[When, Snippet]] = {
     "django_safemigrate": _attributes(
         "from django_safemigrate import Safe",
@@ -41,6 +52,14 @@ ATTRIBUTES: dict[str, dict[When, Snippet]] = {
             When.AFTER: "stage = Stage.POST_DEPLOY",
         },
     ),
+    # Its rules read what an operation inherits from: AddField of a required field, AlterField to one.
+    "deferred_migrations": {
+        When.BEFORE: _allowed(
+            E003="The column is nullable until each row has its value.", E004=_REQUIRED, E106=_RERUN
+        ),
+        When.EITHER: _allowed(E106=_RERUN),
+        When.AFTER: _allowed(E004=_REQUIRED, E106=_RERUN),
+    },
 }
 
 # By the app that is installed: the module and name of the operation that exempts a migration from its rules.

@@ -15,7 +15,7 @@ import pytest
 from django.db import connections, models
 from django.db.models import F
 
-from safemigrate.engine import engine
+from safemigrate.engine import batch_size, engine
 from safemigrate.exceptions import BadRows, TooManyRetries
 from safemigrate.operations import AddNullableField
 from safemigrate.populate.sources import resolve
@@ -173,9 +173,11 @@ def test_a_fixed_batch_size_is_obeyed(sandbox: MigrationSandbox, populate: Any) 
     assert done.rows == 300
 
 
-def test_fast_batches_grow_fourfold_to_the_largest(alias: str, settings: Any) -> None:
+def test_fast_batches_grow_fourfold_to_the_largest(
+    alias: str, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings.SAFEMIGRATE_BATCH_SECONDS = 1_000
-    settings.SAFEMIGRATE_BATCH_SIZE_MAX = 4_500
+    monkeypatch.setattr(batch_size, "LARGEST", 4_500)
     sandbox = prepared(alias, 6_000)
     observer = Observer()
     fill(sandbox, observer=observer)
@@ -183,9 +185,11 @@ def test_fast_batches_grow_fourfold_to_the_largest(alias: str, settings: Any) ->
     assert observer.rows == [1_000, 5_000, 6_000]
 
 
-def test_slow_batches_shrink_to_the_smallest(alias: str, settings: Any) -> None:
+def test_slow_batches_shrink_to_the_smallest(
+    alias: str, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings.SAFEMIGRATE_BATCH_SECONDS = 1e-9
-    settings.SAFEMIGRATE_BATCH_SIZE_MIN = 50
+    monkeypatch.setattr(batch_size, "SMALLEST", 50)
     sandbox = prepared(alias, 1_250)
     observer = Observer()
     fill(sandbox, observer=observer)

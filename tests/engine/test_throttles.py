@@ -21,9 +21,17 @@ from tqdm import tqdm
 
 from safemigrate import conf, throttles
 from safemigrate.backends import get_backend
-from safemigrate.engine import engine, progress
+from safemigrate.engine import batch_size, engine, progress
 from safemigrate.exceptions import Interrupted, InvalidSetting, NotVisible
-from safemigrate.throttles import FillHours, Nice, ReplicationLag, Throttles, Vacuum, WaitingLocks
+from safemigrate.throttles import (
+    FillHours,
+    Nice,
+    ReplicationLag,
+    Throttles,
+    Vacuum,
+    WaitingLocks,
+    Watch,
+)
 from tests.backends.test_monitoring import (
     POSTGRESQL,
     SERVERS,
@@ -166,8 +174,8 @@ def test_waiting_does_not_change_the_pace(
     sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.SAFEMIGRATE_THROTTLES = [OWN]
-    settings.SAFEMIGRATE_BATCH_SIZE_MAX = 50
-    settings.SAFEMIGRATE_BATCH_SIZE_MIN = 10
+    monkeypatch.setattr(batch_size, "SMALLEST", 10)
+    monkeypatch.setattr(batch_size, "LARGEST", 50)
     settings.SAFEMIGRATE_BATCH_SECONDS = 0.3
     began = {}
 
@@ -198,17 +206,17 @@ def test_the_first_that_says_wait_is_heard(
     assert each.reason(run) == "it is 12:00, and fills run from 03:00 to 03:01"
 
 
-def test_the_throttle_that_the_page_shows(sandbox: MigrationSandbox, settings: Any) -> None:
+def test_the_throttles_that_the_page_shows(sandbox: MigrationSandbox, settings: Any) -> None:
     page = (ROOT / "docs/how-to/throttle.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"```python\n# polls/throttles.py\n(.*?)```", page, re.DOTALL)
     module = ModuleType("shown_throttles")
-    exec(shown, module.__dict__)
-    settings.SAFEMIGRATE_THROTTLES = ["shown_throttles.PausedByHand"]
+    for shown in re.findall(r"```python\n# polls/throttles.py\n(.*?)```", page, re.DOTALL):
+        exec(shown, module.__dict__)
+    settings.SAFEMIGRATE_THROTTLES = ["shown_throttles.PausedByHand", "shown_throttles.Gentle"]
     cache.set("pause_fill", True, None)
     observer = Waits(lambda run: cache.delete("pause_fill"))
     with patch.dict(sys.modules, shown_throttles=module):
-        run = fill(sandbox, observer=observer)
-    assert observer.reasons == ["paused by hand"]
+        run = fill(sandbox, observer=observer, batch_size=100)
+    assert list(dict.fromkeys(observer.reasons)) == ["paused by hand", "a pause of 3 times the batch"]
     assert run.rows == 300
 
 
@@ -378,10 +386,10 @@ def test_a_fill_waits_for_its_replica(behind: tuple[MigrationSandbox, Any]) -> N
 
 @pytest.mark.slow
 def test_a_fill_that_cannot_see_its_replica_stops_and_can_be_resumed(
-    behind: tuple[MigrationSandbox, Any], settings: Any
+    behind: tuple[MigrationSandbox, Any], settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox, replica = behind
-    settings.SAFEMIGRATE_BLIND_SECONDS = 0.5
+    monkeypatch.setattr(Watch, "blind_seconds", 0.5)
     settings.SAFEMIGRATE_THROTTLES = [OWN, *builtin(ReplicationLag)]
     settings.SAFEMIGRATE_REPLICAS = [replicas.REPLICA]
     replica.close()
@@ -391,7 +399,7 @@ def test_a_fill_that_cannot_see_its_replica_stops_and_can_be_resumed(
         fill(sandbox, observer=observer)
     text = str(caught.value)
     assert text.startswith(
-        "ReplicationLag has not been able to see for 0.5 seconds (SAFEMIGRATE_BLIND_SECONDS) whether primary bears "
+        "ReplicationLag has not been able to see for 0.5 seconds whether primary bears "
         "more load: the replica replica does not answer: connection"
     )
     assert text.endswith(
@@ -496,10 +504,12 @@ def vacuum_count(sandbox: MigrationSandbox) -> int:
 
 @pytest.mark.slow
 @POSTGRESQL
-def test_a_vacuum_every_so_many_rows_keeps_the_table_small(alias: str, settings: Any) -> None:
+def test_a_vacuum_every_so_many_rows_keeps_the_table_small(
+    alias: str, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sandbox = without_autovacuum(alias)
     settings.SAFEMIGRATE_THROTTLES = builtin(Vacuum)
-    settings.SAFEMIGRATE_VACUUM_ROWS = 1_000
+    monkeypatch.setattr(Vacuum, "every", 1_000)
     observer = Waits()
     run = fill(sandbox, observer=observer, batch_size=500)
     with_vacuum = size(sandbox)
@@ -544,9 +554,11 @@ def test_a_fill_waits_for_a_vacuum_that_is_at_work(alias: str, settings: Any) ->
 
 
 @pytest.mark.parametrize("alias", ["sqlite", "mariadb"], indirect=True)
-def test_where_no_dead_rows_are_kept_there_is_no_vacuum(sandbox: MigrationSandbox, settings: Any) -> None:
+def test_where_no_dead_rows_are_kept_there_is_no_vacuum(
+    sandbox: MigrationSandbox, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings.SAFEMIGRATE_THROTTLES = builtin(Vacuum)
-    settings.SAFEMIGRATE_VACUUM_ROWS = 1
+    monkeypatch.setattr(Vacuum, "every", 1)
     observer, statements = Waits(), Statements()
     with sandbox.connection.execute_wrapper(statements):
         fill(sandbox, observer=observer, batch_size=100)
@@ -557,10 +569,13 @@ def test_where_no_dead_rows_are_kept_there_is_no_vacuum(sandbox: MigrationSandbo
 # Nice
 
 
+class Nicer(Nice):
+    ratio = 2
+
+
 @SQLITE
 def test_nice_pauses_in_proportion_to_the_batch(sandbox: MigrationSandbox, settings: Any) -> None:
-    settings.SAFEMIGRATE_THROTTLES = builtin(Nice)
-    settings.SAFEMIGRATE_NICE_RATIO = 2
+    settings.SAFEMIGRATE_THROTTLES = [f"{__name__}.Nicer"]
 
     def slow(question: Any) -> Any:
         if question.pk % 100 == 50:

@@ -39,11 +39,19 @@ from mysite.settings import *
 
 SAFEMIGRATE_MAX_ROWS_IN_MIGRATE = 0
 SAFEMIGRATE_BATCH_SIZE = 100
-SAFEMIGRATE_THROTTLES = ["safemigrate.throttles.Nice"]
-SAFEMIGRATE_NICE_RATIO = 10.0
+SAFEMIGRATE_THROTTLES = ["pauses.Pauses"]
 SAFEMIGRATE_TASK_SECONDS = 1.0
 SAFEMIGRATE_LEASE_SECONDS = 3.0
 CELERY_BEAT_SCHEDULE["requeue"]["schedule"] = 2.0
+"""
+
+
+PAUSES = """
+from safemigrate.throttles import Nice
+
+
+class Pauses(Nice):
+    ratio = 10.0
 """
 
 
@@ -65,6 +73,7 @@ class Machine:
             ROOT / "example_polls", self.folder, ignore=shutil.ignore_patterns("__pycache__", "*.sqlite3")
         )
         (self.folder / "deployed_settings.py").write_text(SETTINGS)
+        (self.folder / "pauses.py").write_text(PAUSES)
         self.logs, self.run = folder / "logs", folder / "run"
         self.logs.mkdir()
         self.run.mkdir()

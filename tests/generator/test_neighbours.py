@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -310,6 +311,109 @@ def test_a_translated_field_is_made_required_and_its_languages_are_added_after_i
         ("Question 2", "Question 2", None)
     ]
     assert "No changes detected" in project.must("makemigrations", "--check")
+
+
+# django-deferred-migrations, of which the name is enough here: the real one takes psycopg 3 for every test
+
+
+@pytest.mark.parametrize("shape", [(), THREE])
+def test_the_rules_of_deferred_migrations_are_let_off_with_a_reason(
+    tmp_path: Path, shape: tuple[str, ...]
+) -> None:
+    project = Project(tmp_path)
+    project.write("deferred_migrations/__init__.py", "")
+    project.append("settings.py", 'INSTALLED_APPS += ["deferred_migrations"]')
+    project.made().append("settings.py", 'INSTALLED_APPS += ["deferred_migrations"]')
+    project.add_field()
+    project.must(COMMAND, LABEL, *NOW, *shape)
+
+    names = (ADD, FILL, REQUIRE) if shape else ("0002_question_expires_date",)
+    rules = [
+        re.findall(r'^"(E\d+)": "[A-Z].*\.",$', "\n".join(marks(project, name)), re.MULTILINE)
+        for name in names
+    ]
+    assert rules == (
+        [["E003", "E004", "E106"], ["E106"], ["E004", "E106"]] if shape else [["E003", "E004", "E106"]]
+    )
+    project.must("migrate")
+    assert "No changes detected" in project.must("makemigrations", "--check")
+
+
+# django-maintenance-tasks
+
+TASKS = """
+TASKS = {
+    "default": {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend", "QUEUES": ["default", "safemigrate"]}
+}
+SAFEMIGRATE_EXECUTOR = "tasks"
+INSTALLED_APPS += ["django.contrib.admin", "django.contrib.messages", "django.contrib.sessions", "maintenance_tasks"]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+"""
+
+TASK = """
+from maintenance_tasks import MaintenanceTask
+from polls.models import Question
+
+
+class Shout(MaintenanceTask):
+    def collection(self):
+        return Question.objects.all()
+
+    def process(self, question):
+        question.question_text = question.question_text.upper()
+        question.save(update_fields=["question_text"])
+"""
+
+BACKFILL = """
+from django.db.models.functions import Lower
+
+from polls.models import Question
+from safemigrate.backfills import Backfill
+
+
+class Whisper(Backfill):
+    model = Question
+    values = {"question_text": Lower("question_text")}
+"""
+
+
+def test_a_maintenance_task_and_a_backfill_stand_side_by_side(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.append("settings.py", TASKS)
+    project.must("makemigrations", "-v0")
+    project.must("migrate", "-v0")
+    project.seed("default", 300)
+    project.write("polls/maintenance_tasks.py", TASK)
+    project.write("polls/backfills.py", BACKFILL)
+    texts = "SELECT count(*) FROM polls_question WHERE question_text GLOB ?"
+
+    project.must("maintenance_tasks", "run", "polls.maintenance_tasks.Shout")
+    assert project.sql("default", texts, "QUESTION*") == [(300,)]
+    project.must("backfill", "run", "polls.Whisper")
+    assert project.sql("default", texts, "question*") == [(300,)]
+    project.add_field()
+    project.must(COMMAND, LABEL, *NOW)
+    project.must("migrate")
+    assert project.must("backfill", "list").count("succeeded") == 2
+    project.must("maintenance_tasks", "recover")
+    project.must("check", "--fail-level", "WARNING")
 
 
 # All at once, and none

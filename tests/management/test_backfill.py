@@ -152,11 +152,12 @@ def test_what_cannot_be_meant_is_refused(arguments: list[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("alias", ["sqlite", "postgresql"], indirect=True)
 def test_a_second_call_while_one_is_at_work_says_who_and_ends_with_0(polls: Polls, tmp_path: Path) -> None:
-    slow = {"SAFEMIGRATE_THROTTLES": "['safemigrate.throttles.Nice']", "SAFEMIGRATE_NICE_RATIO": "1000.0"}
-    text = "from tests.settings import *\n" + "".join(f"{name} = {value}\n" for name, value in slow.items())
-    (tmp_path / "slow.py").write_text(f"{text}SAFEMIGRATE_BATCH_SIZE = 100\n")
+    throttles = "SAFEMIGRATE_THROTTLES = ['tests.support.pauses.Pauses']\n"
+    text = f"from tests.settings import *\n{throttles}SAFEMIGRATE_BATCH_SIZE = 100\n"
+    (tmp_path / "slow.py").write_text(text)
     command = [sys.executable, "-m", "django", "backfill", "run", LABEL, "--database", polls.alias]
     more = {"PYTHONPATH": f"{tmp_path}:{polls.environment['PYTHONPATH']}", "DJANGO_SETTINGS_MODULE": "slow"}
+    more |= {"SAFEMIGRATE_TEST_NICE": "1000"}
     environment = polls.environment | more
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as first:
         wait_until(lambda: store.records().filter(rows_done__gt=0).exists() or first.poll() is not None)

@@ -24,6 +24,7 @@ from safemigrate.models import BackfillRun
 from safemigrate.runs import leases, scheduler, store
 from safemigrate.runs import worker as workers
 from safemigrate.runs.status import Status
+from safemigrate.throttles import Vacuum
 from tests.support.deliveries import (
     FIELD,
     POSTGRESQL,
@@ -342,10 +343,10 @@ def test_many_short_pauses_are_not_a_long_one(polls: Polls, monkeypatch: pytest.
 
 @POSTGRESQL
 def test_a_vacuum_comes_after_its_number_of_rows_in_whatever_ranges_they_are(
-    polls: Polls, settings: Any
+    polls: Polls, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.SAFEMIGRATE_THROTTLES = ["safemigrate.throttles.Vacuum"]
-    settings.SAFEMIGRATE_VACUUM_ROWS = 500
+    monkeypatch.setattr(Vacuum, "every", 500)
     vacuums: list[str] = []
 
     def note(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:

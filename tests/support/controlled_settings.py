@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
 from tests.settings import *  # noqa: F403
 
 SAFEMIGRATE_BATCH_SIZE = 1_000
-SAFEMIGRATE_THROTTLES = ["safemigrate.throttles.Nice"]
-SAFEMIGRATE_NICE_RATIO = float(os.environ.get("SAFEMIGRATE_TEST_NICE", "1"))
+SAFEMIGRATE_THROTTLES = ["tests.support.pauses.Pauses"]

@@ -201,7 +201,7 @@ class Command(BaseCommand):
                 with connections.in_schema(schema):
                     self._act(options)
             except (CommandError, SafemigrateError, Error) as error:
-                failed.append(f"Schema {schema}: {str(error).strip()}")
+                failed.append(f"Schema {schema}: {_reason(error)}")
         if failed:
             raise CommandError("\n".join(failed))
 
@@ -355,7 +355,7 @@ class Command(BaseCommand):
                 self.stdout.write(str(reason))
                 begun = True
             except (SafemigrateError, Error) as error:
-                failed.append(f"{alias}: {str(error).strip()}")
+                failed.append(f"{alias}: {_reason(error)}")
                 begun = links is not None
             if begun and options["chain"]:
                 break
@@ -406,7 +406,7 @@ class Command(BaseCommand):
             except (AlreadyRunning, LimitReached) as reason:
                 self.stdout.write(str(reason))
             except (SafemigrateError, Error) as error:  # The next database gets its turn.
-                failed.append(f"{alias}: {str(error).strip()}")
+                failed.append(f"{alias}: {_reason(error)}")
         if failed:
             raise CommandError("\n".join(failed))
 
@@ -498,6 +498,10 @@ def _parameters(options: Mapping[str, Any]) -> dict[str, str]:
     if given and not lookup.is_backfill(options["label"]):
         raise CommandError("--set is for the parameters of a backfill, and a field has none.", returncode=2)
     return given
+
+
+def _reason(error: Exception) -> str:
+    return explained(error) if isinstance(error, SafemigrateError) else str(error).strip()
 
 
 def _done(job: lookup.Job) -> str:
