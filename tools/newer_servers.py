@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.matrix import ROOT, VENVS, split
-from tools.servers import MariaDB, MySQL, PostgreSQL, Server, ServerError, is_public, is_root
+from tools.servers import WITHOUT_TLS, MariaDB, MySQL, PostgreSQL, Server, ServerError, is_public, is_root
 
 SOURCES = ["/etc/apt/sources.list.d/*.sources", "/etc/apt/sources.list.d/*.list", "/etc/apt/sources.list"]
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -124,9 +124,11 @@ def run(newer: Newer, root: Callable[[], Path], folder: Path, pytest_arguments: 
     try:
         # What the server it stands for has, and this one has not, is skipped.
         environment = {name: value for name, value in os.environ.items() if name != "CI"}
+        url = server.url
         print(f"It was there after {time.monotonic() - started:.0f} s.", flush=True)
         try:
             if path := built(newer.driver, folder):
+                url = url.removesuffix(WITHOUT_TLS)  # which is the other one's
                 print(f"The driver is {newer.driver}.", flush=True)
                 environment["PYTHONPATH"] = os.pathsep.join(
                     filter(None, [str(path), os.environ.get("PYTHONPATH")])
@@ -138,7 +140,7 @@ def run(newer: Newer, root: Callable[[], Path], folder: Path, pytest_arguments: 
             [sys.executable, "-m", "pytest", "-q", "-n", "auto", *chosen],
             check=False,
             cwd=ROOT,
-            env=environment | {f"SAFEMIGRATE_TEST_{newer.instead_of.upper()}": server.url},
+            env=environment | {f"SAFEMIGRATE_TEST_{newer.instead_of.upper()}": url},
         ).returncode
     finally:
         server.stop()

@@ -33,18 +33,19 @@ from safemigrate.engine.batch_runner import (
     work_for,
 )
 from safemigrate.engine.batch_size import configured
-from safemigrate.engine.batches import MAX_KEYS, Range, Target
+from safemigrate.engine.batches import MAX_KEYS, Range, Target, keys_of
 from safemigrate.engine.pipeline import Done, Sequential, Workers, chosen
 from safemigrate.exceptions import BadRow, BadRows, InvalidPopulate, TooManyRetries, TryAgain
-from safemigrate.populate.sources import InBatches, fingerprint
+from safemigrate.populate.sources import InBatches, InPython, fingerprint
 from safemigrate.retry import backoff
 from safemigrate.throttles import Throttles
 
 logger = logging.getLogger("safemigrate")
 
 EXAMPLES = 10
-#: The rows that are looked at one by one, to see whether what was written leaves the mark in place.
-LOOKED_AT = 50
+#: The rows that are looked at one by one, to see whether what was written leaves the mark in place: at the end, and
+#: after the first batch.
+LOOKED_AT, LOOKED_FIRST = 50, 3
 LINES = 50
 MAX_REMAINING_KEYS = 10_000
 MAX_PASSES = 20
@@ -440,8 +441,19 @@ class Filling:
             self._fill(batch)
         else:
             self._note_done(batch, *done)
+        if self.state.batches == 1:
+            self._refuse_endless(batch)
         self.state.cursor = batch.last
         self._advance(observer)
+
+    def _refuse_endless(self, batch: Range) -> None:
+        """Raise BadRows after the first batch where a function does not end the condition: all would be written so."""
+        if self.target.where is None or not (self.target.is_marked and isinstance(self.source, InPython)):
+            return
+        rows = self.batches.todo.filter(batch.condition).order_by("pk")
+        left = [key for key in self._again(lambda: keys_of(rows)) if key not in self.left | self.locked]
+        if len(left) > self.max_bad and all(self._stays(key) for key in left[:LOOKED_FIRST]):
+            raise self._bad_rows(left, more=True)
 
     def _gather(self) -> None:
         """Count what others had under way when an error ended the run: it is committed."""
@@ -662,7 +674,7 @@ class Filling:
         if backfill or where is not None:
             why = f"it still fulfils {where or 'the condition'} after it was written"
         examples = [self.bad.get(key, BadRow(key, why)) for key in keys[:EXAMPLES]]
-        count = len(self.bad) if more else self._count(keys)
+        count = max(len(self.bad), len(keys)) if more else self._count(keys)
         listed = "\n".join(f"  {row}" for row in examples)
         how_many = f"more than {self.max_bad:,}" if more else f"{count:,}"
         others = f" All other rows are {'done' if backfill else 'filled'}."

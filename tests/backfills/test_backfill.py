@@ -283,6 +283,29 @@ def test_more_bad_rows_than_the_class_allows_end_the_run(
         run(Bad)
 
 
+def test_a_function_that_does_not_end_the_condition_stops_after_the_first_batch(
+    box: MigrationSandbox, run: Callable[..., None]
+) -> None:
+    class Endless(Backfill):
+        where = Q(slug="")
+        fields = ["slug", "votes"]
+
+        def row(self, instance: Any) -> Any:
+            return {"votes": 7}
+
+    with pytest.raises(BadRows, match="more than 100 rows") as caught:
+        run(Endless)
+    assert "it still fulfils (AND: ('slug', '')) after it was written" in str(caught.value)
+    assert box.rows().filter(votes=7).count() <= 600
+
+    class Leaves(Endless):
+        def row(self, instance: Any) -> Any:
+            return None if instance.pk < ROWS else {"slug": "last"}
+
+    run(Leaves)
+    assert box.rows().exclude(slug="").count() == 1
+
+
 # By a function of a batch, and deleted
 
 

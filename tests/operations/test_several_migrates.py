@@ -118,7 +118,7 @@ def test_after_the_time_allowed_it_ends_with_an_error_and_has_done_nothing(
     assert text.startswith(
         f"Another process is at boxes.question.{NAME} on {alias}, and was not done within 0 s "
     )
-    assert text.endswith("When the other has ended, run migrate again.")
+    assert "When the other has ended, run migrate again.\nSee https://" in text
     sandbox.run(operation)
     assert for_connection(sandbox.connection).lock_name(LABEL)
     for_connection(sandbox.connection).unlock_name(LABEL)
