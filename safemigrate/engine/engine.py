@@ -451,7 +451,8 @@ class Filling:
         if self.target.where is None or not (self.target.is_marked and isinstance(self.source, InPython)):
             return
         rows = self.batches.todo.filter(batch.condition).order_by("pk")
-        left = [key for key in self._again(lambda: keys_of(rows)) if key not in self.left | self.locked]
+        passed = self.left | self.locked
+        left = [key for key in self._again(lambda: keys_of(rows)) if key not in passed]
         if len(left) > self.max_bad and all(self._stays(key) for key in left[:LOOKED_FIRST]):
             raise self._bad_rows(left, more=True)
 

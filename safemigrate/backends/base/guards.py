@@ -98,7 +98,9 @@ class Guards:
             return sql
         target = field.target_field
         table, key = self.quote(target.model._meta.db_table), self.quote(target.column)
-        return f"(SELECT t.{key} FROM {table} AS t WHERE t.{key} = {sql})"
+        # A name of our own: `sql` names the columns with their table, which may be called anything.
+        row = self.quote("safemigrate_target")
+        return f"(SELECT {row}.{key} FROM {table} AS {row} WHERE {row}.{key} = {sql})"
 
     # Steps
 
