@@ -32,9 +32,7 @@ class BackfillRun(models.Model):
     field_names = models.CharField(_("field"), max_length=500, help_text=_("several are separated by +"))
     alias = models.CharField(_("database"), max_length=100)
     # Of a tenant, with django-tenants; the runs may be kept in a schema that all tenants share.
-    schema = models.CharField(
-        _("schema"), max_length=63, blank=True, default="", db_default="", editable=False
-    )
+    schema = models.CharField(_("schema"), max_length=63, blank=True, default="", editable=False)
     # Of a Backfill: its label, what it was given, and what says which rows are left.
     backfill = models.CharField(_("backfill"), max_length=200, blank=True, default="")
     parameters = models.JSONField(_("parameters"), default=dict, blank=True, encoder=DjangoJSONEncoder)

@@ -11,8 +11,17 @@ import pytest
 from django.db import connections
 
 from tests.support.projects import MODELS, Project
+from tests.support.psycopg3 import (
+    Psycopg3Project,
+    install,  # noqa: F401
+    make_project,  # noqa: F401
+)
 
 pytestmark = pytest.mark.slow
+
+asks_for_python_3_12 = pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="the package asks for Python 3.12"
+)
 
 COMMAND = "add_required_field"
 LABEL = "polls.Question.expires_date"
@@ -313,30 +322,72 @@ def test_a_translated_field_is_made_required_and_its_languages_are_added_after_i
     assert "No changes detected" in project.must("makemigrations", "--check")
 
 
-# django-deferred-migrations, of which the name is enough here: the real one takes psycopg 3 for every test
+# django-deferred-migrations
 
 
-@pytest.mark.parametrize("shape", [(), THREE])
-def test_the_rules_of_deferred_migrations_are_let_off_with_a_reason(
-    tmp_path: Path, shape: tuple[str, ...]
-) -> None:
-    project = Project(tmp_path)
-    project.write("deferred_migrations/__init__.py", "")
-    project.append("settings.py", 'INSTALLED_APPS += ["deferred_migrations"]')
-    project.made().append("settings.py", 'INSTALLED_APPS += ["deferred_migrations"]')
+def deferred(project: Psycopg3Project, rows: int) -> Psycopg3Project:
+    """Make a project that is migrated by it, and a field that is in no migration."""
+    project.append("settings.py", 'INSTALLED_APPS.insert(0, "deferred_migrations")')
+    project.must("makemigrations", "polls", "-v0")
+    project.must("migrate_full")
+    project.seed("default", rows)
     project.add_field()
-    project.must(COMMAND, LABEL, *NOW, *shape)
+    return project
 
-    names = (ADD, FILL, REQUIRE) if shape else ("0002_question_expires_date",)
-    rules = [
-        re.findall(r'^"(E\d+)": "[A-Z].*\.",$', "\n".join(marks(project, name)), re.MULTILINE)
-        for name in names
+
+def rules(project: Project, name: str) -> list[str]:
+    return re.findall(r'^"(E\d+)": "[A-Z].*\.",$', "\n".join(marks(project, name)), re.MULTILINE)
+
+
+@asks_for_python_3_12
+def test_deferred_migrations_runs_one_file_before_the_deployment(psycopg3_project: Psycopg3Project) -> None:
+    project = deferred(psycopg3_project, 3_000)
+    project.must(COMMAND, LABEL, "--populate", "F('pub_date')", "--keep-guard")
+    old_code = "INSERT INTO polls_question (question_text, pub_date) VALUES ('Old code', now())"
+
+    assert rules(project, "0002_question_expires_date") == ["E003", "E004", "E106"]
+    project.must("check_deploy_safety")
+    project.must("migrate_pre_deploy")
+    project.sql("default", old_code)
+    project.must("migrate_post_deploy")
+
+    nulls = "SELECT is_nullable FROM information_schema.columns WHERE column_name = 'expires_date'"
+    assert project.sql("default", nulls) == [("NO",)]
+    filled = "SELECT count(*) FROM polls_question WHERE expires_date = pub_date"
+    assert project.sql("default", filled) == [(3_001,)]
+    assert "No changes detected" in project.must("makemigrations", "--check", "polls")
+
+
+@asks_for_python_3_12
+def test_deferred_migrations_lets_three_files_pass(psycopg3_project: Psycopg3Project) -> None:
+    project = deferred(psycopg3_project, 3)
+    project.must(COMMAND, LABEL, *NOW, *THREE)
+
+    assert [rules(project, name) for name in (ADD, FILL, REQUIRE)] == [
+        ["E003", "E004", "E106"],
+        ["E106"],
+        ["E004", "E106"],
     ]
-    assert rules == (
-        [["E003", "E004", "E106"], ["E106"], ["E004", "E106"]] if shape else [["E003", "E004", "E106"]]
+    project.must("check_deploy_safety")
+    project.must("migrate_pre_deploy")
+    assert applied(project) == ["0001_initial", ADD, FILL, REQUIRE]
+    assert "No changes detected" in project.must("makemigrations", "--check", "polls")
+
+
+@asks_for_python_3_12
+def test_deferred_migrations_would_refuse_it_without_the_reasons(psycopg3_project: Psycopg3Project) -> None:
+    project = deferred(psycopg3_project, 3)
+    project.must(COMMAND, LABEL, *NOW)
+    name = "polls/migrations/0002_question_expires_date.py"
+    project.write(
+        name, re.sub(r"    deploy_safety_allowed = \{.*?\n    \}\n", "", project.read(name), flags=re.DOTALL)
     )
-    project.must("migrate")
-    assert "No changes detected" in project.must("makemigrations", "--check")
+
+    done = project.run("migrate_pre_deploy")
+
+    assert done.returncode == 1
+    assert sorted(re.findall(r"E\d{3}", done.stderr)) == ["E003", "E106"]
+    assert applied(project) == ["0001_initial"]
 
 
 # django-maintenance-tasks
@@ -394,6 +445,7 @@ class Whisper(Backfill):
 """
 
 
+@asks_for_python_3_12
 def test_a_maintenance_task_and_a_backfill_stand_side_by_side(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.append("settings.py", TASKS)
