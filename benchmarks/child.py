@@ -11,7 +11,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -44,11 +44,17 @@ def main() -> None:
         build(shape)
     else:
         method = METHODS[job["method"]]
-        set_up(job["url"], job["driver"], method.engine, method.settings)
+        set_up(job["url"], job["driver"], method.engine, method.apps, method.settings)
         print(json.dumps(measure(method, shape)))
 
 
-def set_up(url: str, driver: str, engine: str = "", changed: Mapping[str, Any] | None = None) -> None:
+def set_up(
+    url: str,
+    driver: str,
+    engine: str = "",
+    apps: Sequence[str] = (),
+    changed: Mapping[str, Any] | None = None,
+) -> None:
     if driver == "psycopg2":
         # Django takes psycopg 3 wherever that can be imported.
         sys.modules["psycopg"] = None  # type: ignore[assignment]
@@ -56,7 +62,7 @@ def set_up(url: str, driver: str, engine: str = "", changed: Mapping[str, Any] |
     database = import_module("mysite.database_urls").parse(url)
     settings.configure(
         DATABASES={"default": database | ({"ENGINE": engine} if engine else {})},
-        INSTALLED_APPS=["django.contrib.contenttypes", "safemigrate"],
+        INSTALLED_APPS=["django.contrib.contenttypes", "safemigrate", *apps],
         USE_TZ=True,
         **(changed or {}),
     )

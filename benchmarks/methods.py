@@ -11,7 +11,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Mod
 from django.db.models.lookups import Exact
 
-from benchmarks import ways
+from benchmarks import peers, ways
 from benchmarks.tables import Shape
 from benchmarks.values import VALUES, Value
 from benchmarks.ways import BATCH, MONTH, Table, Way
@@ -49,6 +49,7 @@ class Method:
     settings: dict[str, Any] = field(default_factory=dict)
     engine: str = ""
     needs: str = ""  # a package to be imported
+    apps: Sequence[str] = ()  # beside ours, in INSTALLED_APPS
 
     def shaped(self, rows: int) -> Shape:
         return Shape(rows if self.most_rows is None else min(rows, self.most_rows), **self.shape)
@@ -83,19 +84,14 @@ def loop(title: str, run: Way, **more: Any) -> Method:
     return Method(title=title, run=run, **{"base": "update"} | more)
 
 
-def not_null(title: str, run: Way, **more: Any) -> Method:
+def not_null(title: str, run: Way, prepare: Way = ways.add_filled_column, **more: Any) -> Method:
     return Method(
-        title=f"NOT NULL: {title}",
-        run=run,
-        base="alter_field",
-        prepare=ways.add_filled_column,
-        required=True,
-        **more,
+        title=f"NOT NULL: {title}", run=run, base="alter_field", prepare=prepare, required=True, **more
     )
 
 
-def whole(title: str, run: Way, **more: Any) -> Method:
-    return Method(title=title, run=run, kind="text", prepare=ways.nothing, required=True, **more)
+def whole(title: str, run: Way, prepare: Way = ways.nothing, **more: Any) -> Method:
+    return Method(title=title, run=run, kind="text", prepare=prepare, required=True, **more)
 
 
 def constant(title: str, run: Way, **more: Any) -> Method:
@@ -146,6 +142,13 @@ def delete(title: str, run: Way, **more: Any) -> Method:
         **more,
     )
 
+
+#: It knows PostgreSQL, and psycopg 3.
+DEFERRED: dict[str, Any] = {
+    "vendors": ["postgresql"],
+    "needs": "deferred_migrations",
+    "apps": peers.DEFERRED_MIGRATIONS,
+}
 
 METHODS = {
     # One statement, by what is written into the column.
@@ -224,12 +227,27 @@ METHODS = {
     "django_batches": loop(
         "the batches of Django's manual", ways.batches_of_django, base="update_uuid", kind="uuid", share=50
     ),
+    "maintenance_task": loop(
+        "django-maintenance-tasks, a `save()` each",
+        peers.maintenance_task,
+        prepare=peers.add_column_beside,
+        vendors=FAST,
+        share=50,
+        needs="maintenance_tasks",
+        apps=peers.MAINTENANCE_TASKS,
+    ),
+    "deferred_fill": loop(
+        "django-deferred-migrations, `BackfillNotNull`",
+        peers.deferred_fill("{pub_date} + interval '30 days'"),
+        prepare=peers.add_column_beside,
+        **DEFERRED,
+    ),
     # NOT NULL alone.
     "alter_field": not_null("`AlterField`", ways.alter_field),
     "set_not_null": not_null("`SetNotNull`", ways.set_not_null, ours=True),
     "migration_tools": not_null(
         "django-pg-migration-tools",
-        ways.migration_tools,
+        peers.migration_tools,
         vendors=["postgresql"],
         needs="django_pg_migration_tools",
     ),
@@ -240,12 +258,25 @@ METHODS = {
         needs="django_zero_downtime_migrations",
         engine="django_zero_downtime_migrations.backends.postgres",
     ),
+    "deferred_not_null": not_null(
+        "django-deferred-migrations",
+        peers.deferred_not_null,
+        prepare=peers.add_filled_column_beside,
+        **DEFERRED,
+    ),
     # The whole operation, on a table of any size.
     "plain_operation": whole(
         "`AddField`, UPDATE, `AlterField`", ways.plain_operation, base="plain_operation", everywhere=True
     ),
     "operation": whole(
         "`AddRequiredField`", ways.operation(TEXT), base="plain_operation", ours=True, everywhere=True
+    ),
+    "deferred_operation": whole(
+        "django-deferred-migrations",
+        peers.deferred_operation("{question_text}"),
+        base="plain_operation",
+        prepare=peers.after_migrate(ways.nothing),
+        **DEFERRED,
     ),
     "plain_constant": constant("`AddField` with a default", ways.plain_add_constant),
     "constant": constant("`AddRequiredField`", ways.operation(ways.CONSTANT), ours=True),

@@ -198,11 +198,6 @@ def set_not_null(table: Table) -> None:
     table.apply(SetNotNull("question", table.value.name, table.value.field))
 
 
-def migration_tools(table: Table) -> None:
-    operations = import_module("django_pg_migration_tools.operations")
-    table.apply(operations.SaferAlterFieldSetNotNull("question", table.value.name, table.value.field))
-
-
 # The whole operation
 
 
