@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -45,12 +45,12 @@ def keep(label: str, alias: str) -> str:
 hand_over: Callable[[str, str], str] = keep
 
 
-def is_not_known(label: str, alias: str) -> bool:
+def is_not_known(label: str, alias: str, parameters: Mapping[str, Any]) -> bool:
     return False
 
 
-#: Has a backfill (app.Class, alias) succeeded, or no row to do?
-is_backfill_done: Callable[[str, str], bool] = is_not_known
+#: Has a backfill (app.Class, alias, parameters) succeeded, or no row to do?
+is_backfill_done: Callable[[str, str, Mapping[str, Any]], bool] = is_not_known
 
 
 def is_never_passed(label: str, alias: str, **same: str) -> bool:

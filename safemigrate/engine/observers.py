@@ -62,19 +62,22 @@ class Limits:
 
 
 class Limited(NullObserver):
-    """Ends the run after a time, at an hour, or after a number of rows.
+    """Ends the run after a time, at an hour, or after a number of rows, and counts the rows.
 
     Raises LimitReached, which is no failure, after the batch in which the limit is reached.
     """
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+        self.limits, self.rows = limits, 0
 
     def start(self, run: Run) -> None:
         self._obey(run)
 
     def advance(self, run: Run) -> None:
         self._obey(run)
+
+    def end(self, run: Run, error: BaseException | None) -> None:
+        self.rows = run.rows
 
     def _obey(self, run: Run) -> None:
         if reason := self._reached(run):

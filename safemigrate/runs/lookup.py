@@ -286,16 +286,16 @@ def find(label: str, alias: str, parameters: Mapping[str, Any] | None = None) ->
     return _find_fill(label, alias)
 
 
-def is_done(label: str, alias: str) -> bool:
-    """Has a run of the backfill succeeded on the alias, or has it no row to do there?
+def is_done(label: str, alias: str, parameters: Mapping[str, Any] | None = None) -> bool:
+    """Has a run of the backfill with these parameters succeeded on the alias, or has it no row to do there?
 
-    Raises NothingToRun where there is no such class, and no such run.
+    Without any given, each run counts. Raises NothingToRun where there is no such class, and no such run.
     """
-    if store.succeeded(label, alias):
+    if store.succeeded(label, alias, parameters or {}):
         return True
     kind = backfills.find(label)
-    if kind.form is None:
-        job = BackfillJob(kind(using=alias))
+    if kind.form is None or parameters:
+        job = BackfillJob(kind(parameters, using=alias))
         return job.is_finished() or not job.target.batches.any_left()
     # Which rows it means, only its parameters say.
     model = apps.get_model(kind.model) if isinstance(kind.model, str) else kind.model

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -316,10 +316,7 @@ def _moved(target: Target, move_it: Callable[[BackfillRun], bool]) -> BackfillRu
 
 def _refuse_other_parameters(record: BackfillRun, target: Target) -> None:
     """Raise InvalidParameters where a run that does each row once would go on behind its cursor with other rows."""
-    given = json.loads(json.dumps(dict(target.parameters), cls=DjangoJSONEncoder))
-    same = {name: str(value) for name, value in record.parameters.items()} == {
-        name: str(value) for name, value in given.items()
-    }
+    same = _as_text(record.parameters) == _as_text(target.parameters)
     if same or not (record.is_cursor and record.rows_done):
         return
     raise InvalidParameters(
@@ -327,6 +324,12 @@ def _refuse_other_parameters(record: BackfillRun, target: Target) -> None:
         f"To go on with it:\n    {record.next_command}\nTo begin anew with yours, end it first:\n"
         f"    python manage.py backfill cancel {record.pk}"
     )
+
+
+def _as_text(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Return parameters in one form, whether they were typed, or come from code or a record."""
+    kept = json.loads(json.dumps(dict(parameters), cls=DjangoJSONEncoder))
+    return {name: str(value) for name, value in kept.items()}
 
 
 def _to_queue(record: BackfillRun, changes: dict[str, Any]) -> bool:
@@ -506,11 +509,12 @@ def reverse(target: Target) -> None:
         note(run, REVERSED)
 
 
-def succeeded(label: str, alias: str) -> bool:
-    """Has a run of that Backfill succeeded on the alias, as far as the runs can be read?"""
+def succeeded(label: str, alias: str, parameters: Mapping[str, Any]) -> bool:
+    """Has a run of that Backfill, with these parameters, succeeded on the alias, as far as the runs can be read?"""
     try:
         ended = records().filter(**where(alias), backfill=label, status=Status.SUCCEEDED)
-        return _has_table() and ended.exists()
+        with_what = ended.values_list("parameters", flat=True) if _has_table() else []
+        return any(_as_text(parameters).items() <= _as_text(given).items() for given in with_what)
     except Error:
         drop_lost_connection()
         return False

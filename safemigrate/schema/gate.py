@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
@@ -22,7 +24,8 @@ class RequireBackfill(Operation):
 
     A gate between a backfill that runs outside `migrate` and a schema change that needs it. Of a field, every row has
     its value: the table is read up to the first row that is NULL. Of a class, a run of it has succeeded on this
-    database, or it has no row to do. Changes nothing, backwards too. Raises NotFinished, with what to type.
+    database, with these `parameters` if any are given, or it has no row to do. Changes nothing, backwards too. Raises
+    NotFinished, with what to type.
     """
 
     reduces_to_sql = False
@@ -30,18 +33,22 @@ class RequireBackfill(Operation):
     elidable = True  # On the empty tables of a squashed migration there is nothing to wait for.
     category = OperationCategory.PYTHON
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, parameters: Mapping[str, Any] | None = None) -> None:
         parts = str(label).split(".")
         if len(parts) not in (2, 3) or not all(part.isidentifier() for part in parts):
             raise InvalidField(
                 f"RequireBackfill({label!r}): name the field as app.Model.field, as in polls.Question.expires_date, or "
                 "the backfill as app.Class."
             )
-        self.label = label
+        self.label, self.parameters = label, dict(parameters or {})
         self.field_app, self.model_name, self.name = [*parts, ""][:3]
+        if self.name and parameters:
+            raise InvalidField(
+                f"RequireBackfill({label!r}): parameters are those of a Backfill class, and a field has none."
+            )
 
     def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
-        return type(self).__name__, [self.label], {}
+        return type(self).__name__, [self.label], {"parameters": self.parameters} if self.parameters else {}
 
     def state_forwards(self, app_label: str, state: ProjectState) -> None: ...
 
@@ -75,11 +82,14 @@ class RequireBackfill(Operation):
         return context.is_passed(f"{model._meta.label}.{self.name}", alias)
 
     def _look_at_class(self, app_label: str, alias: str) -> None:
-        if context.is_backfill_done(self.label, alias):
+        if context.is_backfill_done(self.label, alias, self.parameters):
             return
+        given = [f"{name}={value}" for name, value in self.parameters.items()]
+        with_these = f" with {', '.join(given)}" if given else ""
+        typed = "".join(f" --set {shlex.quote(each)}" for each in given)
         raise NotFinished(
-            f"{self.label} has not succeeded on {alias} yet, and this migration of {app_label} needs it. Nothing was "
-            f"changed. Type:\n    python manage.py backfill run {self.label} --database {alias}\n"
+            f"{self.label} has not succeeded on {alias} yet{with_these}, and this migration of {app_label} needs it. "
+            f"Nothing was changed. Type:\n    python manage.py backfill run {self.label}{typed} --database {alias}\n"
             "Then run migrate again. If its work is done everywhere, this operation may be taken out of the migration."
         )
 

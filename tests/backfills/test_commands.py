@@ -17,7 +17,7 @@ from polls.models import Choice, Question
 import safemigrate
 from safemigrate import tasks
 from safemigrate.backfills import Backfill
-from safemigrate.exceptions import NotFinished, NothingToRun
+from safemigrate.exceptions import InvalidParameters, NotFinished, NothingToRun
 from safemigrate.operations import RequireBackfill
 from safemigrate.runs import store
 from safemigrate.runs.status import Status
@@ -56,7 +56,8 @@ def questions(polls: Polls) -> Any:
 
 def test_the_three_of_the_example(polls: Polls) -> None:
     assert (
-        backfill("run", "polls.RecountVotes") == f"polls.RecountVotes on {polls.alias}: every row is done.\n"
+        backfill("run", "polls.RecountVotes")
+        == f"polls.RecountVotes on {polls.alias}: every row is done, 900 of them now.\n"
     )
     assert questions(polls).filter(vote_count=F("pk")).count() == ROWS
     backfill("run", "polls.slugifyquestions")
@@ -241,6 +242,49 @@ def test_a_migration_waits_for_it(polls: Polls) -> None:
         assert safemigrate.is_finished("polls.RecountVotes", using=polls.alias)
         with pytest.raises(NothingToRun, match="Did you mean polls.RecountVotes"):
             RequireBackfill("polls.RecountVote").database_forwards("polls", editor, None, None)  # type: ignore[arg-type]
+
+
+class Votes(forms.Form):
+    votes = forms.IntegerField(min_value=1)
+
+
+class SetVotes(Backfill):
+    model = Question
+    form = Votes
+    fields = ["vote_count"]
+
+    @classmethod
+    def label(cls) -> str:
+        return "polls.SetVotes"
+
+    def row(self, instance: Question) -> int:
+        return int(self.cleaned_data["votes"])
+
+
+def test_a_migration_waits_for_the_parameters_that_it_names(
+    polls: Polls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safemigrate.backfills, "find", lambda label: SetVotes)
+    monkeypatch.setattr(SetVotes, "databases", [polls.alias])
+
+    def wait(**parameters: object) -> None:
+        gate = RequireBackfill("polls.SetVotes", parameters)
+        with connections[polls.alias].schema_editor(atomic=False) as editor:
+            gate.database_forwards("polls", editor, None, None)  # type: ignore[arg-type]
+
+    with pytest.raises(
+        NotFinished, match=r"yet with votes=3, and[^\n]*\n.*polls.SetVotes --set votes=3 --da"
+    ):
+        wait(votes=3)
+    backfill("run", "polls.SetVotes", "--set", "votes=3")
+    wait(votes=3)
+    wait(votes="3")
+    wait()
+    with pytest.raises(NotFinished):
+        wait(votes=4)
+    assert not safemigrate.is_finished("polls.SetVotes", {"votes": 4}, using=polls.alias)
+    with pytest.raises(InvalidParameters, match="has no parameter vote"):
+        wait(vote=3)
 
 
 def test_a_clock_starts_it(polls: Polls) -> None:

@@ -245,7 +245,7 @@ def test_the_lines_of_the_crontab_do_what_they_say(machine: Machine) -> None:
         done = machine("sh", "-c", line.replace("/srv/polls", str(machine.folder)))
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert "end: exit code 0" in machine.log("requeue")
-    assert f"{FIELD} on archive: every row has a value." in machine.log("fill")
+    assert f"{FIELD} on archive: every row has a value" in machine.log("fill")
 
 
 # Supervisord

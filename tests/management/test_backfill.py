@@ -77,7 +77,8 @@ def test_migrate_names_the_command_that_then_leaves_it_nothing_to_fill(polls: Po
     (line,) = re.findall(r"python manage.py (.*)", str(refused.value))
     assert line == f"backfill run {LABEL} --database {polls.alias}"
     assert polls.filled() == 0
-    assert backfill(*line.split()[1:]) == f"{LABEL} on {polls.alias}: every row has a value.\n"
+    said = backfill(*line.split()[1:])
+    assert said == f"{LABEL} on {polls.alias}: every row has a value, 3,000 of them now.\n"
     assert polls.filled() == 3_000
     call_command("migrate", "polls", database=polls.alias, verbosity=0)
     polls.assert_ended_well()
@@ -296,7 +297,8 @@ def test_all_databases_of_a_project_in_one_call(tmp_path: Path) -> None:
         project.must("migrate", "polls", "0002", "-v0", "--database", alias)
     said = project.must("backfill", "run", LABEL, "--all-databases")
     assert said.splitlines() == [
-        f"{LABEL} on {alias}: every row has a value." for alias in ("default", "archive")
+        f"{LABEL} on default: every row has a value, 5 of them now.",
+        f"{LABEL} on archive: every row has a value, 7 of them now.",
     ]
     assert project.sql("archive", "SELECT count(expires_date) FROM polls_question") == [(7,)]
     assert project.sql("default", "SELECT count(*) FROM safemigrate_backfillrun") == [(2,)]

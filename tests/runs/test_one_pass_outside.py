@@ -61,7 +61,7 @@ def test_migrate_goes_on_once_it_was_done_by_backfill_run(polls: Polls) -> None:
     with pytest.raises(CommandError, match="Not every row is right"):
         backfill("verify", LABEL, "--database", polls.alias, "--left")
     said = backfill("run", LABEL, "--database", polls.alias, "--chain")
-    assert f"{LABEL} on {polls.alias}: every row is done." in said
+    assert f"{LABEL} on {polls.alias}: every row is done, {ROWS} of them now." in said
     assert_done(polls)
     assert safemigrate.is_finished(LABEL, using=polls.alias)
     migrate(polls)

@@ -969,7 +969,8 @@ def test_of_two_processes_at_once_one_works_and_one_says_who_works(polls: Polls,
         assert [process.returncode for process in (one, two)] == [0, 0], said
     run = store.records().get()
     (idle,) = said.keys() - {run.process}
-    assert said[run.process][0].decode() == f"{LABEL} on {polls.alias}: every row has a value.\n"
+    everyone = f"{LABEL} on {polls.alias}: every row has a value, {polls.rows:,} of them now.\n"
+    assert said[run.process][0].decode() == everyone
     assert said[idle][0].decode().startswith(f"{LABEL} on {polls.alias} is being "), said
     if "already" in said[idle][0].decode():
         assert f"run {run.pk}, by process {run.process} on {run.host}" in said[idle][0].decode()

@@ -416,11 +416,13 @@ class Command(BaseCommand):
             self._try(job)
             return
         self._say_again(job)
-        with conf.changed(**_settings(options)), context.changed(observers=[partial(Limited, limit)]):
+        limited = Limited(limit)
+        with conf.changed(**_settings(options)), context.changed(observers=[lambda: limited]):
             job.run(batch_size=options["batch_size"], throttles=options["throttle"])
         with suppress(Error):  # The runs' database may be away: the rows are filled.
             store.close(job.target)
-        self.stdout.write(f"{job.label} on {alias}: {_done(job)}.")
+        now = f", {limited.rows:,} of them now" if limited.rows else ""
+        self.stdout.write(f"{job.label} on {alias}: {_done(job)}{now}.")
 
     def _say_again(self, job: lookup.Job) -> None:
         """Say so where each row was done once already, and is to be done another time."""
