@@ -25,7 +25,16 @@ from safemigrate.backends.sqlite.schema import SQLite
 from safemigrate.backends.sqlite.writer import SQLiteWrite
 from safemigrate.types import field_of
 
-__all__ = ["Column", "Database", "Guards", "Monitoring", "Write", "for_connection", "get_backend"]
+__all__ = [
+    "Column",
+    "Database",
+    "Guards",
+    "Monitoring",
+    "Write",
+    "for_connection",
+    "get_backend",
+    "has_own_sql",
+]
 
 VENDORS: dict[str, tuple[type[Database], type[Guards], type[Write], type[Monitoring]]] = {
     "postgresql": (PostgreSQL, PostgreSQLGuards, PostgreSQLWrite, PostgreSQLMonitoring),

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from functools import partial
+from functools import cached_property, partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 from django.core.exceptions import FieldError
@@ -21,7 +21,7 @@ from django.db.models.expressions import RawSQL
 from django.db.models.functions import Cast, Coalesce
 from django.db.models.sql import UpdateQuery
 
-from safemigrate.backends import Database, Write, for_connection, get_backend
+from safemigrate.backends import Database, Write, for_connection, get_backend, has_own_sql
 from safemigrate.engine.batches import Batches, Range, Target, keys_of, locked
 from safemigrate.engine.uniqueness import Deduplicator
 from safemigrate.exceptions import BadRow, InvalidPopulate, SafemigrateError
@@ -88,9 +88,18 @@ class ComputedInDatabase:
         self.source, self.target, self.model = source, target, target.model
 
     def __call__(self, batches: Batches, batch: Range) -> Result:
-        rows = batches.todo.filter(batch.condition)
+        rows, repeated = batches.todo.filter(batch.condition), self.repeated
         with for_connection(connections[batches.alias]).writing(rows):
-            return rows.update(**self._values()), []
+            return rows.update(**self._values(), **repeated), []
+
+    @cached_property
+    def repeated(self) -> dict[str, F]:
+        """The fields that are set to themselves, because it is faster so; none that puts SQL of its own around it."""
+        database = for_connection(connections[self.target.alias])
+        columns = database.repeated_columns(self.model, self.target.names)
+        known = self.model._meta.local_concrete_fields if columns else ()
+        fields = [cast("AnyField", field) for field in known if field.column in columns]
+        return {field.name: F(field.name) for field in fields if not has_own_sql(field)}
 
     def statement(self, batches: Batches) -> tuple[str, tuple[Any, ...]]:
         """Return the UPDATE as it is run, but for the bounds of the keys, with its parameters.

@@ -213,6 +213,9 @@ class Database:
     #: Can a column be added with one value for all rows, of which none is written?
     adds_constants = False
 
+    #: Is the proof that nothing is NULL but a reading of the table, which ends at the first NULL?
+    proves_by_reading = False
+
     #: Can `add_required` compute the value of the rows that are there?
     fills_at_once = False
 
@@ -407,6 +410,10 @@ class Database:
         """Do a batch in a transaction, which reads before it writes."""
         with atomic(self.connection.alias):
             yield
+
+    def repeated_columns(self, model: type[Model], names: Sequence[str]) -> list[str]:
+        """Return columns that an UPDATE of these fields should set to themselves, because it is faster so."""
+        return []
 
     #: Does a column round what is written to it, to its number of decimals?
     rounds = True

@@ -17,6 +17,7 @@ class PostgreSQLWrite(Write):
         super().__init__(database, target)
         self.names = [f"k{n}" for n in range(len(self.keys))] + [f"v{n}" for n in range(len(self.fields))]
         types = self._types()
+        self.repeated = database.repeated_columns(target.model, target.names)
         self.casts = [types[as_stored(field.column)] for field in (*self.keys, *self.fields)]
 
     def __call__(self, keys: Sequence[Any], columns: Sequence[Sequence[Any]]) -> int:
@@ -39,6 +40,7 @@ class PostgreSQLWrite(Write):
             f"{self._column(field)} = {self._assigned(self._column(field, table), f'n.v{number}', field)}"
             for number, field in enumerate(self.fields)
         )
+        assignments += "".join(f", {self.quote(name)} = {table}{self.quote(name)}" for name in self.repeated)
         joined = " AND ".join(
             f"{self._column(key, table)} = n.k{number}" for number, key in enumerate(self.keys)
         )
