@@ -1,4 +1,4 @@
-"""PostgreSQL: a fill sets an indexed column to itself, which nobody notices but the index."""
+"""PostgreSQL: a fill sets an indexed column to itself, which is seen in the index alone."""
 
 from __future__ import annotations
 
