@@ -308,3 +308,11 @@ for most in SMALL:
     METHODS[f"operation_{most}"] = whole(
         f"{size}: `AddRequiredField`", ways.operation(TEXT), base=base, ours=True, most_rows=most
     )
+for many in (0, 5):
+    with_these, base = f"{many} secondary indexes", f"update_{many}_indexes"
+    METHODS[base] = update(
+        base, f"timestamps, {with_these}", "datetime", vendors=FAST, shape={"indexes": many}
+    )
+    METHODS[f"expression_{many}_indexes"] = ours(
+        f"`F() + timedelta`, {with_these}", EXPRESSION, base, vendors=FAST, shape={"indexes": many}
+    )

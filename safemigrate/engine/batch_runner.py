@@ -241,7 +241,7 @@ class ComputedInPython:
         """Read and compute a batch, and write nothing yet."""
         rows = batches.todo.filter(batch.condition).order_by("pk")
         if lock:
-            rows = locked(rows)
+            rows = locked(rows, no_key=True)
         with one_is_bad():
             read = keys_of(rows) if self.source.keys_only else self._read(rows)
             if batches.chosen is not None:

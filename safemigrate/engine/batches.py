@@ -232,12 +232,18 @@ class Batches:
         return next(iter(keys_of(rows[:1])), None)
 
 
-def locked(rows: QuerySet[Any]) -> QuerySet[Any]:
-    """Return a query that locks its rows, and none of the tables that it joins, where the database can."""
+def locked(rows: QuerySet[Any], *, no_key: bool = False) -> QuerySet[Any]:
+    """Return a query that locks its rows, and none of the tables that it joins, where the database can.
+
+    With `no_key`, where their keys stay as they are, rows that refer to them may come in meanwhile.
+    """
     features = connections[rows.db].features
     if not features.has_select_for_update:
         return rows
-    return rows.select_for_update(of=("self",) if features.has_select_for_update_of else ())
+    return rows.select_for_update(
+        of=("self",) if features.has_select_for_update_of else (),
+        no_key=no_key and features.has_select_for_no_key_update,
+    )
 
 
 def keys_of(rows: QuerySet[Any]) -> list[Any]:

@@ -22,6 +22,8 @@ from safemigrate.exceptions import BadRows, InvalidBackfill, InvalidParameters, 
 from safemigrate.models import BackfillEvent, BackfillRun
 from safemigrate.runs.lookup import BackfillJob
 from safemigrate.runs.status import Status
+from tests.engine.test_engine import another
+from tests.engine.test_engine import run as execute
 from tests.support.sandbox import START, MigrationSandbox, Statements, question
 
 pytestmark = pytest.mark.matrix
@@ -340,6 +342,29 @@ def test_beside_another_writer_no_batch_is_done_twice(
         run(Note)
     assert written
     assert sorted(seen) == sorted(box.values("pk"))
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
+def test_rows_that_refer_to_those_of_a_batch_come_in_meanwhile(
+    box: MigrationSandbox, run: Callable[..., None]
+) -> None:
+    execute(
+        box.connection,
+        "CREATE TABLE boxes_answer (question_id bigint NOT NULL REFERENCES boxes_question)",
+    )
+    with another(box.alias) as site:
+        execute(site, "SET lock_timeout = '1s'")
+
+        class Answered(Backfill):
+            fields = ["slug"]
+
+            def row(self, instance: Any) -> str:
+                execute(site, "INSERT INTO boxes_answer VALUES (%s)", instance.pk)
+                return "answered"
+
+        run(Answered)
+    assert execute(box.connection, "SELECT count(*) FROM boxes_answer") == [(ROWS,)]
+    assert set(box.values("slug")) == {"answered"}
 
 
 @contextmanager
