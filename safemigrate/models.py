@@ -17,6 +17,8 @@ from safemigrate.runs.status import HELD, OVER, Status
 
 #: Under this name stand the names of the parameters that are not to be shown; and what stands in their place.
 SENSITIVE, HIDDEN = "_sensitive", "********"
+#: Within this time a worker that listens takes what was enqueued.
+TAKEN_WITHIN = timedelta(seconds=10)
 
 
 class BackfillRun(models.Model):
@@ -164,10 +166,12 @@ class BackfillRun(models.Model):
         return self.status in HELD - {Status.PAUSED} and not self.is_held(now)
 
     def is_forgotten(self, now: datetime | None = None) -> bool:
-        """Should workers of a queue be at work on it, and none is?"""
+        """Should workers of a queue be at work on it, and none is? One that was just enqueued is given a moment."""
         now = now or timezone.now()
         early = self.not_before is not None and self.not_before > now
-        return self.is_shared and not early and (self.is_stalled(now) or self.status == Status.QUEUED)
+        fresh = self.enqueued_at is not None and self.enqueued_at > now - TAKEN_WITHIN
+        waits = self.status == Status.QUEUED and not fresh
+        return self.is_shared and not early and (self.is_stalled(now) or waits)
 
     @property
     def rate(self) -> float:

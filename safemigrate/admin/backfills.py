@@ -20,11 +20,13 @@ from safemigrate.admin import pages
 from safemigrate.backfills import Backfill
 from safemigrate.backfills.problems import problems
 from safemigrate.exceptions import NotEnqueued, SafemigrateError
-from safemigrate.models import BackfillRun
+from safemigrate.models import SENSITIVE, BackfillRun
 from safemigrate.runs import lookup, scheduler, store
 from safemigrate.runs.verify import Trial, trial
 
 START = "safemigrate.start_backfillrun"
+#: Of a value that was tried, as many letters are shown.
+LETTERS = 120
 #: The parameters of a form are sent under this prefix, beside the page's own.
 GIVEN = "given"
 
@@ -49,8 +51,11 @@ class Asked:
 
     @classmethod
     def of(cls, kind: type[Backfill], data: Any = None) -> Asked:
-        form = kind.form or forms.Form
-        return cls(kind, Place(kind, data), form(data, prefix=GIVEN))
+        given = (kind.form or forms.Form)(data, prefix=GIVEN)
+        for name in kind.sensitive:
+            if name in given.fields and type(given.fields[name].widget) is forms.TextInput:
+                given.fields[name].widget = forms.PasswordInput()
+        return cls(kind, Place(kind, data), given)
 
     def is_valid(self) -> bool:
         return self.place.is_valid() & self.given.is_valid()
@@ -71,7 +76,7 @@ class Asked:
 
     @property
     def command(self) -> str:
-        label, parameters = self.kind.label(), self.parameters
+        label, parameters = self.kind.label(), {**self.parameters, SENSITIVE: list(self.kind.sensitive)}
         shown = BackfillRun(backfill=label, alias=self.alias, parameters=parameters)
         return shown.command
 
@@ -104,7 +109,7 @@ class BackfillPages:
         if kind is None:
             raise Http404
         if not self._may(request, kind):
-            raise PermissionDenied
+            return self._refuse(request, kind)
         asked, found, refused = Asked.of(kind, request.POST or None), None, "\n".join(problems(kind))
         if request.method == "POST" and not refused and asked.is_valid():
             try:
@@ -122,6 +127,18 @@ class BackfillPages:
         """May this person start it? Who starts a run has to be allowed to see it too."""
         rights = [right for right in (START, kind.permission()) if right]
         return self.model_admin.has_view_permission(request) and request.user.has_perms(rights)
+
+    def _refuse(self, request: HttpRequest, kind: type[Backfill]) -> HttpResponse:
+        """Return to the list, with the permissions that are missing."""
+        if request.method != "GET" or not self.model_admin.has_view_permission(request):
+            raise PermissionDenied
+        missing = [
+            right for right in (START, kind.permission()) if right and not request.user.has_perm(right)
+        ]
+        words = {"label": kind.label(), "missing": ", ".join(missing)}
+        text = _("You may not start %(label)s: it takes the permission %(missing)s.") % words
+        self.model_admin.message_user(request, text, messages.ERROR)
+        return HttpResponseRedirect(self._url("safemigrate_backfills"))
 
     @staticmethod
     def _last_run(label: str) -> tuple[BackfillRun, Any, Any] | None:
@@ -161,7 +178,8 @@ class BackfillPages:
             refused=refused,
             tried=tried,
             trial=found,
-            cells=found.cells() if found else [],
+            cells=found.cells(LETTERS) if found else [],
+            rows_about=pages.number(found.rows_about) if found else "",
             calls_function=kind.has("batch") or kind.has("row"),
             command=asked.command if tried and scheduler.executor_of(kind.label()) == "inline" else "",
             back=self._url("safemigrate_backfills"),

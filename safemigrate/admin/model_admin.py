@@ -293,6 +293,7 @@ class BackfillRunAdmin(ModelAdmin):
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> Any:
         run = kwargs["obj"]
         context |= {
+            "subtitle": pages.name(run),
             "run": run,
             "badge": pages.badge(run),
             "progress": pages.progress(run),

@@ -122,7 +122,7 @@ def event(happened: BackfillEvent) -> str:
 def facts(run: BackfillRun) -> list[tuple[str, list[tuple[str, Any]]]]:
     """Return all else that is known of the run: headings, each with names and values."""
     what = ("backfill", "populate") if run.backfill else ("migration", "populate", "field_names")
-    given = [(name, value) for name, value in run.shown_parameters.items()]
+    given = [(name.replace("_", " "), value) for name, value in run.shown_parameters.items()]
     where = ("executor", "not_before") if run.is_shared else ("host", "process", "executor")
     schema = ["schema"] if run.schema else []
     return [
@@ -149,7 +149,7 @@ def _rows(run: BackfillRun) -> list[tuple[str, Any]]:
         (_("rows done"), number(run.rows_done)),
         (_("rows in all"), total if run.total_is_exact else _("about %(total)s") % {"total": total}),
         (_("rows per second, in the last 60 s"), rate(run)),
-        (_("batch size"), number(run.batch_size)),
+        (_("batch size"), number(run.batch_size) if run.batch_size else ""),
         *_named(run, "cursor"),
     ]
 
@@ -170,12 +170,13 @@ def _value(value: Any) -> Any:
 
 
 def ranges(run: BackfillRun) -> list[tuple[Any, ...]]:
-    """Return for each range that has not ended: number, worker, where it is, rows, attempt, error."""
+    """Return for each range that has not ended: number, worker, its ends, where it is, rows, attempt, error."""
     return [
         (
             part.number,
             part.worker if part.is_held() else _("nobody"),
-            _("the end") if part.is_the_end else f"{part.first} … {part.cursor or ''} … {part.last}",
+            _("the end") if part.is_the_end else f"{part.first} … {part.last}",
+            "" if part.cursor is None else part.cursor,
             number(part.rows_done),
             part.attempts,
             part.error,
@@ -202,7 +203,8 @@ def advice(run: BackfillRun) -> str:
         )
     if run.is_stalled():
         return _stalled(run)
-    return "" if run.is_over or run.is_held() else str(_NEXT[run.status])
+    is_enqueued = run.is_shared and run.status == Status.QUEUED
+    return "" if run.is_over or run.is_held() or is_enqueued else str(_NEXT[run.status])
 
 
 def _stalled(run: BackfillRun) -> str:

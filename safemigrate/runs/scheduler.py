@@ -89,6 +89,8 @@ def begin(
     options = options | {"workers": _workers(job, wanted), "wanted": wanted}
     job.before()
     run = _queued(job, batches, executor, options, not_before, next_run)
+    if not run.events.using(store.database()).exists():
+        store.note(run, str(run.status), run.started_by)
     wait = max((not_before - timezone.now()).total_seconds(), 0.0) if not_before else 0.0
     enqueue_workers(run, wait)
     return run

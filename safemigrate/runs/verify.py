@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 from django.db import connections, transaction
@@ -158,6 +159,8 @@ class Trial:
     bad: dict[Any, str]
     #: How many rows of other models are deleted along with them.
     along: dict[str, int]
+    #: How many rows the table has, as the database estimates it.
+    rows_about: int
 
     @property
     def headings(self) -> list[str]:
@@ -167,20 +170,23 @@ class Trial:
     def listed_along(self) -> str:
         return ", ".join(f"{number:,} {label}" for label, number in sorted(self.along.items()))
 
-    def cells(self) -> list[list[str]]:
-        """Return the key, and what becomes of each field, in words."""
-        return [[self._key(key, after), *self._row(key, before, after)] for key, before, after in self.rows]
+    def cells(self, letters: int = LETTERS) -> list[list[str]]:
+        """Return the key, and what becomes of each field, in words; of a value no more than so many letters."""
+        return [
+            [self._key(key, after), *self._row(key, before, after, letters)]
+            for key, before, after in self.rows
+        ]
 
     def _key(self, key: Any, after: list[Any] | None) -> str:
         return f"{key} → deleted" if after is None and key not in self.bad else str(key)
 
-    def _row(self, key: Any, before: list[Any], after: list[Any] | None) -> list[str]:
+    def _row(self, key: Any, before: list[Any], after: list[Any] | None, letters: int) -> list[str]:
         if key in self.bad:
             return [f"bad: {self.bad[key]}", *[""] * (len(self.fields) - 1)]
         if after is None:
-            return [shown(value) for value in before]
+            return [shown(value, letters) for value in before]
         return [
-            shown(old) if old == new else f"{shown(old)} → {shown(new)}"
+            shown(old, letters) if old == new else changed(old, new, letters)
             for old, new in zip(before, after, strict=True)
         ]
 
@@ -219,7 +225,9 @@ def trial(job: Job, rows: int = ROWS) -> Trial:
                 bad[key] = " ".join(f"{type(error).__name__}: {error}".split())
         after = _found(model, target.alias, keys, names)
         transaction.set_rollback(True, using=target.alias)
-    return Trial(names, [(key, before[key], after.get(key)) for key in keys if key in before], bad, along)
+    rows_found = [(key, before[key], after.get(key)) for key in keys if key in before]
+    database = for_connection(connections[target.alias])
+    return Trial(names, rows_found, bad, along, database.estimated_rows(model))
 
 
 def tried(job: Job) -> tuple[str, int]:
@@ -248,9 +256,28 @@ def _found(model: type[Model], alias: str, keys: list[Any], names: list[str]) ->
     return {key: list(values) for key, *values in rows}
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, letters: int = LETTERS) -> str:
     """Return a value in one short line."""
+    return _cut(_in_one_line(value), 0, letters)
+
+
+def changed(old: Any, new: Any, letters: int = LETTERS) -> str:
+    """Return what becomes of a value, each cut to where they begin to differ."""
+    texts = [_in_one_line(old), _in_one_line(new)]
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False)))
+    start = max(same - letters // 4, 0) if max(map(len, texts)) > letters else 0
+    return " → ".join(_cut(text, start, letters) for text in texts)
+
+
+def _in_one_line(value: Any) -> str:
     text = "NULL" if value is None else " ".join(str(value).split())
-    if isinstance(value, str) and (not value or value != text):
-        text = repr(value)  # Blanks at its ends are not seen.
-    return text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…"
+    # Blanks at its ends are not seen.
+    return repr(value) if isinstance(value, str) and (not value or value != text) else text
+
+
+def _cut(text: str, start: int, letters: int) -> str:
+    """Return so many letters of a text from there on, a dot for what is left out at an end."""
+    start = min(start, max(len(text) - letters, 0))
+    if start:
+        text = f"…{text[start + 1 :]}"
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"

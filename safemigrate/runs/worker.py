@@ -294,7 +294,7 @@ def _started(run: BackfillRun) -> BackfillRun:
     if run.status == Status.QUEUED:
         changes = {"attempts": run.attempts + 1, "started": run.started or now, "heartbeat": now}
         changes |= {"lease_until": now + store.lease(), "waiting_for": "", "finished": None} | CLEAN
-        moved = store.move(run, Status.RUNNING, run.started_by, **changes)
+        moved = store.move(run, Status.RUNNING, name()[:150], **changes)
         run = store.find(run.pk)
         if moved:
             logger.info("%s: run %s begins, by the workers of %s", run, run.pk, run.executor)

@@ -6,11 +6,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django import forms
 from django.utils import timezone
 from polls import backfills as of_polls
 from polls.models import Choice, Question
 
+from safemigrate import backfills
+from safemigrate.backfills import Backfill
 from safemigrate.runs import store
+from safemigrate.runs import worker as workers
 from safemigrate.runs.status import Status
 from tests.admin.test_model_admin import LIST, a_run, admin, page, person, shown
 from tests.support.deliveries import Queue, kept_messages  # noqa: F401
@@ -51,10 +55,13 @@ def test_the_list_of_runs_leads_to_them_and_they_to_their_last_run() -> None:
 
 
 def test_who_may_start_them() -> None:
-    for rights, seen, started in (((), 403, 403), (("view",), 200, 403), (("start",), 403, 403)):
+    for rights, seen, asked in (((), 403, 403), (("view",), 200, 302), (("start",), 403, 403)):
         client = person(*rights)
-        assert (client.get(ALL).status_code, client.get(RECOUNT).status_code) == (seen, started)
-        assert client.post(RECOUNT, {"database": "default", "start": "1"}).status_code == started
+        assert (client.get(ALL).status_code, client.get(RECOUNT).status_code) == (seen, asked)
+        assert client.post(RECOUNT, {"database": "default", "start": "1"}).status_code == 403
+        if asked == 302:
+            text = shown(client.get(RECOUNT, follow=True))
+            assert "polls.RecountVotes: it takes the permission safemigrate.start_backfillrun." in text
     client = person("view", "start")
     assert client.get(RECOUNT).status_code == 200
     assert RECOUNT in html(client.get(ALL))
@@ -66,7 +73,8 @@ def test_a_class_may_ask_for_one_more_permission(monkeypatch: pytest.MonkeyPatch
         permission = "polls.delete_question"
 
     monkeypatch.setattr(of_polls.RecountVotes, "Meta", Meta)
-    assert person("view", "start").get(RECOUNT).status_code == 403
+    refused = person("view", "start").get(RECOUNT, follow=True)
+    assert "takes the permission polls.delete_question." in shown(refused)
     assert person("view", "start", "polls.delete_question").get(RECOUNT).status_code == 200
 
 
@@ -77,6 +85,7 @@ def test_it_is_tried_first_and_nothing_is_changed() -> None:
     response = client.post(PURGE, {"database": "default", "given-days": "3", "try": "1"})
     assert "Question 0?" in shown(response)
     assert "→ deleted" in shown(response)
+    assert "The table has about 3 rows." in shown(response)
     assert Question.objects.count() == 3
     assert not store.records().exists()
 
@@ -119,12 +128,62 @@ def test_it_is_started_by_the_queue_in_the_persons_name(settings: Any) -> None:
     run = store.records().get()
     assert f"Run {run.pk} (polls.RecountVotes on default) was started." in shown(response)
     assert (run.status, run.started_by, run.executor) == (Status.QUEUED, "ada", "celery")
+    assert "No worker is at work on it" not in shown(response)
+    assert [(event.text, event.who) for event in run.events.all()] == [("queued", "ada")]
     again = client.post(RECOUNT, {"database": "default", "start": "1"}, follow=True)
     assert again.status_code == 200
     Queue.deliver_all()
     assert sorted(Question.objects.values_list("vote_count", flat=True)) == [5, 6, 7]
     assert store.find(run.pk).status == Status.SUCCEEDED
     assert store.records().count() == 1
+    begun = run.events.get(text="queued → running")
+    assert begun.who == workers.name()
+
+
+def test_what_no_worker_takes_in_a_while_is_said() -> None:
+    now = timezone.now()
+    run = a_run(Status.QUEUED, executor="celery", lease_until=None, enqueued_at=now)
+    client = admin()
+    assert "No worker is at work on it" not in shown(client.get(page(run)))
+    store.records().update(enqueued_at=now - timedelta(seconds=11))
+    assert "No worker is at work on it" in shown(client.get(page(run)))
+
+
+class Suffix(forms.Form):
+    token = forms.CharField()
+
+
+class AddSuffix(Backfill):
+    model = Question
+    form = Suffix
+    sensitive = ("token",)
+    fields = ("question_text",)
+
+    @classmethod
+    def label(cls) -> str:
+        return "polls.AddSuffix"
+
+    def row(self, instance: Question) -> str:
+        return f"{instance.question_text} new"
+
+
+def test_a_trial_shows_where_long_values_differ_and_asks_for_a_secret_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backfills, "registered", lambda: {"polls.AddSuffix": AddSuffix})
+    monkeypatch.setattr(backfills, "find", lambda label: AddSuffix)
+    Question.objects.update(question_text="Which colour? " * 13)
+    address = f"{ALL}polls.AddSuffix/"
+    client = admin()
+    first = html(client.get(address))
+    assert 'type="password" name="given-token"' in first
+    assert "type it again" not in first
+    response = client.post(address, {"database": "default", "given-token": "s3cret", "try": "1"})
+    assert "colour? new" in shown(response)
+    assert "It is not sent back to you: type it again to start." in shown(response)
+    assert "s3cret" not in html(response)
+    assert "polls.AddSuffix --database default --set 'token=********'" in shown(response)
+    assert "a mail that it sends is really sent" in shown(response)
 
 
 def test_a_class_that_is_wrong_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
