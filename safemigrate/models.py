@@ -268,12 +268,12 @@ class BackfillEvent(models.Model):
         return self.text
 
 
-def rate(samples: list[list[float]], seconds: float = 60.0) -> float:
-    """Return rows per second over the last `seconds` of (seconds at work, rows done) samples."""
+def rate(samples: list[list[float]]) -> float:
+    """Return rows per second over the last 60 s of (seconds at work, rows done) samples."""
     if len(samples) < 2:
         return 0.0
     last_time, last_rows = samples[-1]
-    first_time, first_rows = next(sample for sample in samples if sample[0] >= last_time - seconds)
+    first_time, first_rows = next(sample for sample in samples if sample[0] >= last_time - 60)
     if first_time == last_time:
         first_time, first_rows = samples[-2]
     return max((last_rows - first_rows) / (last_time - first_time), 0.0) if last_time > first_time else 0.0

@@ -50,9 +50,9 @@ class Backfill:
     the process is killed. Rows that come in after the start are then not part of the run.
 
     `form` is a form of its parameters, which are in `self.cleaned_data`; those in `sensitive` are kept, and not shown.
-    `before()` is called by each process that begins or resumes a run, before the first batch; `after()` by the one
-    that did the last: both may be called again after a kill. `retry_on`: exceptions that pass, after which a batch is
-    tried again; all others make a bad row, and the run goes on up to `max_bad_rows` of them.
+    `before()` is called by each process that begins or resumes a run, and each task of a queue, before its first batch;
+    `after()` by the one that did the last: both may be called again after a kill. `retry_on`: exceptions that pass,
+    after which a batch is tried again; all others make a bad row, and the run goes on up to `max_bad_rows` of them.
     """
 
     model: ClassVar[type[Model] | str | None] = None

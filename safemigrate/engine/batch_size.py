@@ -8,6 +8,8 @@ from safemigrate import conf
 
 #: The rows of a first batch, and of the smallest and the largest that the pace chooses.
 START, SMALLEST, LARGEST = 1_000, 200, 20_000
+#: Where a function is called with the rows, which may take any time with each: a service is asked, a file read.
+CALLED_START, CALLED_SMALLEST = 20, 1
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,13 @@ class Pace:
         return min(aim / max(took, 1e-6), 4.0)
 
 
-def configured(batch_size: int | None = None) -> Pace:
-    """Return the pace that the settings ask for; `batch_size`, in rows, overrides them."""
+def configured(batch_size: int | None = None, *, calls: bool = False) -> Pace:
+    """Return the pace that the settings ask for; `batch_size`, in rows, overrides them.
+
+    `calls` says that a function is called with the rows.
+    """
     fixed = batch_size or conf.get("SAFEMIGRATE_BATCH_SIZE")
     if fixed:
         return Pace.fixed(fixed)
-    start = min(max(START, SMALLEST), LARGEST)
-    return Pace(conf.get("SAFEMIGRATE_BATCH_SECONDS"), start, SMALLEST, LARGEST)
+    start, smallest = (CALLED_START, CALLED_SMALLEST) if calls else (START, SMALLEST)
+    return Pace(conf.get("SAFEMIGRATE_BATCH_SECONDS"), min(max(start, smallest), LARGEST), smallest, LARGEST)

@@ -33,8 +33,8 @@ class Range:
     keys: tuple[Any, ...] = ()
 
     @classmethod
-    def of(cls, keys: Sequence[Any], *, size: int = 0) -> Range:
-        return cls(keys[0], keys[-1], size=size, keys=tuple(keys))
+    def of(cls, keys: Sequence[Any]) -> Range:
+        return cls(keys[0], keys[-1], keys=tuple(keys))
 
     @property
     def condition(self) -> Q:
@@ -214,11 +214,7 @@ class Batches:
 
         They are locked only while they are read.
         """
-        features = connections[self.alias].features
-        rows = self.todo.filter(batch.condition).select_for_update(
-            skip_locked=True,
-            no_key=features.has_select_for_no_key_update,
-        )
+        rows = locked(self.todo.filter(batch.condition), no_key=True, skip_locked=True)
         try:
             with atomic(self.alias):
                 return set(keys_of(rows))
@@ -232,7 +228,7 @@ class Batches:
         return next(iter(keys_of(rows[:1])), None)
 
 
-def locked(rows: QuerySet[Any], *, no_key: bool = False) -> QuerySet[Any]:
+def locked(rows: QuerySet[Any], *, no_key: bool = False, skip_locked: bool = False) -> QuerySet[Any]:
     """Return a query that locks its rows, and none of the tables that it joins, where the database can.
 
     With `no_key`, where their keys stay as they are, rows that refer to them may come in meanwhile.
@@ -243,6 +239,7 @@ def locked(rows: QuerySet[Any], *, no_key: bool = False) -> QuerySet[Any]:
     return rows.select_for_update(
         of=("self",) if features.has_select_for_update_of else (),
         no_key=no_key and features.has_select_for_no_key_update,
+        skip_locked=skip_locked,
     )
 
 

@@ -17,7 +17,7 @@ FillKey = tuple[str, str, str]
 class Context:
     """`migrations` gives the migration of a fill by (app, model, its fields); `observers` makes more of them.
 
-    `work_factories` lead another process to the work of a fill, by the fill and its alias: see `workers.chosen`.
+    `work_factories` lead another process to the work of a fill, by the fill and its alias: see `pipeline.chosen`.
     `in_migrate` says that no other `migrate` can be at the field.
     """
 

@@ -36,7 +36,7 @@ from safemigrate.engine.batch_size import configured
 from safemigrate.engine.batches import MAX_KEYS, Range, Target, keys_of
 from safemigrate.engine.pipeline import Done, Sequential, Workers, chosen
 from safemigrate.exceptions import BadRow, BadRows, InvalidPopulate, TooManyRetries, TryAgain
-from safemigrate.populate.sources import InBatches, InPython, fingerprint
+from safemigrate.populate.sources import InBatches, InPython, calls_function, fingerprint
 from safemigrate.retry import backoff
 from safemigrate.throttles import Throttles
 
@@ -159,6 +159,7 @@ def fill(
     at_once: bool = False,
     throttles: Sequence[str] | None = None,
     max_bad_rows: int | None = None,
+    before: Callable[[], None] | None = None,
 ) -> Run:
     """Fill every row that has the mark of the target, in committed batches, and return what was done.
 
@@ -167,12 +168,13 @@ def fill(
     when there are more than SAFEMIGRATE_MAX_BAD_ROWS. Errors that pass (a deadlock, a lost connection)
     are tried again, SAFEMIGRATE_RETRIES times, and raise TooManyRetries then. `at_once` is for the few rows
     that came in at the end, while new ones without a value are refused: no throttle and no observer may hold it.
-    Several batches may be under way at once, each on a connection of its own, as `workers.chosen` says.
+    Several batches may be under way at once, each on a connection of its own, as `pipeline.chosen` says. `before` is
+    called when the run is this process's, and nothing is done yet.
     """
     filling = Filling(
         target, source, batch_size, at_once=at_once, throttles=throttles, max_bad_rows=max_bad_rows
     )
-    return filling.run()
+    return filling.run(before)
 
 
 def refuse_repeated_keys(target: Target, source: InBatches) -> None:
@@ -220,16 +222,13 @@ class Filling:
         self.connection = connections[target.alias]
         self.database = for_connection(self.connection)
         self.batches = target.batches
-        self.pace = configured(batch_size)
+        self.pace = configured(batch_size, calls=calls_function(source))
         self.max_bad = conf.get("SAFEMIGRATE_MAX_BAD_ROWS") if max_bad_rows is None else max_bad_rows
         self.state = self._new_state(self.pace.start)
         self.observer: Observer = NullObserver()
         self.bad: dict[Any, BadRow] = {}
-        self.second: tuple[int, float, int] = (
-            0,
-            0.0,
-            0,
-        )  # a pace, since when it is kept, and the rows done before
+        #: A pace, since when it is kept, and the rows done before.
+        self.second: tuple[int, float, float] = (0, 0.0, 0)
         self.left: set[Any] = set()  # the keys of the last rows that a function left as they are
         self.locked: set[Any] = (
             set()
@@ -259,12 +258,18 @@ class Filling:
     def throttles(self) -> Throttles:
         return Throttles(self.target.model, self.target.alias, self.paths)
 
-    def run(self) -> Run:
+    def run(self, before: Callable[[], None] | None = None) -> Run:
         """Fill the whole table; of one that is full no observer is informed."""
+
+        def fill_all(observer: Observer) -> None:
+            if before is not None:
+                before()
+            self._fill_all(observer)
+
         if self.batches.any_left():
             self.state.total = self.database.estimated_rows(self.target.model)
             observer = NullObserver() if self.at_once else new_observer()
-            self._recorded(observer, self._fill_all)
+            self._recorded(observer, fill_all)
         return self.state
 
     def run_range(self, part: Range, observer: Observer) -> Run:
@@ -486,8 +491,11 @@ class Filling:
         if not most:
             return None
         pace, since, rows = self.second
-        if pace != most or now - since > LOOKED_BACK:
+        if pace != most:
             self.second = pace, since, rows = most, now, self.state.rows
+        elif now - since > LOOKED_BACK:  # What was written too early is still owed.
+            owed = max(self.state.rows - rows - most * (now - since), 0.0)
+            self.second = pace, since, rows = most, now, self.state.rows - owed
         if (self.state.rows - rows) / most <= now - since:
             return None
         return f"no more than {most:,} rows a second"
@@ -613,7 +621,8 @@ class Filling:
             if same:
                 self._save(batch, rows, bad, passed=passed)
         if not same:
-            self._again(lambda: self._save(batch, rows, bad, passed=passed))
+            with suppress(AlreadySaved):
+                self._again(lambda: self._save(batch, rows, bad, passed=passed))
         self._note_saved(batch, bad, passed=passed)
         return rows, bad
 

@@ -25,7 +25,7 @@ from safemigrate.operations import AddNullableField, AddRequiredField
 from safemigrate.plan import sampling
 from safemigrate.plan.risks import SMALL, Risk, Situation, found
 from safemigrate.plan.sampling import Sample
-from safemigrate.populate.sources import AsWritten, InPython, Source, resolve
+from safemigrate.populate.sources import AsWritten, InPython, Source, calls_function, resolve
 from safemigrate.schema import preflight, proofs
 from safemigrate.schema.change import Change
 from safemigrate.schema.fields import model_in
@@ -290,7 +290,7 @@ class _Look:
         )
         if done:
             return action
-        pace = configured(batch_size)
+        pace = configured(batch_size, calls=calls_function(fill.source))
         sample = self._sample(fill, pace)
         rows = round(self.rows * sample.share) if self.nulls is None else self.nulls
         if isinstance(fill.source, AsWritten):

@@ -100,6 +100,11 @@ InBatches = InDatabase | InPython | ByFunction
 Source = InBatches | AsWritten
 
 
+def calls_function(source: Source) -> bool:
+    """Is a function of the user's called with the rows of each batch?"""
+    return not (isinstance(source, InDatabase) or (isinstance(source, ByFunction) and source.is_statement))
+
+
 def fingerprint(source: Source, where: Any = None) -> str:
     """Return a text that differs for two sources which would give other values, as far as their own code shows.
 

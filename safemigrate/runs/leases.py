@@ -191,9 +191,11 @@ def _lease(run: BackfillRun, found: BackfillRange, worker: str) -> None:
     found.was_left = found.lease_until is not None
     found.lease_until, found.worker, found.not_before = until, worker, None
     found.token, found.attempts = found.token + 1, found.attempts + 1
-    found.save(update_fields=["lease_until", "worker", "not_before", "token", "attempts"])
+    # Not where a router has objects written or read: that may be a replica.
+    here = store.database()
+    found.save(using=here, update_fields=["lease_until", "worker", "not_before", "token", "attempts"])
     # The one that had it before may have saved until now.
-    found.refresh_from_db(fields=["cursor", "rows_done", "seconds", "bad_rows"])
+    found.refresh_from_db(using=here, fields=["cursor", "rows_done", "seconds", "bad_rows"])
     store.records().filter(pk=run.pk).update(lease_until=until, heartbeat=timezone.now(), enqueue_attempts=0)
 
 

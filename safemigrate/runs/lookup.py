@@ -172,7 +172,6 @@ class BackfillJob(Job):
         if not self.target.batches.any_left():
             return
         self.validate()
-        self.before()
         given = json.dumps(self.backfill.parameters, cls=DjangoJSONEncoder)
         key = context.key_of(self.model, self.target.names), self.alias
         with context.changed(work_factories={key: (f"{__name__}.work", self.label, self.alias, given)}):
@@ -182,6 +181,7 @@ class BackfillJob(Job):
                 batch_size=batch_size or self.batch_size,
                 throttles=throttles if throttles is not None else self.throttles,
                 max_bad_rows=self.max_bad_rows,
+                before=self.before,
             )
         self.after()
 

@@ -206,9 +206,10 @@ class RunRecorder(Recorder):
         before = self.done + state.rows
         changes = {"rows_done": before + rows, "bad_rows": stored(bad)}
         changes |= {} if cursor is None else {"cursor": key_to_json(cursor)}
-        if not self._open().filter(rows_done=before).update(**changes):
-            found = self._open().first()
-            _refuse_unless_saved(found, changes, lambda: self._lost(found))
+        with store.reconnecting():
+            if not self._open().filter(rows_done=before).update(**changes):
+                found = self._open().first()
+                _refuse_unless_saved(found, changes, lambda: self._lost(found))
 
     def hold(self, state: Run) -> str | None:
         return self.paused or None if self.is_recorded else None
@@ -332,14 +333,18 @@ class RangeRecorder(Recorder):
         changes: dict[str, Any] = {"rows_done": before + rows}
         changes |= {} if self.part.is_the_end else {"bad_rows": stored(bad)}
         changes |= {} if cursor is None else {"cursor": key_to_json(cursor)}
-        if not leases.owned(self.part).filter(rows_done=before).update(**changes):
-            found = leases.owned(self.part).first()
-            _refuse_unless_saved(found, changes, lambda: self._lost("another worker has it"))
-        if self.part.is_the_end:
-            left = stored(bad)
-            for number in set(self.owners.values()):
-                of_range = [row for row in left if self.owners[json.dumps(row[0])] == number]
-                leases.of(self.record).filter(number=number).update(bad_rows=of_range)
+        with store.reconnecting():
+            if not leases.owned(self.part).filter(rows_done=before).update(**changes):
+                found = leases.owned(self.part).first()
+                _refuse_unless_saved(found, changes, lambda: self._lost("another worker has it"))
+            if self.part.is_the_end:
+                self._save_of_ranges(stored(bad))
+
+    def _save_of_ranges(self, bad: list[list[Any]]) -> None:
+        """Save with each range the bad rows that are its own."""
+        for number in set(self.owners.values()):
+            of_range = [row for row in bad if self.owners[json.dumps(row[0])] == number]
+            leases.of(self.record).filter(number=number).update(bad_rows=of_range)
 
     def advance(self, state: Run) -> None:
         now = time.monotonic()

@@ -7,7 +7,7 @@ so a message that is lost costs time, and one that comes twice costs nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -69,6 +69,7 @@ def begin(
     *,
     not_before: datetime | None = None,
     next_run: NextRun = None,
+    person: str = "",
 ) -> BackfillRun | None:
     """Open the run of a fill, and enqueue a task for each worker that may take part; None where nothing is NULL.
 
@@ -87,8 +88,7 @@ def begin(
         return None
     wanted = options.get("wanted", options["workers"])  # A chain goes on to other databases.
     options = options | {"workers": _workers(job, wanted), "wanted": wanted}
-    job.before()
-    run = _queued(job, batches, executor, options, not_before, next_run)
+    run = _queued(job, batches, executor, options, not_before, next_run, person)
     if not run.events.using(store.database()).exists():
         store.note(run, str(run.status), run.started_by)
     wait = max((not_before - timezone.now()).total_seconds(), 0.0) if not_before else 0.0
@@ -133,8 +133,9 @@ def _queued(
     options: dict[str, Any],
     not_before: datetime | None,
     next_run: NextRun,
+    person: str,
 ) -> BackfillRun:
-    details = _details(job, batches, executor) | {"options": options, "not_before": not_before}
+    details = _details(job, batches, executor, person) | {"options": options, "not_before": not_before}
     run = store.queue(job.target, details | ({"next_run": next_run} if next_run is not None else {}))
     if leases.of(run).exists():
         leases.reopen(run)
@@ -143,7 +144,7 @@ def _queued(
     return run
 
 
-def _details(job: Job, batches: Batches, executor: str) -> dict[str, Any]:
+def _details(job: Job, batches: Batches, executor: str, person: str) -> dict[str, Any]:
     database = for_connection(connections[job.alias])
     return {
         "migration": job.migration,
@@ -151,7 +152,7 @@ def _details(job: Job, batches: Batches, executor: str) -> dict[str, Any]:
         "fingerprint": fingerprint(job.source, job.target.where),
         "parameters": dict(job.target.parameters),
         "executor": executor,
-        "started_by": context.current.person or store.person(),
+        "started_by": person or context.current.person or store.person(),
         "rows_total": database.estimated_rows(job.model),
         "total_is_exact": False,
         "last_key": key_to_json(batches.last()),
@@ -252,10 +253,10 @@ def _requeued() -> Iterator[str]:
         if run.status in FINALIZED:
             if finalize(run):
                 yield f"Run {run.pk} ({run}) is {store.find(run.pk).get_status_display()}."
-        elif run.status in (Status.QUEUED, Status.RUNNING) and _is_forgotten(run):
+        elif run.status in (Status.QUEUED, Status.RUNNING) and _is_due(run):
             yield _reenqueued(run)
     for run in store.records().filter(status=Status.SUCCEEDED, next_run__isnull=False).order_by("pk"):
-        if not run.is_held() and _is_forgotten(run):
+        if not run.is_held() and _is_due(run):
             yield _reenqueued(run)
 
 
@@ -271,7 +272,7 @@ def _note_stalled() -> None:
             store.send_signal(signals.run_stalled, run)
 
 
-def _is_forgotten(run: BackfillRun) -> bool:
+def _is_due(run: BackfillRun) -> bool:
     now = timezone.now()
     if run.not_before is not None and now < run.not_before + store.lease():
         return False
@@ -295,12 +296,12 @@ def executor_of(label: str) -> str:
     return backfills.find(label).executor or str(get("SAFEMIGRATE_EXECUTOR"))
 
 
-def start(label: str, parameters: Mapping[str, Any], aliases: Sequence[str] = ()) -> None:
-    """Start a backfill on these aliases, by default on all of its own; where one is at work, that one goes on.
+def start(label: str, parameters: Mapping[str, Any]) -> None:
+    """Start a backfill on all aliases of its own; where one is at work, that one goes on.
 
     Inline it is done when this returns. Raises what keeps it from being started.
     """
-    for alias in aliases or backfills.find(label).databases:
+    for alias in backfills.find(label).databases:
         try:
             start_on(label, parameters, alias)
         except (AlreadyRunning, RunPaused) as reason:
@@ -314,9 +315,8 @@ def start_on(label: str, parameters: Mapping[str, Any], alias: str, person: str 
     """
     job, executor = find(label, alias, parameters), executor_of(label)
     job.check_column()
-    with context.changed(person=person):
-        if executor == "inline":
-            job.run()
-            return None
-        job.validate()
-        return begin(job, executor, options_of())
+    if executor == "inline":
+        job.run()
+        return None
+    job.validate()
+    return begin(job, executor, options_of(), person=person)

@@ -11,8 +11,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -545,6 +545,16 @@ def drop_lost_connection() -> None:
     connection = connections[database()]
     if connection.connection is not None and not connection.in_atomic_block and not connection.is_usable():
         connection.close()
+
+
+@contextmanager
+def reconnecting() -> Iterator[None]:
+    """Let what is tried again after an error find a connection that is there."""
+    try:
+        yield
+    except Error:
+        drop_lost_connection()
+        raise
 
 
 _warned: set[str] = set()

@@ -104,7 +104,9 @@ def as_dict(run: BackfillRun, *, full: bool = False) -> dict[str, Any]:
         found["bad_rows"] = [{"key": key, "reason": reason} for key, reason in run.bad_rows]
         found["ranges"] = [_range(part) for part in run.open_ranges]
         found["output"], found["traceback"] = run.output.splitlines(), run.traceback
-        found["events"] = [{"at": _iso(e.at), "text": e.text, "who": e.who} for e in run.events.all()]
+        found["events"] = [
+            {"at": _iso(e.at), "text": e.text, "who": e.who} for e in run.events.using(store.database())
+        ]
     return found
 
 
@@ -137,7 +139,7 @@ def page(run: BackfillRun) -> str:
         ("error", run.error),
         ("traceback", _below(_last_lines(run.traceback))),
         ("output", _below(run.output)),
-        ("events", "".join(f"\n  {_event(event)}" for event in run.events.all())),
+        ("events", "".join(f"\n  {_event(event)}" for event in run.events.using(store.database()))),
     ]
     lines = [f"{name + ':':<11} {text}" for name, text in facts if text]
     return "\n".join([f"Run {run.pk}", *lines, *_advice(run)])
@@ -194,8 +196,11 @@ def _range(part: BackfillRange) -> dict[str, Any]:
 
 
 def span(length: timedelta | None) -> str:
-    """Return a length of time as h:mm:ss."""
-    return "" if length is None else str(timedelta(seconds=int(length.total_seconds())))
+    """Return a length of time as h:mm:ss, however many hours."""
+    if length is None:
+        return ""
+    minutes, seconds = divmod(int(length.total_seconds()), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def moment(at: datetime | None) -> str:

@@ -104,6 +104,7 @@ def _by_python(job: Job, source: InPython, sample: int | None) -> Verified:
     found, target, connection = Verified(), job.target, connections[job.alias]
     fields, newer = [field_of(job.model, name) for name in target.names], _Newer(job)
     prepared = source.prepare(target.apps, job.alias) if source.prepare else None
+    job.before()
     for condition in _ranges(job, sample):
         rows = list(source.read(_rows(job).filter(condition).order_by("pk"), target.apps))
         found.rows += len(rows)
@@ -191,8 +192,8 @@ class Trial:
         ]
 
 
-def trial(job: Job, rows: int = ROWS) -> Trial:
-    """Do the first rows that are to be done in a transaction that is rolled back.
+def trial(job: Job) -> Trial:
+    """Do the first rows that are to be done in a transaction that is rolled back, after `before()`.
 
     Locks these rows for so long. What a function does elsewhere than in this database is not rolled back.
     """
@@ -200,13 +201,12 @@ def trial(job: Job, rows: int = ROWS) -> Trial:
     assert not isinstance(source, AsWritten), "no backfill is of this kind"
     job.validate()
     batches, model = target.batches, target.model
-    names = list(target.names) or [
-        field.name for field in model._meta.concrete_fields if not field.primary_key
-    ]
-    names = names if target.names else names[:COLUMNS]
+    others = [field.name for field in model._meta.concrete_fields if not field.primary_key]
+    names = list(target.names) or others[:COLUMNS]
     bad: dict[Any, str] = {}
     with transaction.atomic(target.alias):
-        keys = batches.remaining_keys(rows)
+        if keys := batches.remaining_keys(ROWS):
+            job.before()
         along = _deleted_along(model, target.alias, keys) if job.deletes_along else {}
         before = _found(model, target.alias, keys, names)
         work = work_for(target, source, for_connection(connections[target.alias]))

@@ -164,6 +164,7 @@ class Worker:
 
     def _fill(self, run: BackfillRun, filling: Filling, until: float, job: Job) -> None:
         """Fill one range at least, however short the time: else no task would get anywhere."""
+        is_ready = False
         while True:
             try:
                 part = leases.take(run, filling.batches, name())
@@ -175,6 +176,9 @@ class Worker:
                 raise error
             if part.was_left:
                 self._replace(run)
+            if not is_ready:
+                job.before()
+                is_ready = True
             self._fill_range(run, filling, part, until, job)
             if time.monotonic() >= until:
                 return

@@ -46,7 +46,7 @@ class Step:
     `statements` are final SQL texts, without parameters. A step with `online` set runs each of them by
     itself, outside a transaction, for as long as it takes: it must block neither readers nor writers.
     Any other step runs them in one transaction where the database has transactions for DDL, under the
-    short lock of `locks.py`, on `tables` (quoted names). `needed` looks at the database and says whether
+    short lock of `schema/runner.py`, on `tables` (quoted names). `needed` looks at the database and says whether
     there is anything to do; `cleanup` runs in any case; `verify` looks at the data afterwards, and raises.
     """
 
@@ -75,8 +75,8 @@ class Requirement:
     """The steps that make a filled column required, in order.
 
     before  index, unique and foreign-key work that can be done while NULLs are still allowed
-    close   lets no new NULL in; what slipped in before it is filled after it
-    accept_nulls  takes `close` back, when rows are found that cannot be filled
+    reject_nulls  lets no new NULL in; what slipped in before it is filled after it
+    accept_nulls  takes that back, when rows are found that cannot be filled
     enforce  proves that nothing is NULL, and sets NOT NULL
     after   what the database can only do afterwards
     """

@@ -13,15 +13,24 @@ from typing import Any
 import pytest
 from django import forms
 from django.core.management import call_command
-from django.db import connections, models
+from django.db import OperationalError, connections, models
 from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Value, signals
 from django.db.models.functions import Lower, Now, Random, Upper
 
 from safemigrate.backfills import Backfill
-from safemigrate.exceptions import BadRows, InvalidBackfill, InvalidParameters, NothingToRun, TooManyRetries
+from safemigrate.exceptions import (
+    AlreadyRunning,
+    BadRows,
+    InvalidBackfill,
+    InvalidParameters,
+    NothingToRun,
+    TooManyRetries,
+)
 from safemigrate.models import BackfillEvent, BackfillRun
 from safemigrate.runs.lookup import BackfillJob
+from safemigrate.runs.recorder import RunRecorder
 from safemigrate.runs.status import Status
+from tests.conftest import cleaned
 from tests.engine.test_engine import another
 from tests.engine.test_engine import run as execute
 from tests.support.sandbox import START, MigrationSandbox, Statements, question
@@ -541,6 +550,71 @@ def test_hooks_are_called_before_and_after(box: MigrationSandbox, run: Callable[
 
     run(Hooked)
     assert said == ["before", "row", "after"]
+
+
+def test_one_that_is_at_work_already_calls_no_hook(box: MigrationSandbox, run: Callable[..., None]) -> None:
+    said: list[str] = []
+
+    class Hooked(Backfill):
+        fields = ["slug"]
+
+        @classmethod
+        def label(cls) -> str:
+            return "boxes.Hooked"
+
+        def before(self) -> None:
+            said.append("before")
+
+        def row(self, instance: Any) -> str:
+            if instance.pk == 1:
+                with pytest.raises(AlreadyRunning):
+                    run(Hooked)
+            return "x"
+
+    run(Hooked)
+    assert said == ["before"]
+
+
+def test_the_answer_of_a_save_in_another_database_is_lost(
+    box: MigrationSandbox, run: Callable[..., None], settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.SAFEMIGRATE_RUNS_DATABASE = "archive"
+    save, calls, seen = RunRecorder.save, iter(range(1_000)), list[int]()
+
+    def losing(self: RunRecorder, *arguments: Any) -> None:
+        save(self, *arguments)
+        if next(calls) in (1, 4):
+            raise OperationalError("the connection is gone")
+
+    class Note(Backfill):
+        def batch(self, rows: QuerySet[Any]) -> None:
+            seen.extend(rows.values_list("pk", flat=True))
+
+    monkeypatch.setattr(RunRecorder, "save", losing)
+    with cleaned("archive"):
+        run(Note)
+        record = BackfillRun._default_manager.using("archive").get()
+        assert (record.status, record.rows_done) == (Status.SUCCEEDED, ROWS)
+    assert seen == list(box.values("pk"))
+
+
+def test_a_connection_to_the_runs_that_is_lost_is_made_anew(
+    box: MigrationSandbox, run: Callable[..., None], settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.SAFEMIGRATE_RUNS_DATABASE = "archive"
+    lost: list[int] = []
+
+    class Note(Backfill):
+        def batch(self, rows: QuerySet[Any]) -> None:
+            if not lost:
+                lost.append(1)
+                connections["archive"].ensure_connection()
+                connections["archive"].connection.close()  # as its server does
+
+    with cleaned("archive"):
+        run(Note)
+        record = BackfillRun._default_manager.using("archive").get()
+        assert (record.status, record.rows_done) == (Status.SUCCEEDED, ROWS)
 
 
 def test_an_empty_table_is_silent(box: MigrationSandbox, run: Callable[..., None]) -> None:

@@ -17,10 +17,13 @@ from polls.models import Choice, Question
 import safemigrate
 from safemigrate import tasks
 from safemigrate.backfills import Backfill
+from safemigrate.engine.batches import Range
 from safemigrate.exceptions import InvalidParameters, NotFinished, NothingToRun
 from safemigrate.operations import RequireBackfill
 from safemigrate.runs import store
+from safemigrate.runs.lookup import BackfillJob
 from safemigrate.runs.status import Status
+from tests.engine.test_engine import another, run
 from tests.support.deliveries import Queue, all_ranges, kept_messages, the_run  # noqa: F401
 from tests.support.processes import Polls
 
@@ -285,6 +288,76 @@ def test_a_migration_waits_for_the_parameters_that_it_names(
     assert not safemigrate.is_finished("polls.SetVotes", {"votes": 4}, using=polls.alias)
     with pytest.raises(InvalidParameters, match="has no parameter vote"):
         wait(vote=3)
+
+
+def test_each_worker_is_made_ready_and_who_enqueues_is_not(
+    polls: Polls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Rated(SetVotes):
+        rate = 0
+
+        def before(self) -> None:
+            self.rate = 10
+
+        def row(self, instance: Question) -> int:
+            assert self.rate, "before() was not called"
+            return int(self.cleaned_data["votes"]) * self.rate
+
+    called: list[str] = []
+    before = Rated.before
+    monkeypatch.setattr(Rated, "before", lambda self: (called.append("before"), before(self)))
+    monkeypatch.setattr(safemigrate.backfills, "find", lambda label: Rated)
+    monkeypatch.setattr(Rated, "databases", [polls.alias])
+    backfill("run", "polls.SetVotes", "--set", "votes=3", "--executor", "celery", "--workers", "2")
+    assert called == []
+    Queue.deliver_all()
+    assert called
+    assert the_run().status == Status.SUCCEEDED
+    assert questions(polls).filter(vote_count=30).count() == ROWS
+
+
+class ReadsReplica:
+    """As the router of Django's manual for a primary and its replicas."""
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        return "archive"
+
+    def db_for_write(self, model: Any, **hints: Any) -> str:
+        return "default"
+
+
+@pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
+def test_workers_read_no_replica(polls: Polls, settings: Any) -> None:
+    settings.DATABASE_ROUTERS = [f"{__name__}.ReadsReplica"]
+    backfill("run", "polls.SlugifyQuestions", "--executor", "celery", "--workers", "2")
+    Queue.deliver_all()
+    assert the_run().status == Status.SUCCEEDED
+    assert questions(polls).exclude(url_name="").count() == ROWS
+    assert "queued → running" in backfill("show", str(the_run().pk))
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "postgresql_old"], indirect=True)
+@pytest.mark.parametrize("where", [Q(), Q(question=None)])
+def test_of_a_condition_that_joins_no_other_table_is_locked(
+    polls: Polls, where: Q, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OfChoices(Backfill):
+        model = Choice
+        fields = ["choice_text"]
+
+        def row(self, instance: Choice) -> str:
+            return "done"
+
+    OfChoices.where = Q(choice_text="") & (Q(question__pub_date__year__gt=0) | where)
+    batches = BackfillJob(OfChoices(using=polls.alias)).target.batches
+    keys = batches.keys(Range(0, 10**9))
+    with another(polls.alias) as site:
+        site.set_autocommit(False)
+        run(site, "SELECT 1 FROM polls_question FOR UPDATE")
+        run(site, "SELECT 1 FROM polls_choice WHERE id = %s FOR UPDATE", keys[0])
+        free, locked = batches.round_locked(Range(keys[0], keys[-1]))
+    assert locked == keys[:1]
+    assert [key for part in free for key in part.keys] == keys[1:]
 
 
 def test_a_clock_starts_it(polls: Polls) -> None:

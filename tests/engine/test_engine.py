@@ -197,6 +197,29 @@ def test_slow_batches_shrink_to_the_smallest(
     assert observer.rows == [1_000, 1_100, 1_150, 1_200, 1_250]
 
 
+def test_a_function_begins_with_few_rows_and_may_get_one(alias: str, settings: Any) -> None:
+    settings.SAFEMIGRATE_BATCH_SECONDS = 1e-9
+    observer = Observer()
+    fill(prepared(alias, 30), lambda question: question.pub_date, observer=observer)
+    assert observer.rows == [20, 22, *range(23, 31)]
+
+
+def test_no_more_rows_a_second_than_are_allowed(
+    sandbox: MigrationSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it goes on: what one batch is ahead, the next ones wait for."""
+    clock = [0.0]
+    monkeypatch.setattr(engine.time, "monotonic", lambda: clock[0])
+    target = engine.Target(sandbox.model(), [NAME], [NAME], sandbox.alias, sandbox.state.apps)
+    filling = engine.Filling(target, resolve(LATER, [NAME]), None)
+    filling.state.rows_per_second = 100
+    while clock[0] < 100:
+        clock[0] += 0.1
+        if not filling._too_fast():
+            filling.state.rows += filling._size()
+    assert 9_800 <= filling.state.rows <= 10_200
+
+
 def test_the_next_run_begins_at_the_first_null(sandbox: MigrationSandbox) -> None:
     class Stop(Exception):
         pass

@@ -119,6 +119,11 @@ def test_the_pace_by_default() -> None:
     assert batch_size.configured() == Pace(seconds=0.1, start=1_000, smallest=200, largest=20_000)
 
 
+def test_a_function_that_may_take_any_time_begins_with_few_rows() -> None:
+    assert batch_size.configured(calls=True) == Pace(seconds=0.1, start=20, smallest=1, largest=20_000)
+    assert batch_size.configured(30, calls=True) == Pace.fixed(30)
+
+
 def test_the_pace_follows_the_settings(settings: Any) -> None:
     settings.SAFEMIGRATE_BATCH_SECONDS = 2
     assert batch_size.configured() == Pace(seconds=2, start=1_000, smallest=200, largest=20_000)

@@ -621,7 +621,8 @@ class MySQL(Database):
                 yield
             return
         with super().writing(rows):  # MySQL counts in whole seconds, and from 1 on.
-            list(rows.order_by().select_for_update(nowait=True).values_list("pk"))
+            # Not the rows of the tables that a condition joins.
+            list(rows.order_by().select_for_update(nowait=True, of=("self",)).values_list("pk"))
             yield
 
     @contextmanager
