@@ -73,5 +73,6 @@ def insert(vendor: str, table: str, rows: int, columns: Mapping[str, str], polls
     ten = " UNION ALL ".join(f"SELECT {digit} AS n" for digit in range(10))
     digits = " + ".join(f"{10**place} * d{place}.n" for place in places)
     tens = ", ".join(f"({ten}) AS d{place}" for place in places)
-    made = f"INSERT INTO {table} ({', '.join(columns)}) SELECT {values} FROM {spelling['numbers']}"
+    # The keys are to be in the order of the numbers: a join makes these in any.
+    made = f"INSERT INTO {table} ({', '.join(columns)}) SELECT {values} FROM {spelling['numbers']} ORDER BY n"
     return Template(made).substitute(rows=rows, polls=polls, digits=digits, tens=tens)

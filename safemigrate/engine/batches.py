@@ -231,13 +231,14 @@ class Batches:
 def locked(rows: QuerySet[Any], *, no_key: bool = False, skip_locked: bool = False) -> QuerySet[Any]:
     """Return a query that locks its rows, and none of the tables that it joins, where the database can.
 
-    With `no_key`, where their keys stay as they are, rows that refer to them may come in meanwhile.
+    With `no_key`, where their keys stay as they are, rows that refer to them may come in in the meantime.
     """
     features = connections[rows.db].features
     if not features.has_select_for_update:
         return rows
+    joins = len(rows.query.alias_map) > 1  # Of a composite key Django cannot say "self".
     return rows.select_for_update(
-        of=("self",) if features.has_select_for_update_of else (),
+        of=("self",) if joins and features.has_select_for_update_of else (),
         no_key=no_key and features.has_select_for_no_key_update,
         skip_locked=skip_locked,
     )

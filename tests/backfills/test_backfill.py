@@ -598,23 +598,27 @@ def test_the_answer_of_a_save_in_another_database_is_lost(
     assert seen == list(box.values("pk"))
 
 
+@pytest.mark.parametrize("alias", ["sqlite"], indirect=True)
 def test_a_connection_to_the_runs_that_is_lost_is_made_anew(
-    box: MigrationSandbox, run: Callable[..., None], settings: Any, monkeypatch: pytest.MonkeyPatch
+    box: MigrationSandbox, run: Callable[..., None], settings: Any
 ) -> None:
-    settings.SAFEMIGRATE_RUNS_DATABASE = "archive"
-    lost: list[int] = []
+    settings.SAFEMIGRATE_RUNS_DATABASE = "postgresql"
+    seen: list[int] = []
 
     class Note(Backfill):
         def batch(self, rows: QuerySet[Any]) -> None:
-            if not lost:
-                lost.append(1)
-                connections["archive"].ensure_connection()
-                connections["archive"].connection.close()  # as its server does
+            seen.extend(rows.values_list("pk", flat=True))
+            if len(seen) == 200:
+                (pid,) = execute(connections["postgresql"], "SELECT pg_backend_pid()")[0]
+                with another("postgresql") as other:
+                    execute(other, "SELECT pg_terminate_backend(%s, 5000)", pid)
 
-    with cleaned("archive"):
+    with cleaned("postgresql"):
+        call_command("migrate", "safemigrate", database="postgresql", verbosity=0)
         run(Note)
-        record = BackfillRun._default_manager.using("archive").get()
+        record = BackfillRun._default_manager.using("postgresql").get()
         assert (record.status, record.rows_done) == (Status.SUCCEEDED, ROWS)
+    assert seen == list(box.values("pk"))
 
 
 def test_an_empty_table_is_silent(box: MigrationSandbox, run: Callable[..., None]) -> None:

@@ -348,7 +348,7 @@ def test_of_a_condition_that_joins_no_other_table_is_locked(
         def row(self, instance: Choice) -> str:
             return "done"
 
-    OfChoices.where = Q(choice_text="") & (Q(question__pub_date__year__gt=0) | where)
+    OfChoices.where = Q(choice_text="") & (Q(question__question_text__gt="") | where)
     batches = BackfillJob(OfChoices(using=polls.alias)).target.batches
     keys = batches.keys(Range(0, 10**9))
     with another(polls.alias) as site:

@@ -621,8 +621,9 @@ class MySQL(Database):
                 yield
             return
         with super().writing(rows):  # MySQL counts in whole seconds, and from 1 on.
-            # Not the rows of the tables that a condition joins.
-            list(rows.order_by().select_for_update(nowait=True, of=("self",)).values_list("pk"))
+            # Not the rows of tables that the condition joins.
+            own = ("self",) if len(rows.query.alias_map) > 1 else ()
+            list(rows.order_by().select_for_update(nowait=True, of=own).values_list("pk"))
             yield
 
     @contextmanager
