@@ -456,7 +456,7 @@ def test_a_pause_ends_all_work_within_a_batch_and_a_resume_begins_it_again(
     Queue.deliver_all()
     assert_filled(polls)
     texts = [event.text for event in the_run().events.all()]
-    assert texts[1:4] == ["running → pausing", "pausing → paused", "paused → queued"]
+    assert texts[2:5] == ["running → pausing", "pausing → paused", "paused → queued"]
 
 
 @SQLITE
