@@ -283,6 +283,17 @@ def test_a_run_that_died_after_its_last_batch_is_closed_by_the_next_call(polls: 
     assert newest().status == Status.SUCCEEDED
 
 
+def test_a_large_table_is_counted_where_that_is_wanted(polls: Polls, monkeypatch: pytest.MonkeyPatch) -> None:
+    dry = ("run", LABEL, "--database", polls.alias, "--dry-run")
+    monkeypatch.setattr("safemigrate.management.commands.backfill.COUNTED", 0)
+    assert re.match(r"Would fill some of about [\d,]+ rows \(--count counts them\) of", backfill(*dry))
+    assert backfill(*dry, "--count").startswith("Would fill 3,000 rows of")
+    monkeypatch.undo()
+    assert backfill(*dry).startswith("Would fill 3,000 rows of")
+    with pytest.raises(CommandError, match="--count is a part of --dry-run"):
+        backfill(*dry[:-1], "--count")
+
+
 # Everywhere
 
 

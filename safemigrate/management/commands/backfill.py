@@ -15,9 +15,11 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error
+from django.db import connections as databases
 from django.utils import timezone
 
 from safemigrate import backfills, conf, connections
+from safemigrate.backends import for_connection
 from safemigrate.engine import context
 from safemigrate.engine.keys import key_to_json
 from safemigrate.engine.observers import Limited, Limits, next_time, seconds
@@ -36,6 +38,10 @@ Fill required fields outside `migrate`, and see and control the runs.
 
 Exit codes: 0 done, or stopped by a limit, or another process is at work on it already; 1 an error, or rows
 without a value are left; 2 the command cannot be understood; 130 or 143 stopped by Ctrl-C or SIGTERM."""
+
+
+#: A table of more rows is not counted unless that is wanted: it takes a reading of all of them.
+COUNTED = 1_000_000
 
 
 class Command(BaseCommand):
@@ -145,6 +151,11 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--dry-run", action="store_true", help="say what would be filled, and fill nothing"
+        )
+        parser.add_argument(
+            "--count",
+            action="store_true",
+            help=f"with --dry-run: count the rows of a table of more than about {COUNTED:,} too",
         )
         self._add_executors(parser)
 
@@ -321,6 +332,8 @@ class Command(BaseCommand):
     def _run(self, options: Mapping[str, Any]) -> None:
         executor = options["executor"] or self._executor_of(options) or conf.get("SAFEMIGRATE_EXECUTOR")
         _refuse_mixed(options, executor)
+        if options["count"] and not options["dry_run"]:
+            raise CommandError("--count is a part of --dry-run: add that too.", returncode=2)
         if lookup.is_backfill(options["label"]):  # What is wrong with its parameters is so on each database.
             lookup.find(options["label"], "default", _parameters(options))
         if executor != "inline" and not options["dry_run"]:
@@ -413,7 +426,7 @@ class Command(BaseCommand):
     def _fill(self, alias: str, limit: Limits, options: Mapping[str, Any]) -> None:
         job = self._job(options, alias)
         if options["dry_run"]:
-            self._try(job)
+            self._try(job, count=options["count"])
             return
         self._say_again(job)
         limited = Limited(limit)
@@ -435,9 +448,9 @@ class Command(BaseCommand):
                 "another run: each row is done once more."
             )
 
-    def _try(self, job: lookup.Job) -> None:
+    def _try(self, job: lookup.Job, *, count: bool) -> None:
         """Say how many rows it would be; of a backfill, show some of them before and after."""
-        rows, migration = f"{job.rows_left():,} rows of {job.label} on {job.alias}", job.migration
+        rows, migration = f"{_how_many(job, count=count)} of {job.label} on {job.alias}", job.migration
         self.stdout.write(
             f"Would {'do' if not migration else 'fill'} {rows} by {job.title}"
             + (f" ({migration})." if migration else ".")
@@ -508,6 +521,13 @@ def _reason(error: Exception) -> str:
 
 def _done(job: lookup.Job) -> str:
     return "every row has a value" if job.migration and not job.target.leaves_null else "every row is done"
+
+
+def _how_many(job: lookup.Job, *, count: bool) -> str:
+    about = for_connection(databases[job.alias]).estimated_rows(job.model)
+    if count or about <= COUNTED:
+        return f"{job.rows_left():,} rows"
+    return f"some of about {about:,} rows (--count counts them)"
 
 
 def _limits(options: Mapping[str, Any]) -> Limits:
