@@ -214,9 +214,9 @@ class TestFigures:
             promise.cell(
                 "postgresql", Measured(Figures(measured(update=[outcome(1.0)], row=[outcome(time)])))
             )
-            for time in (2.0, 3.0)
+            for time in (1.5, 3.0)
         ]
-        assert cells == [f"2.00 (≤{GAP}2.3)", f"**3.00** (≤{GAP}2.3)"]
+        assert cells == [f"1.50 (≤{GAP}1.9)", f"**3.00** (≤{GAP}1.9)"]
 
     def test_growth_is_flat_where_a_row_costs_the_same(self) -> None:
         cases = [

@@ -36,11 +36,11 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="it looks for processes in /proc"),
 ]
 
-#: 500,000 rows once, and in CI nine more rounds with fewer, in which the workers are slow: three at once, as a
+#: 500,000 rows once, and in CI six more rounds with fewer, in which the workers are slow: three at once, as a
 #: round mostly waits for leases to end.
 ROWS = int(os.environ.get("QUEUE_ROWS", "500000"))
 AT_ONCE = 3
-THOROUGH = 3 * AT_ONCE if django.VERSION >= (6,) else AT_ONCE
+THOROUGH = 2 * AT_ONCE if django.VERSION >= (6,) else AT_ONCE
 ROUNDS = int(os.environ.get("QUEUE_ROUNDS", THOROUGH if IN_CI else 0))
 FEW, SLOW = 30_000, 2e-4
 #: Rows, and kills of a worker, of a backfill that must do each row once, where they are not a few.
@@ -138,7 +138,7 @@ def test_killed_workers_lose_nothing_and_do_nothing_twice(make: Make) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ROUNDS, reason="thorough, for CI: QUEUE_ROUNDS=9")
+@pytest.mark.skipif(not ROUNDS, reason="thorough, for CI: QUEUE_ROUNDS=6")
 def test_killed_workers_again_and_again(make: Make) -> None:
     def rounds(project: QueueProject, seed: int) -> None:
         rng = random.Random(seed)
