@@ -236,7 +236,8 @@ def locked(rows: QuerySet[Any], *, no_key: bool = False, skip_locked: bool = Fal
     features = connections[rows.db].features
     if not features.has_select_for_update:
         return rows
-    joins = len(rows.query.alias_map) > 1  # Of a composite key Django cannot say "self".
+    # Of a composite key Django cannot say "self": there the rows of both tables are locked.
+    joins = len(rows.query.alias_map) > 1 and len(rows.model._meta.pk_fields) == 1
     return rows.select_for_update(
         of=("self",) if joins and features.has_select_for_update_of else (),
         no_key=no_key and features.has_select_for_no_key_update,

@@ -9,13 +9,14 @@ from datetime import datetime
 from itertools import takewhile
 from typing import Any
 
-from django.db import connections, transaction
+from django.db import Error, connections, transaction
 from django.db.models import Model, Q
 
 from safemigrate.backends import for_connection
 from safemigrate.engine.batch_runner import LeftRow, work_for
 from safemigrate.engine.batches import Batches, Range
 from safemigrate.engine.differs import Differs
+from safemigrate.exceptions import InvalidBackfill, SafemigrateError
 from safemigrate.formatting import table
 from safemigrate.populate.sources import AsWritten, InDatabase, InPython, LeftAsItIs
 from safemigrate.runs import store
@@ -206,7 +207,7 @@ def trial(job: Job) -> Trial:
     bad: dict[Any, str] = {}
     with transaction.atomic(target.alias):
         if keys := batches.remaining_keys(ROWS):
-            job.before()
+            _prepare(job)
         along = _deleted_along(model, target.alias, keys) if job.deletes_along else {}
         before = _found(model, target.alias, keys, names)
         work = work_for(target, source, for_connection(connections[target.alias]))
@@ -228,6 +229,16 @@ def trial(job: Job) -> Trial:
     rows_found = [(key, before[key], after.get(key)) for key in keys if key in before]
     database = for_connection(connections[target.alias])
     return Trial(names, rows_found, bad, along, database.estimated_rows(model))
+
+
+def _prepare(job: Job) -> None:
+    try:
+        job.before()
+    except (Error, SafemigrateError):
+        raise
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InvalidBackfill(f"before() of {job.label} raised {text}, so no row was tried.") from error
 
 
 def tried(job: Job) -> tuple[str, int]:

@@ -90,6 +90,17 @@ def test_it_is_tried_first_and_nothing_is_changed() -> None:
     assert not store.records().exists()
 
 
+def test_a_hook_that_raises_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def before(self: Any) -> None:
+        raise ValueError("no rates")
+
+    monkeypatch.setattr(of_polls.RecountVotes, "before", before)
+    response = admin().post(RECOUNT, {"database": "default", "try": "1"})
+    assert "before() of polls.RecountVotes raised ValueError: no rates, so no row was tried." in shown(
+        response
+    )
+
+
 def test_a_get_never_does_anything() -> None:
     admin().get(PURGE, {"database": "default", "given-days": "3", "start": "1"})
     assert Question.objects.count() == 3
